@@ -1,0 +1,83 @@
+"""Every field of a run, with its unit. Other configs start here; there are no defaults elsewhere.
+
+mujax train --config=configs/base.py --workdir=runs/base
+mujax train --config=configs/base.py:mlp --workdir=runs/mlp
+"""
+
+from ml_collections import ConfigDict
+
+
+def _transformer() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "transformer"
+    c.d_model = 64  # width; a multiple of d_head
+    c.num_layers = 2
+    c.d_head = 16  # size of an attention head; even; the number of heads is d_model / d_head
+    c.mlp_ratio = 4.0  # MLP width / d_model
+    c.norm_gain = False  # trainable RMSNorm gains
+    c.norm_eps = 1e-6  # added to the mean square
+    c.rope_base = 10_000.0  # RoPE wavelengths go from 2 pi to 2 pi * rope_base tokens
+    c.dtype = "float32"  # of compute: float32 or bfloat16; master weights are always float32
+    return c
+
+
+def _mlp() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "mlp"
+    c.d_model = 64  # width of the embedding and of every hidden layer
+    c.num_layers = 2  # hidden layers
+    c.context = 8  # tokens seen
+    c.dtype = "float32"
+    return c
+
+
+MODELS = {"transformer": _transformer, "mlp": _mlp}
+
+
+def get_config(model: str = "transformer") -> ConfigDict:
+    """`--config=configs/base.py:mlp` picks the model's fields."""
+    if model not in MODELS:
+        raise ValueError(f"no fields for model {model!r}; known: {', '.join(MODELS)}")
+    c = ConfigDict()
+    c.seed = 0  # of the initialization and of the data order; 0 or above
+    c.model = MODELS[model]()
+
+    c.parameterization = ConfigDict()
+    c.parameterization.name = "mup"  # sp or mup
+    c.parameterization.base_width = 32  # d_model at which every parameterization equals sp
+    c.parameterization.base_d_head = 0  # d_head at that width; 0: the model's own, heads do not grow
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 2.0**-7  # peak, of a tensor whose table factor is 1
+    c.optim.weight_decay = 0.0  # in the unit of decay_form
+    c.optim.decay_form = "decoupled"  # l2, decoupled (times LR), independent (times schedule) or constant
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.grad_clip = 1.0  # global gradient norm; 0: no clipping
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "linear"  # after warm-up: constant, linear, cosine or wsd
+    c.schedule.warmup_steps = 20
+    c.schedule.decay_steps = 0  # of wsd: length of the final decay
+    c.schedule.final_ratio = 0.0  # learning rate at the last step / peak
+
+    c.train = ConfigDict()
+    c.train.steps = 200  # updates
+    c.train.batch_size = 16  # sequences
+    c.train.eval_interval = 50  # steps; also at steps 0 and the last
+    c.train.eval_batches = 16  # batches of batch_size, the same at every evaluation
+    c.train.log_interval = 10  # steps between lines of metrics.jsonl
+    c.train.divergence_loss = 20.0  # nats a token; a run above it, or at NaN, counts as diverged
+
+    c.data = ConfigDict()
+    c.data.name = "embedded"  # embedded: Python's standard library; text: data.path
+    c.data.path = ""  # file or folder of UTF-8 text
+    c.data.glob = "**/*.txt"  # which files of a folder
+    c.data.seq_len = 64  # tokens (bytes) of context
+
+    # A sweep is the product of the axes named here, in the shape of the config itself, e.g.
+    #   c.sweep.optim = {"learning_rate": (2.0**-8, 2.0**-7)}
+    c.sweep = ConfigDict()
+    return c

@@ -1,0 +1,3 @@
+"""mujax: a laboratory for hyperparameter transfer (muP) in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,303 @@
+"""ConfigDict -> typed, frozen, validated RunConfig; sweeps as lists of them; run ids.
+
+`configs/base.py` names every field; nothing here has a default. All errors are UserError, raised
+before any compilation or data work.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, get_type_hints
+
+from mujax.data.corpus import VOCAB_SIZE
+from mujax.errors import UserError, suggest
+from mujax.models import MODELS
+from mujax.optim import DECAY_FORMS, OPTIMIZERS
+from mujax.parameterization import PARAMETERIZATIONS
+from mujax.schedules import SCHEDULES
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterizationConfig:
+    name: str
+    base_width: int
+    base_d_head: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    name: str
+    learning_rate: float
+    weight_decay: float
+    decay_form: str
+    b1: float
+    b2: float
+    eps: float
+    grad_clip: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    name: str
+    warmup_steps: int
+    decay_steps: int
+    final_ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    batch_size: int
+    eval_interval: int
+    eval_batches: int
+    log_interval: int
+    divergence_loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    name: str
+    path: str
+    glob: str
+    seq_len: int
+
+
+SECTIONS = {
+    "parameterization": ParameterizationConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "data": DataConfig,
+}
+DATASETS = ("embedded", "text")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run, validated. `model` is a Config of mujax.models; `model_name` says which."""
+
+    seed: int
+    model_name: str
+    model: Any
+    parameterization: ParameterizationConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    data: DataConfig
+
+    @property
+    def base_model(self):
+        """The model at the base width, where every parameterization agrees."""
+        changes = {"d_model": self.parameterization.base_width}
+        if self.parameterization.base_d_head:
+            changes["d_head"] = self.parameterization.base_d_head
+        return dataclasses.replace(self.model, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved config as nested dicts of JSON values; derived fields left out."""
+        sections = {key: dataclasses.asdict(getattr(self, key)) for key in SECTIONS}
+        model = {"name": self.model_name, **dataclasses.asdict(self.model)}
+        del model["vocab_size"]
+        return {"seed": self.seed, "model": model, **sections}
+
+    @property
+    def id(self) -> str:
+        """First 12 hex of the SHA-256 of the resolved config: names the run and its directory."""
+        return digest(self.as_dict())
+
+
+def digest(tree) -> str:
+    """First 12 hex of the SHA-256 of a tree of JSON values, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Nested mapping (ConfigDict.to_dict(), without `sweep`) -> RunConfig.
+
+    Raises:
+      UserError: an unknown or missing field, a wrong type, a value out of range, or a combination
+        that cannot work; the message names the field.
+    """
+    _check_names(tree, ("seed", "model", *SECTIONS), "")
+    for key in ("model", *SECTIONS):
+        if not isinstance(tree[key], Mapping):
+            raise UserError(f"{key} = {tree[key]!r} is not a section of fields")
+    model_tree = dict(tree["model"])
+    model_name = model_tree.pop("name", None)
+    _one_of("model.name", model_name, MODELS)
+    model_cls = MODELS[model_name][0]
+    sections = {key: _typed(cls, tree[key], key) for key, cls in SECTIONS.items()}
+    model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=("vocab_size",))
+    _check_model_ranges(model_kwargs)
+    seed = _cast(tree["seed"], int, "seed")
+    _at_least("seed", seed, 0)
+    _check_ranges(**sections)
+    model = model_cls(**model_kwargs, vocab_size=VOCAB_SIZE)
+    cfg = RunConfig(seed=seed, model_name=model_name, model=model, **sections)
+    _check_base(cfg)
+    return cfg
+
+
+def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[dict[str, Any], RunConfig]]:
+    """Config with `sweep` -> its points as (overrides by dotted field, RunConfig), in product order.
+
+    `sweep` mirrors the config, with a tuple of values at each leaf: the points are their product.
+
+    Raises:
+      UserError: no axis, an empty axis, an axis over a field that does not exist, two equal points,
+        or a point that is not a valid config.
+    """
+    base = {key: value for key, value in tree.items() if key != "sweep"}
+    axes = dict(_leaves(tree.get("sweep", {})))
+    if not axes:
+        raise UserError("sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config")
+    for field, values in axes.items():
+        if not isinstance(values, tuple | list) or not values:
+            raise UserError(f"sweep.{field} = {values!r} is not a non-empty tuple of values")
+    points, seen = [], {}
+    for values in itertools.product(*axes.values()):
+        overrides = dict(zip(axes, values, strict=True))
+        point = copy.deepcopy(base)
+        for field, value in overrides.items():
+            _set(point, field, value)
+        cfg = make_run_config(point)
+        if cfg.id in seen:
+            raise UserError(f"sweep has the point {overrides} twice; make the values of each axis distinct")
+        seen[cfg.id] = overrides
+        points.append((overrides, cfg))
+    return points
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Fields in which two nested configs differ, as 'optim.learning_rate: 0.1 -> 0.2'."""
+    a, b = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{field}: {a.get(field, 'absent')} -> {b.get(field, 'absent')}"
+        for field in sorted(a.keys() | b.keys())
+        if a.get(field) != b.get(field)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _set(tree: dict[str, Any], field: str, value) -> None:
+    """Sets a dotted field that must exist."""
+    *sections, last = field.split(".")
+    for section in sections:
+        tree = tree.get(section, {})
+    if last not in tree:
+        raise UserError(f"sweep.{field}: the config has no field {field}{suggest(last, tree)}")
+    tree[last] = value
+
+
+def _typed(cls, tree: Mapping[str, Any], where: str):
+    return cls(**_typed_fields(cls, tree, where))
+
+
+def _typed_fields(cls, tree: Mapping[str, Any], where: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+    hints = {name: hint for name, hint in get_type_hints(cls).items() if name not in derived}
+    _check_names(tree, hints, f"{where}.")
+    return {name: _cast(tree[name], hint, f"{where}.{name}") for name, hint in hints.items()}
+
+
+def _check_names(tree: Mapping[str, Any], names, prefix: str) -> None:
+    for key in tree:
+        if key not in names:
+            raise UserError(f"unknown field {prefix}{key}{suggest(key, names)}")
+    for name in names:
+        if name not in tree:
+            raise UserError(f"field {prefix}{name} is missing; start from configs/base.py, which sets all")
+
+
+def _cast(value, kind: type, field: str):
+    """Checks a value's type; an int serves as a float, and nothing else is converted."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{field} = {value!r} is {type(value).__name__}, not {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{field} = {value!r} is not a finite number")
+    return value
+
+
+def _one_of(field: str, value, choices) -> None:
+    if value not in choices:
+        raise UserError(f"{field} = {value!r} is not one of: {', '.join(choices)}")
+
+
+def _at_least(field: str, value, bound) -> None:
+    if value < bound:
+        raise UserError(f"{field} = {value!r} must be at least {bound}")
+
+
+def _positive(field: str, value) -> None:
+    if value <= 0:
+        raise UserError(f"{field} = {value!r} must be above 0")
+
+
+def _check_model_ranges(kwargs: Mapping[str, Any]) -> None:
+    """Every number of a model is a size or a scale: positive. The model's own config checks the rest."""
+    for name, value in kwargs.items():
+        if type(value) in (int, float):
+            _positive(f"model.{name}", value)
+    _one_of("model.dtype", kwargs["dtype"], DTYPES)
+
+
+def _check_ranges(
+    parameterization: ParameterizationConfig,
+    optim: OptimConfig,
+    schedule: ScheduleConfig,
+    train: TrainConfig,
+    data: DataConfig,
+) -> None:
+    _one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
+    _positive("parameterization.base_width", parameterization.base_width)
+    _at_least("parameterization.base_d_head", parameterization.base_d_head, 0)
+
+    _one_of("optim.name", optim.name, OPTIMIZERS)
+    _one_of("optim.decay_form", optim.decay_form, DECAY_FORMS)
+    _positive("optim.learning_rate", optim.learning_rate)
+    _positive("optim.eps", optim.eps)
+    for name in ("weight_decay", "grad_clip"):
+        _at_least(f"optim.{name}", getattr(optim, name), 0)
+    for name in ("b1", "b2"):
+        if not 0 <= getattr(optim, name) < 1:
+            raise UserError(f"optim.{name} = {getattr(optim, name)!r} must be in [0, 1)")
+
+    for name in ("steps", "batch_size", "eval_interval", "eval_batches", "log_interval", "divergence_loss"):
+        _positive(f"train.{name}", getattr(train, name))
+
+    _one_of("schedule.name", schedule.name, SCHEDULES)
+    _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
+    _at_least("schedule.decay_steps", schedule.decay_steps, 0)
+    if not 0 <= schedule.final_ratio <= 1:
+        raise UserError(f"schedule.final_ratio = {schedule.final_ratio!r} must be in [0, 1]")
+    decay_steps = schedule.decay_steps if schedule.name == "wsd" else 0
+    if schedule.warmup_steps + decay_steps > train.steps:
+        used = "schedule.warmup_steps + schedule.decay_steps" if decay_steps else "schedule.warmup_steps"
+        raise UserError(f"{used} = {schedule.warmup_steps + decay_steps} exceeds train.steps = {train.steps}")
+
+    _one_of("data.name", data.name, DATASETS)
+    _positive("data.seq_len", data.seq_len)
+    if (data.name == "text") != bool(data.path):
+        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: a path goes with name 'text', only")
+
+
+def _check_base(cfg: RunConfig) -> None:
+    if cfg.parameterization.base_d_head and not hasattr(cfg.model, "d_head"):
+        raise UserError(f"parameterization.base_d_head: model {cfg.model_name!r} has no heads; set it to 0")
+    try:
+        cfg.base_model  # noqa: B018 - the base model must be a valid model too
+    except UserError as e:
+        raise UserError(f"parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e

@@ -1,0 +1,132 @@
+"""Text without a network: the running interpreter's standard library, or any text file or folder.
+
+Bytes are the vocabulary (256 ids); documents are joined by a zero byte and cut into rows of
+seq_len + 1, each overlapping the next by one, so that every byte is a target exactly once.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+
+from mujax.errors import UserError
+
+VOCAB_SIZE = 256
+VALIDATION_SHARE = 0.05
+# A folder of at least this many files is split by file; fewer files are each split by position.
+MIN_FILES_TO_SPLIT_BY_FILE = 20
+
+# Tests are not prose anybody wrote to be read; encodings/ is generated tables; the others vary by machine.
+_EMBEDDED_SUFFIXES = (".py", ".txt")
+_EMBEDDED_SKIP = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Rows of uint8 [num_rows, seq_len + 1] (views, nothing copied) and what identifies them.
+
+    fingerprint: first 12 hex of the SHA-256 of both streams and seq_len.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    fingerprint: str
+
+
+def embedded_files() -> list[Path]:
+    """The standard library's own .py and .txt files, about 11 MB, sorted; empty if it is not on disk."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix in _EMBEDDED_SUFFIXES
+        and not _EMBEDDED_SKIP & set(path.relative_to(root).parts)
+        and not path.name.startswith("_sysconfigdata")
+        and path.is_file()
+    )
+
+
+def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
+    """(root, files) of a source; reads no content, so it serves as an early check.
+
+    Raises:
+      UserError: the source is missing or holds no file.
+    """
+    if name == "embedded":
+        files = embedded_files()
+        if not files:
+            raise UserError(
+                "data.name = 'embedded': this Python has no standard library sources on disk; set data.path"
+            )
+        return Path(sysconfig.get_paths()["stdlib"]), files
+    root = Path(path).expanduser()
+    if root.is_file():
+        return root.parent, [root]
+    if not root.is_dir():
+        raise UserError(f"data.path = {path!r}: no such file or folder")
+    files = sorted(file for file in root.glob(glob) if file.is_file())
+    if not files:
+        raise UserError(f"data.path = {path!r}: no file matches data.glob = {glob!r}")
+    return root, files
+
+
+@functools.lru_cache(maxsize=4)
+def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) -> Corpus:
+    """Reads a source and splits it.
+
+    By file: the 5% of files whose paths hash lowest are validation, so the split is fixed, whatever
+    the order on disk. With fewer than 20 files, the last 5% of each file instead.
+
+    Raises:
+      UserError: missing, empty, not UTF-8, or less than one batch of rows in either split.
+    """
+    root, files = find_files(name, path, glob)
+    documents = {file.relative_to(root).as_posix(): _read_utf8(file) for file in files}
+    documents = {key: text for key, text in documents.items() if text}
+    if not documents:
+        raise UserError(f"{_describe(name, path)} is empty: it has {len(files)} file(s) and no text")
+    train, validation = _split(documents)
+    for split, stream in (("training", train), ("validation", validation)):
+        if len(stream) < batch_size * seq_len + 1:
+            raise UserError(
+                f"{_describe(name, path)} is too small: {len(stream)} {split} bytes, and one batch needs "
+                f"train.batch_size * data.seq_len = {batch_size * seq_len}"
+            )
+    digest = hashlib.sha256(b"%d %d " % (seq_len, len(train)) + train + validation).hexdigest()
+    return Corpus(_rows(train, seq_len), _rows(validation, seq_len), digest[:12])
+
+
+def _describe(name: str, path: str) -> str:
+    return "data.name = 'embedded'" if name == "embedded" else f"data.path = {path!r}"
+
+
+def _read_utf8(file: Path) -> bytes:
+    try:
+        raw = file.read_bytes()
+        raw.decode()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file} is not UTF-8 text (byte {e.start}); convert it, or narrow data.glob") from e
+    except OSError as e:
+        raise UserError(f"{file} cannot be read: {e.strerror}") from e
+    return raw
+
+
+def _split(documents: dict[str, bytes]) -> tuple[bytes, bytes]:
+    if len(documents) < MIN_FILES_TO_SPLIT_BY_FILE:
+        cuts = {key: int(len(text) * (1 - VALIDATION_SHARE)) for key, text in documents.items()}
+        train = [text[: cuts[key]] for key, text in documents.items()]
+        validation = [text[cuts[key] :] for key, text in documents.items()]
+    else:
+        by_hash = sorted(documents, key=lambda key: hashlib.sha256(key.encode()).digest())
+        held_out = set(by_hash[: int(np.ceil(VALIDATION_SHARE * len(by_hash)))])
+        train = [text for key, text in documents.items() if key not in held_out]
+        validation = [text for key, text in documents.items() if key in held_out]
+    return b"\0".join(train), b"\0".join(validation)
+
+
+def _rows(stream: bytes, seq_len: int) -> np.ndarray:
+    tokens = np.frombuffer(stream, np.uint8)
+    return np.lib.stride_tricks.sliding_window_view(tokens, seq_len + 1)[::seq_len]

@@ -1,0 +1,43 @@
+"""Batches by random access: batch t is a pure function of (seed, t), so resuming costs nothing."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import cast
+
+import grain
+import numpy as np
+
+from mujax.config import DataConfig, TrainConfig
+from mujax.data.corpus import load_corpus
+
+
+class TrainBatches:
+    """Shuffled rows, reshuffled every epoch; `batches[t]` is uint8 [batch_size, seq_len + 1]."""
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
+        source = cast(Sequence[np.ndarray], rows)  # an array has all of the random access that grain asks for
+        self._dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+
+    def __getitem__(self, t: int) -> np.ndarray:
+        return np.asarray(self._dataset[t])
+
+
+def validation_batches(rows: np.ndarray, batch_size: int, num_batches: int) -> np.ndarray:
+    """[num_batches, batch_size, seq_len + 1], spread evenly over the split; the same for every run.
+
+    Fewer batches if the split is smaller than asked for.
+    """
+    num_batches = min(num_batches, len(rows) // batch_size)
+    picks = np.linspace(0, len(rows) - 1, num_batches * batch_size).astype(int)
+    return rows[picks].reshape(num_batches, batch_size, -1)
+
+
+def load_batches(data: DataConfig, train: TrainConfig, seed: int) -> tuple[TrainBatches, np.ndarray, str]:
+    """(training batches, validation batches [E, B, T + 1], fingerprint) of a config; text is read once.
+
+    Raises:
+      UserError: see mujax.data.corpus.load_corpus.
+    """
+    corpus = load_corpus(**dataclasses.asdict(data), batch_size=train.batch_size)
+    batches = TrainBatches(corpus.train, train.batch_size, seed)
+    return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus.fingerprint

@@ -1,0 +1,246 @@
+"""The command line: verbs, flags, exit codes. The only file that reads flags."""
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import mujax
+from mujax.errors import UserError, suggest
+
+FINISHED, USAGE_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 75
+
+_OVERVIEW = """\
+mujax - does a hyperparameter tuned on a small model stay right on a large one?
+
+Usage: mujax VERB [flags]          (the same as: python -m mujax VERB [flags])
+
+{verbs}
+
+mujax VERB --help explains a verb, its flags and what it writes, with examples.
+"""
+
+_CONFIG_HELP = """\
+  --config=FILE.py         a Python file with get_config(); configs/base.py names every field
+  --config=FILE.py:ARG     the same, calling get_config(ARG)
+  --config.FIELD=VALUE     sets one field, e.g. --config.optim.learning_rate=0.01"""
+
+_TRAIN_HELP = """\
+mujax train - trains one model.
+
+  mujax train --config=configs/base.py --workdir=runs/base
+  mujax train --config=configs/base.py --workdir=runs/sp256 \\
+      --config.model.d_model=256 --config.parameterization.name=sp
+  mujax train --config=configs/base.py:mlp --workdir=runs/mlp
+
+Flags
+{config}
+  --workdir=DIR            where the run is written; one run a folder
+
+Leaves in DIR
+  config.json              every field of the run
+  metrics.jsonl            a line every train.log_interval steps, and one an evaluation
+  result.json              the result row, when the run has finished
+
+A workdir that holds the finished run is left alone; an interrupted run starts again.
+Exit codes: 0 finished, 2 something to fix in the command or config, 3 the run diverged,
+75 interrupted."""
+
+_SWEEP_HELP = """\
+mujax sweep - trains every point of config.sweep, side by side on all cores or devices.
+
+  mujax sweep --config=configs/quickstart.py --workdir=runs/quickstart
+  mujax sweep --config=configs/quickstart.py --workdir=runs/wider \\
+      --config.sweep.model.d_model="(64, 128, 256)"
+
+The points are the product of the axes in config.sweep. Points that differ in numbers alone
+(parameterization, learning rate, seed, ...) share one compiled program.
+
+Flags
+{config}
+  --workdir=DIR            where the sweep is written; one sweep a folder
+
+Leaves in DIR
+  manifest.json            the config, and the fields that each point overrides
+  results.jsonl            one row a finished point; a diverged point has null losses
+  points/ID/metrics.jsonl  the training curve of a point
+
+Stopped by Ctrl-C or SIGTERM, it keeps what has finished; the same command goes on from there.
+Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
+or config, 75 interrupted."""
+
+_REPORT_HELP = """\
+mujax report - where the best learning rate lies at each width, and how it moves.
+
+  mujax report --workdir=runs/quickstart
+
+Flags
+  --workdir=DIR            a folder that mujax sweep or mujax train has written
+
+Prints the table of optima, and leaves in DIR
+  report.html              the curves, optima, training curves and config; one file, needs no network
+  figures/*.png, *.pdf     loss against learning rate, optimum against width
+  transfer.json            the curves, optima and drift as numbers
+Exit codes: 0 written, 2 something to fix in the command or the folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """A command: its help (first line: 'mujax NAME - summary.'), whether it takes --config, and its function."""
+
+    help: str
+    takes_config: bool
+    run: Callable[..., int]
+
+    @property
+    def summary(self) -> str:
+        return self.help.splitlines()[0].partition(" - ")[2]
+
+
+def _train(config: ConfigDict, workdir: str) -> int:
+    from mujax.train import train
+
+    row = train(config.to_dict(), workdir)
+    if row["status"] == "diverged":
+        print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve")
+        return DIVERGED
+    print(f"final loss {row['final_loss']:.4f} nats/token, best {row['best_loss']:.4f} at step {row['best_step']}")
+    return FINISHED
+
+
+def _sweep(config: ConfigDict, workdir: str) -> int:
+    import jax
+
+    # Lanes of a sweep are split over devices, so each core is made one. Nothing to do for accelerators.
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", num_cores())
+    from mujax.sweep import sweep
+
+    rows = sweep(config.to_dict(), workdir)
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    print(f"{len(rows)} points finished, {diverged} of them diverged; see them with: mujax report --workdir={workdir}")
+    return FINISHED
+
+
+def num_cores() -> int:
+    """Cores this process may use; macOS cannot tell, so all of them there."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _report(workdir: str) -> int:
+    from mujax.transfer.report import report
+
+    print(report(workdir))
+    print(f"\n{workdir}/report.html")
+    return FINISHED
+
+
+VERBS = {
+    "train": Verb(_TRAIN_HELP.format(config=_CONFIG_HELP), True, _train),
+    "sweep": Verb(_SWEEP_HELP.format(config=_CONFIG_HELP), True, _sweep),
+    "report": Verb(_REPORT_HELP, False, _report),
+}
+
+
+def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Flags of a verb -> keyword arguments of its function.
+
+    Raises:
+      UserError: an unknown or missing flag, a config file that fails, or a field that does not exist.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    if VERBS[verb].takes_config:
+        _check_overrides(_load_config(verb, argv), argv)
+        config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
+    try:
+        rest = values(["mujax", *argv])[1:]
+    except (flags.Error, TypeError, ValueError) as e:
+        raise UserError(f"{_one_line(e)}; see mujax {verb} --help") from e
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+    if not values.workdir:
+        raise UserError(f"{verb} needs --workdir=DIR")
+    return {name: values[name].value for name in values if name in ("workdir", "config")}
+
+
+def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
+    """The config file alone, without overrides, so that its own errors are told apart from theirs."""
+    found = [arg for arg in argv if arg.startswith(("--config=", "-config="))]
+    if not found:
+        raise UserError(f"{verb} needs --config=FILE.py, for example --config=configs/base.py")
+    path = found[-1].partition("=")[2].partition(":")[0]
+    if not Path(path).is_file():
+        raise UserError(f"--config={path}: no such file")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", found[-1]])
+    try:
+        values(["mujax", found[-1]])
+    except Exception as e:  # noqa: BLE001 - a config file is the user's code and may raise anything
+        cause: BaseException = e
+        while cause.__context__ is not None:  # config_flags wraps what get_config raised, with its traceback
+            cause = cause.__context__
+        raise UserError(f"--config={path}: {type(cause).__name__}: {_one_line(cause)}") from e
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() returned {type(values.config).__name__}, not a ConfigDict")
+    return values.config
+
+
+def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
+    for arg in argv:
+        if not arg.startswith("--config."):
+            continue
+        flag = arg.partition("=")[0]
+        node: Any = config
+        for name in flag.removeprefix("--config.").split("."):
+            if not isinstance(node, ConfigDict) or name not in node:
+                names = list(node) if isinstance(node, ConfigDict) else []
+                raise UserError(f"{flag}: the config has no such field{suggest(name, names)}")
+            node = node[name]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs `mujax ARGV` and returns the exit code."""
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        verbs = "\n".join(f"  {name:<8} {verb.summary}" for name, verb in VERBS.items())
+        print(_OVERVIEW.format(verbs=verbs))
+        return FINISHED if argv else USAGE_ERROR
+    if argv[0] in ("--version", "version"):
+        print(f"mujax {mujax.__version__}")
+        return FINISHED
+    verb, rest = argv[0], argv[1:]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}; one of {', '.join(VERBS)} (mujax --help)")
+        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
+            print(VERBS[verb].help)
+            return FINISHED
+        return VERBS[verb].run(**parse(verb, rest))
+    except UserError as e:
+        print(f"mujax: {_one_line(e)}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\nmujax: interrupted; what has finished is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of the installed command and of python -m mujax."""
+    # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told otherwise.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _interrupt)
+    sys.exit(run(sys.argv[1:]))

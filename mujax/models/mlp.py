@@ -1,0 +1,60 @@
+"""A window language model: the embeddings of the last `context` tokens, then ReLU layers (Bengio et al. 2003).
+
+Small on purpose: it shows what a fork has to write, and its biases exercise the `vector` role.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mujax.hps import Hps
+from mujax.params import MuModule
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Shapes; every field is named and explained in configs/base.py. Hidden layers are d_model wide."""
+
+    d_model: int
+    num_layers: int
+    context: int
+    dtype: str
+    vocab_size: int
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Logical axis -> size. `embed` and `mlp` are both d_model: an axis may appear once in a signature."""
+        return {"embed": self.d_model, "mlp": self.d_model, "context": self.context, "vocab": self.vocab_size}
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Forward and backward matmul FLOPs a token: 6 per weight used."""
+        del seq_len  # no operation grows with the sequence
+        layers = (self.context + self.num_layers - 1) * self.d_model**2
+        return 6 * (layers + self.vocab_size * self.d_model)
+
+
+class MLPLanguageModel(MuModule):
+    @nn.compact
+    def __call__(self, tokens_BT, hps: Hps):
+        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens t-context+1..t."""
+        del hps  # no attention, so no traced scale
+        embed_VD = self.weight("embed", "input", "vocab -> embed")
+        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0)
+        # Slot c holds the embedding of c tokens ago, zero before the sequence starts.
+        seq_len = x_BTD.shape[1]
+        shifted = [jnp.pad(x_BTD, ((0, 0), (c, 0), (0, 0)))[:, :seq_len] for c in range(self.cfg.context)]
+        w0_CDF = self.weight("w0", "hidden", "context embed -> mlp")
+        h_BTF = jnp.einsum("BTCD,CDF->BTF", jnp.stack(shifted, axis=2), w0_CDF)
+        h_BTF = self._activate(h_BTF, "b0")
+        for i in range(1, self.cfg.num_layers):
+            # Every layer maps mlp -> mlp; the second name keeps the axes of one signature distinct.
+            w_EF = self.weight(f"w{i}", "hidden", "embed -> mlp")
+            h_BTF = self._activate(jnp.einsum("BTE,EF->BTF", h_BTF, w_EF), f"b{i}")
+        unembed_FV = self.weight("unembed", "output", "mlp -> vocab")
+        return jnp.einsum("BTF,FV->BTV", h_BTF, unembed_FV)
+
+    def _activate(self, h_BTF, bias_name: str):
+        b_F = self.weight(bias_name, "vector", "-> mlp", dist="zeros")
+        return jax.nn.relu(h_BTF + b_F[None, None])

@@ -1,0 +1,93 @@
+"""A run resolved: from a validated config to a program and the numbers it is called with."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+
+from mujax.config import RunConfig, digest
+from mujax.hps import Hps, as_float32
+from mujax.parameterization import PARAMETERIZATIONS, format_table, resolve, table_hash
+from mujax.params import num_params
+from mujax.steps import Program, abstract_metas
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """hps and scalings are trees of float32 scalars; metas is the tree of ParamMeta beside them."""
+
+    cfg: RunConfig
+    program: Program
+    metas: dict[str, Any]
+    hps: Hps
+    scalings: dict[str, Any]
+
+    @property
+    def group(self) -> str:
+        """Names the compiled program and all else that lanes of one chunk must share."""
+        shared = (self.program, self.cfg.train, self.cfg.data)
+        return digest([dataclasses.asdict(part) for part in shared])
+
+    @property
+    def num_params(self) -> int:
+        return num_params(self.metas)
+
+    @property
+    def table(self) -> str:
+        """The resolved parameterization, a line a tensor."""
+        return format_table(self.metas, self.scalings, float(self.hps.attention_scale))
+
+    @property
+    def table_hash(self) -> str:
+        return table_hash(self.metas, self.scalings, float(self.hps.attention_scale))
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.cfg.train.batch_size * self.cfg.data.seq_len
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.tokens_per_step * self.cfg.model.flops_per_token(self.cfg.data.seq_len)
+
+
+def make_run(cfg: RunConfig) -> Run:
+    """Resolves the parameterization of a config; compiles and allocates nothing."""
+    table = PARAMETERIZATIONS[cfg.parameterization.name]
+    metas = _metas(cfg.model_name, cfg.model)
+    scalings = resolve(table, metas, _metas(cfg.model_name, cfg.base_model))
+    d_head, base_d_head = (getattr(model, "d_head", 1) for model in (cfg.model, cfg.base_model))
+    hps = Hps(
+        learning_rate=cfg.optim.learning_rate,
+        weight_decay=cfg.optim.weight_decay,
+        b1=cfg.optim.b1,
+        b2=cfg.optim.b2,
+        eps=cfg.optim.eps,
+        grad_clip=cfg.optim.grad_clip or math.inf,
+        warmup_steps=cfg.schedule.warmup_steps,
+        decay_steps=cfg.schedule.decay_steps,
+        total_steps=cfg.train.steps,
+        final_ratio=cfg.schedule.final_ratio,
+        attention_scale=table.attention_scale(d_head, base_d_head),
+    )
+    program = Program(
+        model_name=cfg.model_name,
+        model=cfg.model,
+        optimizer=cfg.optim.name,
+        decay_form=cfg.optim.decay_form,
+        schedule=cfg.schedule.name,
+        batch_size=cfg.train.batch_size,
+        seq_len=cfg.data.seq_len,
+    )
+    return Run(cfg, program, metas, as_float32(hps), as_float32(scalings))
+
+
+@functools.lru_cache(maxsize=256)
+def _metas(model_name: str, model_cfg):
+    return abstract_metas(model_name, model_cfg)
+
+
+def device_description() -> str:
+    """E.g. '2 x cpu' or '8 x TPU v4'."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

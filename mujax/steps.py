@@ -1,0 +1,117 @@
+"""The pure functions of training: init, step and evaluate. No I/O, no mesh, no flags.
+
+Static things (shapes, the family of the optimizer) are fixed by `make_train_fns`; every number
+(hyperparameters, scalings, seed) is an argument and may be traced, batched or sharded.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mujax.hps import Hps
+from mujax.models import MODELS
+from mujax.optim import OPTIMIZERS
+from mujax.params import unbox
+from mujax.schedules import SCHEDULES
+
+
+class TrainState(NamedTuple):
+    """step: int32 number of finished updates; params: float32 masters; opt_state: optax's."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+# What a step measures: the loss before the update (nats a token), the global norm of the gradient
+# before clipping, and the learning rate of a tensor whose table factor is 1.
+METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
+
+
+class TrainFns(NamedTuple):
+    """Functions of one program; B batch, T seq_len. See make_train_fns."""
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
+
+    batch_size counts sequences; model is a Config of mujax.models.
+    """
+
+    model_name: str
+    model: Any
+    optimizer: str
+    decay_form: str
+    schedule: str
+    batch_size: int
+    seq_len: int
+
+
+def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
+    """Tree of ParamMeta of a model; allocates nothing.
+
+    Raises:
+      ValueError: a parameter of the model has no role.
+    """
+    module = MODELS[model_name][1](model_cfg)
+    hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
+    return unbox(jax.eval_shape(module.init, jax.random.key(0), _ONE_TOKEN, hps)["params"])[1]
+
+
+_ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on batch or sequence
+
+
+def cross_entropy(logits_BTV, targets_BT):
+    """Mean of -log p(target) in nats over B and T, in float32."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    target_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jnp.mean(jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits_BT)
+
+
+def make_train_fns(program: Program) -> TrainFns:
+    """Returns the three functions of a program.
+
+    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on
+      the seed and its name alone.
+    step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
+    evaluate(params, rows, hps, scalings) -> mean loss in nats over integer rows [any, T + 1].
+    """
+    module = MODELS[program.model_name][1](program.model)
+    schedule = SCHEDULES[program.schedule]
+    dtype = jnp.dtype(program.model.dtype)
+
+    def optimizer(step, hps, scalings):
+        return OPTIMIZERS[program.optimizer](program.decay_form, hps, scalings, schedule(step, hps))
+
+    def loss_fn(params, rows, hps, scalings):
+        tokens = rows.astype(jnp.int32)
+        effective = jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)
+        logits_BTV = cast(jax.Array, module.apply({"params": effective}, tokens[:, :-1], hps))
+        return cross_entropy(logits_BTV, tokens[:, 1:])
+
+    def init(seed, hps, scalings):
+        tokens = jnp.zeros(_ONE_TOKEN.shape, _ONE_TOKEN.dtype)
+        draws, _ = unbox(module.init(jax.random.key(seed), tokens, hps)["params"])
+        params = jax.tree.map(lambda w, s: w * s.init, draws, scalings)
+        step = jnp.int32(0)
+        return TrainState(step, params, optimizer(step, hps, scalings).init(params))
+
+    def step(state, rows, hps, scalings):
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, rows, hps, scalings)
+        chain = optimizer(state.step, hps, scalings)
+        updates, opt_state = chain.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        learning_rate = hps.learning_rate * schedule(state.step, hps)
+        metrics = dict(zip(METRICS, (loss, optax.global_norm(grads), learning_rate), strict=True))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return TrainFns(init, step, loss_fn)

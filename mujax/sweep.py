@@ -1,0 +1,200 @@
+"""Many points: grouped by program, trained in chunks of lanes, one row each, none ever lost."""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from tqdm import tqdm
+
+from mujax import workdir as files
+from mujax.config import expand_sweep
+from mujax.data.loader import TrainBatches, load_batches
+from mujax.hps import stack
+from mujax.lanes import LaneFns, make_lane_fns
+from mujax.metrics import find_divergence, metric_records
+from mujax.results import make_row
+from mujax.run import Run, make_run
+from mujax.steps import METRICS
+
+Row = dict[str, Any]
+Records = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of a sweep: the fields it overrides, and the run they resolve to."""
+
+    overrides: dict[str, Any]
+    run: Run
+
+    @property
+    def id(self) -> str:
+        return self.run.cfg.id
+
+
+def plan_groups(tree: Mapping[str, Any]) -> dict[str, list[Point]]:
+    """Config with `sweep` -> points by group, cheapest first; the points of a group share every shape.
+
+    Raises:
+      UserError: see mujax.config.expand_sweep.
+    """
+    points = [Point(overrides, make_run(cfg)) for overrides, cfg in expand_sweep(tree)]
+    groups: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda p: p.run.flops_per_step):
+        groups.setdefault(point.run.group, []).append(point)
+    return groups
+
+
+def sweep(tree: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
+    """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all points.
+
+    A finished point leaves points/<id>/metrics.jsonl and, as the mark of its completion, its line of
+    results.jsonl. An interrupted point leaves nothing and runs again.
+
+    Raises:
+      UserError: a bad config, data source or workdir; nothing has been compiled.
+    """
+    groups = plan_groups(tree)
+    points = [point for members in groups.values() for point in members]
+    root = files.open_workdir(workdir, "manifest.json", tree)
+    for members in groups.values():  # reads the text, so that a bad source is known before anything compiles
+        load_batches(members[0].run.cfg.data, members[0].run.cfg.train, seed=0)
+    files.write_json(root / "manifest.json", {"config": tree, "points": {p.id: p.overrides for p in points}})
+    results = root / "results.jsonl"
+    if files.drop_torn_line(results):
+        print(f"{results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
+    rows = {row["id"]: row for row in files.read_jsonl(results)} if results.exists() else {}
+
+    with _Progress(points, rows) as progress:
+        for members in groups.values():
+            todo = [point for point in members if point.id not in rows]
+            if not todo:
+                continue
+            for point, row, records in _run_group(todo, progress):
+                files.write_jsonl(root / "points" / point.id / "metrics.jsonl", records)
+                files.append_jsonl(results, row)
+                rows[point.id] = row
+                progress.finished(row)
+    return [rows[point.id] for point in points]
+
+
+def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple[Point, Row, Records]]:
+    """Trains the points of one group, chunk by chunk, and yields each with what it measured."""
+    cfg = points[0].run.cfg  # train and data are the same in the whole group
+    devices = jax.devices()[: len(points)]
+    # CPU: a lane a device, so that every point is finished, and safe, as early as possible.
+    per_device = 1 if jax.default_backend() == "cpu" else math.ceil(len(points) / len(devices))
+    num_lanes = per_device * len(devices)
+    mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
+    fns = make_lane_fns(points[0].run.program, mesh)
+    batches = {}
+    for seed in {point.run.cfg.seed for point in points}:
+        batches[seed], validation, fingerprint = load_batches(cfg.data, cfg.train, seed)
+
+    for first in range(0, len(points), num_lanes):
+        chunk = points[first : first + num_lanes]
+        start = time.time()
+        # A short last chunk is filled with copies of its last point, whose results are dropped.
+        runs = [point.run for point in chunk] + [chunk[-1].run] * (num_lanes - len(chunk))
+        lanes, evals, history = _train_lanes(fns, runs, batches, validation, lambda n, c=chunk: progress.trained(c, n))
+        seconds = time.time() - start
+        for i, point in enumerate(chunk):
+            eval_losses = [(step, float(loss_N[i])) for step, loss_N in evals]
+            diverged_at = find_divergence(int(lanes.diverged_at[i]), eval_losses, cfg.train.divergence_loss)
+            row = make_row(
+                point.run,
+                overrides=point.overrides,
+                diverged_at_step=diverged_at,
+                eval_losses=eval_losses,
+                data_fingerprint=fingerprint,
+                seconds=seconds,
+            )
+            own = {name: values_NT[i] for name, values_NT in history.items()}
+            yield point, row, metric_records(own, eval_losses, cfg.train.log_interval, diverged_at)
+
+
+def _train_lanes(fns: LaneFns, runs: Sequence[Run], batches: Mapping[int, TrainBatches], validation, report_steps):
+    """Trains one lane a run to the end, or until all have diverged.
+
+    Returns:
+      (LaneState, [(step, losses [N])], {metric: [N, steps]}), metrics NaN where a lane was frozen.
+    """
+    train = runs[0].cfg.train
+    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
+    seeds = [run.cfg.seed for run in runs]
+    bounds = np.full(len(runs), train.divergence_loss, np.float32)
+    interval = min(train.eval_interval, train.steps)
+
+    def rows_NKBT(first: int, num_steps: int) -> np.ndarray:
+        """Batches first .. first + num_steps of each run, repeated up to `interval`: one shape, one program."""
+        steps = [min(first + k, first + num_steps - 1) for k in range(interval)]
+        by_seed = {seed: np.stack([batches[seed][t] for t in steps]) for seed in set(seeds)}
+        return np.stack([by_seed[seed] for seed in seeds])
+
+    lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
+    evals = [(0, fns.evaluate(lanes, validation, hps, scalings))]
+    history = []
+    for first in range(0, train.steps, interval):
+        num_steps = min(interval, train.steps - first)
+        lanes, metrics = fns.train(lanes, rows_NKBT(first, num_steps), num_steps, hps, scalings, bounds)
+        evals.append((first + num_steps, fns.evaluate(lanes, validation, hps, scalings)))
+        history.append({name: np.asarray(values)[:, :num_steps] for name, values in metrics.items()})
+        report_steps(num_steps)
+        if np.all(np.asarray(lanes.diverged_at) >= 0):
+            report_steps(train.steps - first - num_steps)
+            break
+    merged = {name: np.concatenate([part[name] for part in history], axis=1) for name in METRICS}
+    return lanes, evals, merged
+
+
+class _Progress:
+    """A bar over the arithmetic of all points, so that its ETA holds although widths differ in cost."""
+
+    def __init__(self, points: Sequence[Point], rows: Mapping[str, Row]):
+        todo = [point for point in points if point.id not in rows]
+        self._num_points, self._num_done = len(points), len(points) - len(todo)
+        self._best: dict[tuple[str, int], Row] = {}
+        for row in rows.values():
+            self._keep_best(row)
+        total = sum(point.run.flops_per_step * point.run.cfg.train.steps for point in todo)
+        self._bar = tqdm(
+            total=total,
+            bar_format="{desc} |{bar:24}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
+            mininterval=0.2 if sys.stderr.isatty() else 20,
+            dynamic_ncols=True,
+            disable=not todo,
+        )
+        self._describe()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._bar.close()
+
+    def trained(self, chunk: Sequence[Point], num_steps: int) -> None:
+        self._bar.update(sum(point.run.flops_per_step for point in chunk) * num_steps)
+
+    def finished(self, row: Row) -> None:
+        self._num_done += 1
+        self._keep_best(row)
+        self._describe()
+        best = self._best.get((row["parameterization"], row["width"]))
+        if best:
+            name = f"{row['parameterization']} width {row['width']}"
+            self._bar.set_postfix_str(f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}")
+
+    def _keep_best(self, row: Row) -> None:
+        key = (row["parameterization"], row["width"])
+        if row["status"] == "ok" and row["final_loss"] < self._best.get(key, {"final_loss": math.inf})["final_loss"]:
+            self._best[key] = row
+
+    def _describe(self) -> None:
+        self._bar.set_description_str(f"{self._num_done}/{self._num_points} points")

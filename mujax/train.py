@@ -1,0 +1,98 @@
+"""One run: the simplest loop that is the real thing. Many runs at once are mujax.sweep."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mujax import workdir as files
+from mujax.config import make_run_config
+from mujax.data.loader import load_batches
+from mujax.metrics import is_bad, json_number
+from mujax.results import make_row
+from mujax.run import make_run
+from mujax.steps import make_train_fns
+
+
+def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+    """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
+
+    Leaves config.json, metrics.jsonl (appended as the run goes) and, at the end, result.json. A finished
+    workdir is left alone. An interrupted run starts again from step 0: it repeats itself exactly, and
+    its earlier metrics are kept as metrics.interrupted.jsonl.
+
+    Raises:
+      UserError: a bad config, data source or workdir; nothing has been compiled.
+    """
+    run = make_run(make_run_config({key: value for key, value in tree.items() if key != "sweep"}))
+    cfg = run.cfg
+    root = files.open_workdir(workdir, "config.json", cfg.as_dict())
+    if (root / "result.json").exists():
+        return files.read_json(root / "result.json")
+    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, cfg.seed)
+    files.write_json(root / "config.json", cfg.as_dict())
+    metrics_file = root / "metrics.jsonl"
+    if metrics_file.exists():
+        metrics_file.rename(root / "metrics.interrupted.jsonl")
+        print(f"{root} holds an unfinished run; starting again from step 0", file=sys.stderr)
+
+    start = time.time()
+    fns = make_train_fns(run.program)
+    init, step_fn, evaluate = jax.jit(fns.init), jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
+    state = init(np.uint32(cfg.seed), run.hps, run.scalings)
+    eval_losses: list[tuple[int, float]] = []
+    diverged_at: int | None = None
+
+    def look(step: int, metrics: Mapping[str, Any]) -> None:
+        """Reads the metrics of a step already dispatched; notes a divergence."""
+        nonlocal diverged_at
+        values = {name: json_number(value) for name, value in metrics.items()}
+        if step % cfg.train.log_interval == 0:
+            files.append_jsonl(metrics_file, {"step": step, **values})
+        if diverged_at is None and is_bad(float(metrics["loss"]), cfg.train.divergence_loss):
+            diverged_at = step
+
+    def look_at_validation(step: int) -> None:
+        nonlocal diverged_at
+        losses = [evaluate(state.params, rows, run.hps, run.scalings) for rows in validation]
+        loss = float(np.mean([float(x) for x in losses]))
+        eval_losses.append((step, loss))
+        files.append_jsonl(metrics_file, {"step": step, "eval_loss": json_number(loss)})
+        tokens_per_second = step * run.tokens_per_step / (time.time() - start)
+        print(f"step {step}/{cfg.train.steps}  eval loss {loss:.4f}  {tokens_per_second:.0f} tokens/s", file=sys.stderr)
+        if diverged_at is None and is_bad(loss, cfg.train.divergence_loss):
+            diverged_at = step
+
+    # The loop dispatches step t before it reads the metrics of step t - 1
+    pending = None
+    for t in range(cfg.train.steps):
+        if t % cfg.train.eval_interval == 0:
+            if pending:
+                look(*pending)
+                pending = None
+            look_at_validation(t)
+        if diverged_at is not None:
+            break
+        state, metrics = step_fn(state, batches[t], run.hps, run.scalings)
+        if pending:
+            look(*pending)
+        pending = (t, metrics)
+    if pending:
+        look(*pending)
+    if diverged_at is None:
+        look_at_validation(cfg.train.steps)
+
+    row = make_row(
+        run,
+        overrides={},
+        diverged_at_step=diverged_at,
+        eval_losses=eval_losses,
+        data_fingerprint=fingerprint,
+        seconds=time.time() - start,
+    )
+    files.write_json(root / "result.json", row)
+    return row

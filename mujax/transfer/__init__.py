@@ -1,0 +1,1 @@
+"""Measuring transfer from result rows: curves, optima, drift, and their report."""
