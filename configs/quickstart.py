@@ -10,13 +10,13 @@ from configs import base
 def get_config():
     c = base.get_config()
     c.train.steps = 150
-    c.schedule.warmup_steps = 15
-    c.train.batch_size = 8
-    c.data.seq_len = 128
+    c.schedule.warmup_steps = 30
+    c.train.batch_size = 16
+    c.data.seq_len = 64
     c.parameterization.base_width = 32
 
     c.sweep.model = {"d_model": (32, 64, 128)}
     c.sweep.parameterization = {"name": ("sp", "mup")}
-    c.sweep.optim = {"learning_rate": tuple(2.0**k for k in range(-10, -1))}
+    c.sweep.optim = {"learning_rate": tuple(2.0**k for k in range(-10, -2))}
     c.sweep.seed = (0,)
     return c

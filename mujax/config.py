@@ -135,7 +135,8 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=("vocab_size",))
     _check_model_ranges(model_kwargs)
     seed = _cast(tree["seed"], int, "seed")
-    _at_least("seed", seed, 0)
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed = {seed} must be in [0, 2^31)")
     _check_ranges(**sections)
     model = model_cls(**model_kwargs, vocab_size=VOCAB_SIZE)
     cfg = RunConfig(seed=seed, model_name=model_name, model=model, **sections)

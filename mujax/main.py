@@ -84,7 +84,7 @@ Flags
   --workdir=DIR            a folder that mujax sweep or mujax train has written
 
 Prints the table of optima, and leaves in DIR
-  report.html              the curves, optima, training curves and config; one file, needs no network
+  report.html              curves, optima, training curves, config; one file, needs no network
   figures/*.png, *.pdf     loss against learning rate, optimum against width
   transfer.json            the curves, optima and drift as numbers
 Exit codes: 0 written, 2 something to fix in the command or the folder."""
@@ -117,8 +117,11 @@ def _train(config: ConfigDict, workdir: str) -> int:
 def _sweep(config: ConfigDict, workdir: str) -> int:
     import jax
 
-    # Lanes of a sweep are split over devices, so each core is made one. Nothing to do for accelerators.
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    # Lanes of a sweep are split over devices, so each core is made one, unless the number is set already.
+    # Accelerators are devices as they are.
+    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
         jax.config.update("jax_num_cpu_devices", num_cores())
     from mujax.sweep import sweep
 

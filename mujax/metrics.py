@@ -31,7 +31,7 @@ def metric_records(
     log_interval: int,
     diverged_at: int | None,
 ) -> list[dict[str, Any]]:
-    """Records in order of step, training before evaluation, up to the step of a divergence.
+    """Records in order of step, evaluation before training, up to the step of a divergence.
 
     Args:
       history: each metric at steps 0, 1, ...
@@ -46,7 +46,7 @@ def metric_records(
         if step <= end
     ]
     records += [{"step": step, "eval_loss": json_number(loss)} for step, loss in eval_losses if step <= end]
-    return sorted(records, key=lambda record: (record["step"], "eval_loss" in record))
+    return sorted(records, key=lambda record: (record["step"], "loss" in record))
 
 
 def json_number(value) -> float | None:

@@ -14,6 +14,7 @@ import optax
 
 from mujax.hps import Hps
 from mujax.models import MODELS
+from mujax.models.layers import at_least_float32
 from mujax.optim import OPTIMIZERS
 from mujax.params import unbox
 from mujax.schedules import SCHEDULES
@@ -57,22 +58,23 @@ class Program:
 
 
 def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
-    """Tree of ParamMeta of a model; allocates nothing.
+    """Tree of ParamMeta of a model; allocates and compiles nothing.
 
     Raises:
       ValueError: a parameter of the model has no role.
     """
     module = MODELS[model_name][1](model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
-    return unbox(jax.eval_shape(module.init, jax.random.key(0), _ONE_TOKEN, hps)["params"])[1]
+    variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _ONE_TOKEN)
+    return unbox(variables["params"])[1]
 
 
 _ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on batch or sequence
 
 
 def cross_entropy(logits_BTV, targets_BT):
-    """Mean of -log p(target) in nats over B and T, in float32."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
+    """Mean of -log p(target) in nats over B and T, in float32 or better."""
+    logits_BTV = at_least_float32(logits_BTV)
     target_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return jnp.mean(jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits_BT)
 
@@ -111,7 +113,7 @@ def make_train_fns(program: Program) -> TrainFns:
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
-        metrics = dict(zip(METRICS, (loss, optax.global_norm(grads), learning_rate), strict=True))
+        metrics = dict(zip(METRICS, (loss, optax.tree.norm(grads), learning_rate), strict=True))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return TrainFns(init, step, loss_fn)

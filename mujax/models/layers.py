@@ -6,11 +6,16 @@ import jax.numpy as jnp
 from mujax.params import MuModule
 
 
+def at_least_float32(x):
+    """bfloat16 -> float32; float32 and float64 as they are."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
 def rms_norm(x, eps: float):
-    """x / RMS(x) over the last axis (1910.07467), computed in float32, returned in x's dtype."""
-    x32 = x.astype(jnp.float32)
-    mean_square = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-    return (x32 * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
+    """x / RMS(x) over the last axis (1910.07467), computed in float32 or better, returned in x's dtype."""
+    precise = at_least_float32(x)
+    mean_square = jnp.mean(precise * precise, axis=-1, keepdims=True)
+    return (precise * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
 
 
 class RMSNorm(MuModule):
@@ -39,8 +44,8 @@ def rope(x_BTHK, base: float):
 
 
 def causal_softmax(logits_BHTS):
-    """Softmax over keys S at or before query T, in float32, returned in the dtype of the logits."""
+    """Softmax over keys S at or before query T, in float32 or better, returned in the dtype of the logits."""
     seq_len = logits_BHTS.shape[-1]
     mask_TS = jnp.tril(jnp.ones((1, 1, seq_len, seq_len), bool))
-    logits = jnp.where(mask_TS, logits_BHTS.astype(jnp.float32), -jnp.inf)
+    logits = jnp.where(mask_TS, at_least_float32(logits_BHTS), -jnp.inf)
     return jax.nn.softmax(logits, axis=-1).astype(logits_BHTS.dtype)

@@ -1,0 +1,65 @@
+"""Eight virtual CPU devices, no silent rank promotion and quick compilation, in every test."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import base
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the time here goes to LLVM; test_sweep.py and the command-line tests keep its optimizations.
+jax.config.update("jax_disable_most_optimizations", True)
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="rewrite tests/golden from what the code says now"
+    )
+
+
+def tiny_tree(model: str = "transformer", **overrides) -> dict:
+    """A config as nested dicts, small enough to train in a second; `section__field=value` overrides."""
+    c = base.get_config(model)
+    c.train.steps, c.train.batch_size, c.train.eval_interval, c.train.eval_batches = 12, 4, 5, 2
+    c.train.log_interval, c.schedule.warmup_steps, c.data.seq_len, c.parameterization.base_width = 2, 2, 16, 16
+    c.model.d_model = 16
+    if model == "transformer":
+        c.model.d_head = 8
+    tree = copy.deepcopy(c.to_dict())
+    for key, value in overrides.items():
+        section, _, field = key.partition("__")
+        if field:
+            tree[section][field] = value
+        else:
+            tree[section] = value
+    return tree
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """A small corpus of real text."""
+    file = tmp_path_factory.mktemp("corpus") / "text.txt"
+    file.write_text(Path(os.__file__).read_text())
+    return file
+
+
+@pytest.fixture
+def tiny(text_file):
+    """tiny_tree on the small corpus."""
+    return lambda model="transformer", **overrides: tiny_tree(
+        model, data__name="text", data__path=str(text_file), **overrides
+    )
+
+
+def run_mujax(*args: str, **kwargs) -> subprocess.CompletedProcess:
+    """The command line in a process of its own, in the repository root."""
+    command = [sys.executable, "-m", "mujax", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)

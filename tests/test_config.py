@@ -1,0 +1,202 @@
+"""Configs: typed, closed, identified; bad ones are one line and exit code 2 before anything compiles."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import ROOT, run_mujax, tiny_tree
+
+from configs import base, quickstart
+from mujax import main
+from mujax.config import SECTIONS, differences, expand_sweep, make_run_config
+from mujax.models import MODELS
+
+
+def without_sweep(tree):
+    return {key: value for key, value in tree.items() if key != "sweep"}
+
+
+def test_base_config_names_every_field_and_no_other():
+    for model, (model_cls, _) in MODELS.items():
+        tree = base.get_config(model).to_dict()
+        assert make_run_config(without_sweep(tree)).model_name == model
+        for section, cls in {**SECTIONS, "model": model_cls}.items():
+            names = {field.name for field in dataclasses.fields(cls)} - {"vocab_size"}
+            assert tree[section].keys() - {"name"} == names - {"name"}, section
+
+
+def test_run_id_follows_the_config_alone():
+    """Unmoved by the order of keys, moved by any field."""
+    tree = without_sweep(tiny_tree())
+    cfg = make_run_config(tree)
+    shuffled = {key: tree[key] for key in reversed(tree)}
+    assert make_run_config(shuffled).id == cfg.id
+    other = {
+        "seed": 1, "model.d_model": 32, "model.norm_gain": True, "parameterization.name": "sp", "optim.b2": 0.9,
+        "optim.decay_form": "l2", "schedule.name": "wsd", "train.steps": 13, "data.seq_len": 17,
+    }  # fmt: skip
+    ids = {cfg.id}
+    for field, value in other.items():
+        changed = copy.deepcopy(tree)
+        *sections, last = field.split(".")
+        node = changed
+        for section in sections:
+            node = node[section]
+        node[last] = value
+        ids.add(make_run_config(changed).id)
+        assert [line.split(":")[0] for line in differences(tree, changed)] == [field]
+    assert len(ids) == 1 + len(other)
+
+
+def test_sweep_is_a_product_in_order():
+    points = expand_sweep(quickstart.get_config().to_dict())
+    assert len(points) == len({cfg.id for _, cfg in points})
+    overrides, cfg = points[-1]
+    assert overrides["model.d_model"] == cfg.model.d_model == 128
+    assert overrides["optim.learning_rate"] == cfg.optim.learning_rate
+    widths, names = {o["model.d_model"] for o, _ in points}, {o["parameterization.name"] for o, _ in points}
+    assert (widths, names) == ({32, 64, 128}, {"sp", "mup"})
+
+
+BAD_FLAGS = {
+    "unknown field": (["--config.model.dmodel=3"], "did you mean d_model?"),
+    "unknown section": (["--config.modle.d_model=3"], "did you mean model?"),
+    "not a number": (["--config.train.steps=abc"], "invalid literal"),
+    "fraction for an int": (["--config.train.steps=1.5"], "invalid literal"),
+    "negative steps": (["--config.train.steps=-5"], "train.steps = -5 must be above 0"),
+    "zero batch": (["--config.train.batch_size=0"], "train.batch_size = 0 must be above 0"),
+    "d_head": (["--config.model.d_model=72"], "d_head = 16 does not divide model.d_model = 72"),
+    "odd d_head": (["--config.model.d_head=1"], "must be even"),
+    "base width": (["--config.parameterization.base_width=40"], "parameterization.base_width = 40"),
+    "mlp width": (["--config.model.mlp_ratio=1.01"], "whole number"),
+    "parameterization": (["--config.parameterization.name=mupp"], "not one of: sp, mup"),
+    "optimizer": (["--config.optim.name=adam"], "not one of: adamw"),
+    "decay form": (["--config.optim.decay_form=coupled"], "not one of: l2, decoupled, independent, constant"),
+    "schedule": (["--config.schedule.name=step"], "not one of: constant, linear, cosine, wsd"),
+    "warm-up": (["--config.schedule.warmup_steps=500"], "exceeds train.steps = 200"),
+    "NaN": (["--config.optim.learning_rate=nan"], "not a finite number"),
+    "beta": (["--config.optim.b2=1.0"], "must be in [0, 1)"),
+    "dtype": (["--config.model.dtype=float16"], "not one of: float32, bfloat16"),
+    "seed": (["--config.seed=-1"], "seed = -1 must be in"),
+    "no path": (["--config.data.name=text"], "data.path = ''"),
+    "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
+    "unwritable workdir": (["--workdir=/proc/version/run"], "cannot be written"),
+    "unknown flag": (["--cofnig.seed=1"], "Unknown command line flag"),
+    "positional": (["seed=1"], "unexpected argument 'seed=1'"),
+}
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Counts calls of XLA's compiler."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name) if name.endswith("backend_compile_duration") else None
+    )
+    return events
+
+
+def refused(argv, capsys, complaint):
+    sys.modules.pop("config_config", None)  # ml_collections loads every config file into this one module
+    code = main.run(argv)
+    output = capsys.readouterr()
+    assert code == 2
+    assert output.err.count("\n") == 1, output.err
+    assert complaint in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_config_is_one_line_and_exit_code_2(case, capsys, tmp_path, compilations):
+    extra, complaint = BAD_FLAGS[case]
+    argv = ["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path / 'run'}", *extra]
+    refused(argv, capsys, complaint)
+    assert not compilations
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--config.sweep.optim.learning_rate=()", "sweep.optim.learning_rate = () is not a non-empty tuple"),
+        ("--config.sweep.model.d_model=(32,32)", "twice"),
+        ("--config.sweep.model.d_model=(32,40)", "d_head = 16 does not divide"),
+        ("--config.sweep.parameterization.name=('sp','mip')", "'mip' is not one of"),
+    ],
+)
+def test_bad_sweep_is_one_line_and_exit_code_2(flag, complaint, capsys, tmp_path, compilations):
+    refused(["sweep", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", flag], capsys, complaint)
+    assert not compilations
+    assert not list(tmp_path.iterdir())
+
+
+BASE_AND = "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.sweep.seed = (0, 1)\n"
+BAD_FILES = {
+    "syntax": ("def get_config(: pass", "SyntaxError"),
+    "empty": ("x = 1", "get_config"),
+    "number": ("def get_config(): return 3", "not a ConfigDict"),
+    "raises": ("def get_config(): return 1 / 0", "ZeroDivisionError"),
+    "unknown_field": (BASE_AND + "  c.sed = 1\n  return c", "unknown field sed"),
+    "missing_section": (BASE_AND + "  del c.train\n  return c", "train is missing"),
+    "axis": (BASE_AND + "  c.sweep.optim = {'lr': (1.,)}\n  return c", "the config has no field optim.lr"),
+    "no_axis": ("from configs import base\nget_config = base.get_config", "sweep has no axis"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_config_file(case, capsys, tmp_path):
+    text, complaint = BAD_FILES[case]
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    refused(["sweep", f"--config={file}", f"--workdir={tmp_path / 'run'}"], capsys, complaint)
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["fly"], "unknown verb 'fly'"),
+        (["train"], "train needs --config=FILE.py"),
+        (["train", "--config=nope.py"], "--config=nope.py: no such file"),
+        (["train", f"--config={ROOT}/configs/base.py"], "train needs --workdir=DIR"),
+        (["train", f"--config={ROOT}/configs/base.py:cnn", "--workdir=x"], "no fields for model 'cnn'"),
+        (["report"], "report needs --workdir=DIR"),
+        (["report", "--workdir=/no/such/dir"], "no such folder"),
+    ],
+)
+def test_bad_command_line(argv, complaint, capsys):
+    refused(argv, capsys, complaint)
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep", "report"])
+def test_help_has_an_example_and_says_what_is_left_behind(verb, capsys):
+    assert main.run([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"\n  mujax {verb} --" in text
+    assert "eaves in DIR" in text
+    assert "Exit codes: 0" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_command_line_in_a_process_of_its_own(tmp_path):
+    done = run_mujax("train", "--config=configs/base.py", f"--workdir={tmp_path}", "--config.train.steps=-1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "mujax: train.steps = -1 must be above 0\n")
+    assert run_mujax("--help").returncode == 0
+
+
+def test_reading_a_config_imports_no_tensorflow():
+    code = """
+import sys
+from mujax.config import make_run_config
+from mujax import train, sweep
+from configs import quickstart
+tree = quickstart.get_config().to_dict()
+del tree["sweep"]
+make_run_config(tree)
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "seqio", "torch", "matplotlib"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(ROOT), check=True)
+    assert done.stdout == "[]\n"

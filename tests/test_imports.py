@@ -1,0 +1,91 @@
+"""The architecture: imports run one way, and heavy libraries stay where they belong."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "mujax"
+
+# Module -> what it may import of mujax. Each names only modules above it, so there is no cycle.
+ALLOWED = {
+    "errors": set(),
+    "hps": set(),
+    "params": set(),
+    "schedules": {"hps"},
+    "data.corpus": {"errors"},
+    "models": {"errors", "hps", "params"},
+    "parameterization": {"params"},
+    "optim": {"hps", "parameterization"},
+    "steps": {"hps", "models", "optim", "params", "schedules"},
+    "config": {"data.corpus", "errors", "models", "optim", "parameterization", "schedules"},
+    "data.loader": {"config", "data.corpus"},
+    "workdir": {"config", "errors"},
+    "metrics": set(),
+    "run": {"config", "hps", "parameterization", "params", "steps"},
+    "results": {"run"},
+    "lanes": {"steps"},
+    "transfer": {"errors", "workdir"},
+    "train": {"config", "data.loader", "metrics", "results", "run", "steps", "workdir"},
+    "sweep": {"config", "data.loader", "hps", "lanes", "metrics", "results", "run", "steps", "workdir"},
+    "main": {"errors", "sweep", "train", "transfer"},
+}
+# Library -> the only modules that may import it
+CONFINED = {
+    "flax": {"params", "models"},
+    "optax": {"optim", "steps"},
+    "orbax": {"checkpoint"},
+    "grain": {"data.loader"},
+    "tensorflow": {"data.prepare"},
+    "seqio": {"data.prepare"},
+    "matplotlib": {"transfer"},
+    "plotly": {"transfer"},
+    "absl": {"main"},
+    "ml_collections": {"main"},
+}
+
+
+def unit(name: str) -> str:
+    """'mujax.models.layers' -> 'models'; the modules of data are units of their own."""
+    parts = name.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["data"] else parts[:1])
+
+
+def imports(file) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            # `from mujax import workdir` imports a module, `from mujax.run import Run` a name of one
+            is_package = node.module in ("mujax", "mujax.data")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_import_direction(file):
+    own = unit(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    if own in ("", "__main__", "data"):
+        return
+    for name in imports(file):
+        top = name.partition(".")[0]
+        if top == "mujax":
+            assert unit(name) in {own, "", *ALLOWED[own]}, f"{own} may not import {name}"
+        else:
+            assert top not in CONFINED or own in CONFINED[top], f"{own} may not import {name}"
+
+
+def test_the_table_has_no_cycle_and_no_stranger():
+    seen = set()
+    for module, allowed in ALLOWED.items():
+        assert allowed <= seen, (module, allowed - seen)
+        seen.add(module)
+    units = {unit(".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")) for f in FILES}
+    assert units - {"", "__main__", "data"} == seen
+    assert not set(CONFINED) & set(sys.stdlib_module_names)

@@ -1,0 +1,173 @@
+"""What the architectures compute: causality, second implementations, initial loss, precision, any width."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_tree
+
+from mujax.config import make_run_config
+from mujax.models import MODELS
+from mujax.models.layers import causal_softmax, rope
+from mujax.run import make_run
+from mujax.steps import cross_entropy, make_train_fns
+
+
+def make(model, **overrides):
+    tree = tiny_tree(model, **overrides)
+    tree.pop("sweep")
+    return make_run(make_run_config(tree))
+
+
+def apply(model, run):
+    """Jitted (params, tokens, hps) -> logits."""
+    module = MODELS[model][1](run.cfg.model)
+    return jax.jit(lambda params, tokens, hps: module.apply({"params": params}, tokens, hps))
+
+
+def initial_params(run, seed=0):
+    return jax.jit(make_train_fns(run.program).init)(seed, run.hps, run.scalings).params
+
+
+@pytest.mark.parametrize("model", ["transformer", "mlp"])
+def test_causal_by_zero_gradients(model):
+    """d logits[t] / d embedding of token s is exactly zero for s > t, and not for s = t."""
+    run = make(model)
+    module, params = MODELS[model][1](run.cfg.model), initial_params(run)
+    length = 6
+
+    def logits(embed_TD):  # token t is id t, so its embedding is row t
+        tokens = jnp.arange(length)[None]
+        return module.apply({"params": params | {"embed": params["embed"].at[:length].set(embed_TD)}}, tokens, run.hps)[
+            0
+        ].sum(-1)
+
+    jacobian_TSD = jax.jit(jax.jacobian(logits))(params["embed"][:length])
+    influence = np.abs(np.asarray(jacobian_TSD)).max(-1)
+    assert np.all(influence[np.triu_indices(length, k=1)] == 0)
+    assert np.all(np.diag(influence) > 0)
+    reach = run.cfg.model.context if model == "mlp" else length
+    t, s = np.tril_indices(length)
+    assert np.all((influence[t, s] > 0) == (t - s < reach))
+
+
+def test_transformer_equals_a_plain_loop():
+    """The scanned module against straight-line code with jax.nn's attention, no shared layer code."""
+    run = make("transformer", model__norm_gain=True, model__num_layers=3, parameterization__name="sp")
+    params = initial_params(run, seed=3)
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)  # gains too
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
+    ours = apply("transformer", run)(params, tokens, run.hps)
+
+    def norm(x, gain):
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + run.cfg.model.norm_eps) * gain[None, None]
+
+    def rotate(x):  # pairs as complex numbers
+        half = x.shape[-1] // 2
+        z = np.asarray(x[..., :half]) + 1j * np.asarray(x[..., half:])
+        angle = np.outer(np.arange(x.shape[1]), 10_000.0 ** (-np.arange(half) / half))
+        z = z * np.exp(1j * angle)[None, :, None]
+        return jnp.concatenate([z.real, z.imag], -1).astype(jnp.float32)
+
+    x = params["embed"][tokens]
+    for layer in range(3):
+        p = jax.tree.map(lambda w, i=layer: w[i], params["blocks"])
+        h = norm(x, p["attention_norm"]["gain"])
+        heads = {n: jnp.tensordot(h, p["attention"][n], 1) for n in ("wq", "wk", "wv")}
+        mixed = jax.nn.dot_product_attention(rotate(heads["wq"]), rotate(heads["wk"]), heads["wv"], is_causal=True)
+        x = x + jnp.tensordot(mixed, p["attention"]["wo"], 2)
+        h = norm(x, p["mlp_norm"]["gain"])
+        x = x + jnp.maximum(h @ p["mlp"]["wi"], 0) @ p["mlp"]["wo"]
+    theirs = norm(x, params["final_norm"]["gain"]) @ params["unembed"]
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_rope_depends_on_distance_alone():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=8), rng.normal(size=8)
+    q_rot, k_rot = (rope(jnp.broadcast_to(jnp.float32(x), (1, 9, 1, 8)), 100.0)[0, :, 0] for x in (q, k))
+    dots = np.asarray(q_rot @ k_rot.T)
+    np.testing.assert_allclose(dots[3:, 3:], dots[:-3, :-3], atol=1e-5)
+    assert not np.allclose(dots[0, 0], dots[3, 0], atol=1e-2)
+
+
+def test_causal_softmax_sums_to_one_over_the_past():
+    probs = np.asarray(causal_softmax(jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 5)), jnp.float32)))
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(probs[..., 0, 0], 1)
+
+
+@pytest.mark.parametrize(("width", "name"), [(64, "mup"), (256, "mup"), (64, "sp")])
+def test_initial_loss_closed_form(width, name):
+    """Unit-RMS features and logit variance s^2 give ln V + s^2 / 2: s^2 = base / width for muP, 1 for SP."""
+    run = make("transformer", model__d_model=width, parameterization__base_width=32, parameterization__name=name)
+    fns = make_train_fns(run.program)
+    init, evaluate = jax.jit(fns.init), jax.jit(fns.evaluate)
+    rows = np.random.default_rng(0).integers(0, 256, (64, 17))
+    losses = []
+    for seed in range(4):
+        losses.append(float(evaluate(init(seed, run.hps, run.scalings).params, rows, run.hps, run.scalings)))
+    variance = 32 / width if name == "mup" else 1.0
+    assert abs(np.mean(losses) / (np.log(256) + variance / 2) - 1) < 0.004
+
+
+def test_cross_entropy_is_minus_log_probability():
+    logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+    targets = np.array([[0, 4, 2], [1, 1, 3]])
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(probs, targets[..., None], -1)).mean()
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["transformer", "mlp"])
+def test_bfloat16_computes_in_bfloat16_from_float32_masters(model):
+    """No traced float32 number promotes an activation; masters and optimizer state stay float32."""
+    run32 = make(model, model__d_model=32)
+    run16 = make(model, model__d_model=32, model__dtype="bfloat16")
+    params = initial_params(run16)
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 17))
+    with jax.numpy_dtype_promotion("strict"):
+        low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+        logits = apply(model, run16)(low, tokens, run16.hps)
+    assert logits.dtype == jnp.bfloat16
+    fns = make_train_fns(run16.program)
+    state = jax.jit(fns.init)(0, run16.hps, run16.scalings)
+    state, metrics = jax.jit(fns.step)(state, tokens, run16.hps, run16.scalings)
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats} == {jnp.dtype("float32")}
+    exact = jax.jit(make_train_fns(run32.program).evaluate)(params, tokens, run32.hps, run32.scalings)
+    assert 0 < abs(float(metrics["loss"]) / float(exact) - 1) < 5e-3
+
+
+@pytest.mark.parametrize("width", [8, 24, 40])
+@pytest.mark.parametrize("model", ["transformer", "mlp"])
+def test_any_width_trains(model, width):
+    """Below the base width of 16 and at odd ratios, the loss on a repeated batch falls."""
+    run = make(model, model__d_model=width, optim__learning_rate=2.0**-5)
+    fns = make_train_fns(run.program)
+    state, step = jax.jit(fns.init)(0, run.hps, run.scalings), jax.jit(fns.step)
+    rows = np.random.default_rng(0).integers(0, 256, (4, 17))
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, rows, run.hps, run.scalings)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_one_executable_serves_both_parameterizations():
+    """SP and muP differ in traced numbers alone: the jitted step is compiled once for both."""
+    runs = [make("transformer", model__d_model=32, parameterization__name=name) for name in ("sp", "mup")]
+    assert runs[0].program == runs[1].program
+    fns = make_train_fns(runs[0].program)
+    step = jax.jit(fns.step)
+    for run in runs:
+        step(jax.jit(fns.init)(0, run.hps, run.scalings), np.zeros((4, 17), np.uint8), run.hps, run.scalings)
+    assert step._cache_size() == 1
+
+
+def test_hps_reach_the_model():
+    """The attention scale is the number in hps, not a constant of the module."""
+    run = make("transformer")
+    params, tokens, logits = initial_params(run), np.arange(10)[None], apply("transformer", run)
+    outputs = [logits(params, tokens, run.hps._replace(attention_scale=np.float32(s))) for s in (0.1, 0.5)]
+    assert not np.allclose(*outputs)

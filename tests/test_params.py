@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from mujax.hps import Hps
+from mujax.models import MODELS
+from mujax.models.mlp import MLPConfig
+from mujax.models.transformer import TransformerConfig
+from mujax.params import num_params, signature, unbox
+from mujax.steps import abstract_metas
+
+DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
+TRANSFORMER = TransformerConfig(
+    d_model=24, num_layers=3, d_head=8, mlp_ratio=2.5, norm_gain=True, norm_eps=1e-6, rope_base=1e4,
+    dtype="float32", vocab_size=11,
+)  # fmt: skip
+
+
+def draw(model, config):
+    """The boxed parameters of a real init."""
+    hps = Hps(*(0.0 for _ in Hps._fields))
+    return jax.jit(MODELS[model][1](config).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32), hps)["params"]
+
+
+def test_fans_are_logical():
+    """Repeated axes are in no fan; a head kernel's fans are products of two axes."""
+    qkv = signature("hidden", "layers | embed -> heads head_dim", DIMS)
+    assert (qkv.fan_in, qkv.fan_out, qkv.sizes) == (6, 6, (5, 6, 3, 2))
+    expert = signature("hidden", "layers experts | mlp -> embed", DIMS)
+    assert (expert.fan_in, expert.fan_out, expert.batch) == (10, 6, ("layers", "experts"))
+    bias = signature("vector", "-> mlp", DIMS, dist="zeros")
+    assert (bias.fan_in, bias.fan_out, bias.text) == (1, 10, "-> mlp")
+
+
+@pytest.mark.parametrize(
+    ("role", "text", "dist", "complaint"),
+    [
+        ("hiden", "embed -> mlp", "normal", "role 'hiden'"),
+        ("hidden", "embed mlp", "normal", "no '->'"),
+        ("hidden", "embed -> mpl", "normal", "no size for axis 'mpl'"),
+        ("hidden", "embed -> embed", "normal", "repeats an axis"),
+        ("hidden", "embed -> mlp", "uniform", "draw 'uniform'"),
+    ],
+)
+def test_bad_declaration_says_what_is_wrong(role, text, dist, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        signature(role, text, DIMS, dist)
+
+
+def test_metadata_survives_scan_and_matches_the_arrays():
+    """The metas are read off an abstract init; shapes are those of the arrays a real init makes."""
+    metas = abstract_metas("transformer", TRANSFORMER)
+    arrays, again = unbox(draw("transformer", TRANSFORMER))
+    assert metas == again
+    assert jax.tree.map(lambda m: m.sizes, metas) == jax.tree.map(lambda x: x.shape, arrays)
+    wo = metas["blocks"]["mlp"]["wo"]
+    assert (wo.axes, wo.sizes, wo.fan_in) == (("layers", "mlp", "embed"), (3, 60, 24), 60)
+    # 12 L D^2 at ratio 4; here 4 + 2 * 2.5 matrices a layer, two embeddings, and gains
+    assert num_params(metas) == 3 * (4 + 5) * 24**2 + 2 * 11 * 24 + 2 * 3 * 24 + 24
+
+
+def test_draws_have_unit_variance_and_differ_by_layer_and_tensor():
+    cfg = MLPConfig(d_model=64, num_layers=3, context=4, dtype="float32", vocab_size=64)
+    for name, config in (("mlp", cfg), ("transformer", TRANSFORMER)):
+        arrays, metas = unbox(draw(name, config))
+        for x, meta in zip(jax.tree.leaves(arrays), jax.tree.leaves(metas), strict=True):
+            if meta.dist == "normal":
+                assert abs(float(x.std()) - 1) < 4 / x.size**0.5
+    wq, wk = arrays["blocks"]["attention"]["wq"], arrays["blocks"]["attention"]["wk"]
+    assert not jnp.array_equal(wq[0], wq[1])
+    assert not jnp.array_equal(wq, wk)
+
+
+def test_parameter_without_a_role_is_named():
+    variables = nn.Dense(3).init(jax.random.key(0), jnp.zeros((1, 2)))
+    with pytest.raises(ValueError, match="parameter (bias|kernel) has no role"):
+        unbox(variables["params"])

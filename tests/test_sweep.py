@@ -1,0 +1,242 @@
+"""Lanes equal single runs, divergence stays alone, one program a width, and nothing finished is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, run_mujax
+from jax.sharding import AxisType
+
+from mujax.config import expand_sweep
+from mujax.errors import UserError
+from mujax.hps import stack
+from mujax.lanes import make_lane_fns
+from mujax.results import Row
+from mujax.run import make_run
+from mujax.steps import make_train_fns
+from mujax.sweep import sweep
+from mujax.train import train
+from mujax.workdir import read_jsonl
+
+
+@pytest.fixture
+def full_optimization():
+    """Numbers here are compared as users get them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def sweep_tree(tiny, **axes):
+    tree = tiny()
+    tree["sweep"] = {"optim": {"learning_rate": (2.0**-8, 2.0**-6, 2.0**-4)}}
+    for path, values in axes.items():
+        section, _, field = path.partition("__")
+        tree["sweep"].setdefault(section, {})[field] = values
+    return tree
+
+
+def count_compilations(of: str):
+    """A list that grows by one at each XLA compilation of a jitted function whose name contains `of`."""
+    events = []
+
+    def listen(event, duration, **metadata):
+        if event.endswith("backend_compile_duration") and of in str(metadata.get("fun_name", "")):
+            events.append(metadata)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return events
+
+
+def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_optimization):
+    """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
+    tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
+    tree["sweep"]["seed"] = (0, 1)
+    training, evaluation = count_compilations("train_lane"), count_compilations("evaluate_lane")
+    rows = sweep(tree, tmp_path / "sweep")
+    assert len(rows) == 24
+    assert len(training) == len(evaluation) == 2  # the number of widths
+    for overrides, cfg in expand_sweep(tree)[::5]:
+        single = train(cfg.as_dict(), tmp_path / cfg.id)
+        row = next(row for row in rows if row["id"] == cfg.id)
+        assert row["overrides"] == overrides
+        np.testing.assert_allclose(row["final_loss"], single["final_loss"], rtol=1e-5)
+        np.testing.assert_allclose(row["eval_losses"], single["eval_losses"], rtol=1e-5)
+        same = {field: value for field, value in row.items() if field not in ("overrides", "seconds", "device")}
+        for field in ("final_loss", "best_loss", "eval_losses"):
+            same.pop(field)
+        assert same == {field: single[field] for field in same}
+        own = list(read_jsonl(tmp_path / "sweep" / "points" / cfg.id / "metrics.jsonl"))
+        alone = list(read_jsonl(tmp_path / cfg.id / "metrics.jsonl"))
+        assert [sorted(r) for r in own] == [sorted(r) for r in alone]
+        assert [r["step"] for r in own] == [r["step"] for r in alone] == [0, 0, 2, 4, 5, 6, 8, 10, 10, 12]
+    assert set(Row.__dataclass_fields__) == rows[0].keys()
+    losses = {(r["width"], r["parameterization"], r["learning_rate"], r["seed"]): r["final_loss"] for r in rows}
+    # Base width 16: the same numbers from both tables. Width 24: not.
+    for (width, name, lr, seed), loss in losses.items():
+        other = losses[width, "sp" if name == "mup" else "mup", lr, seed]
+        assert (loss == other) == (width == 16), (width, name, lr, seed)
+
+
+def run_lanes(runs, rows_NKBT, one_device=False):
+    devices = jax.devices()[: 1 if one_device else len(runs)]
+    mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
+    fns = make_lane_fns(runs[0].program, mesh)
+    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
+    lanes = fns.init(np.zeros(len(runs), np.uint32), hps, scalings)
+    bounds = np.full(len(runs), 20.0, np.float32)
+    return fns.train(lanes, rows_NKBT, rows_NKBT.shape[1], hps, scalings, bounds)
+
+
+@pytest.mark.parametrize("one_device", [False, True])
+def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, one_device):
+    """Three lanes, the middle one at a learning rate that explodes, against the same with a harmless one."""
+    tree = tiny(optim__grad_clip=0.0, model__norm_gain=True)
+
+    def runs(middle):
+        tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
+        return [make_run(cfg) for _, cfg in expand_sweep(tree)]
+
+    rows = np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
+    calm, calm_metrics = run_lanes(runs(0.015), rows, one_device)
+    wild, metrics = run_lanes(runs(1e4), rows, one_device)
+    assert np.array_equal(np.asarray(calm.diverged_at), [-1, -1, -1])
+    frozen_at = int(wild.diverged_at[1])
+    assert np.array_equal(np.asarray(wild.diverged_at)[[0, 2]], [-1, -1])
+    assert 0 < frozen_at < 11
+    for a, b in zip(jax.tree.leaves(calm.train), jax.tree.leaves(wild.train), strict=True):
+        assert np.array_equal(np.asarray(a)[[0, 2]], np.asarray(b)[[0, 2]])
+    assert np.array_equal(np.asarray(calm_metrics["loss"])[[0, 2]], np.asarray(metrics["loss"])[[0, 2]])
+    # Frozen: no further step, no number for it, and the weights are those before the bad update
+    assert int(wild.train.step[1]) == frozen_at
+    assert np.all(np.isnan(np.asarray(metrics["loss"])[1, frozen_at + 1 :]))
+    assert all(np.all(np.isfinite(np.asarray(x)[1])) for x in jax.tree.leaves(wild.train.params))
+
+
+def test_vmapped_lanes_equal_single_steps(tiny):
+    """What accelerators run: the same lanes under vmap, where a dead lane's branch is a select."""
+    tree = tiny()
+    tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
+    runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
+    fns = make_train_fns(runs[0].program)
+    rows = np.random.default_rng(0).integers(0, 256, (12, 4, 17), dtype=np.uint8)
+    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
+    states = jax.jit(jax.vmap(fns.init))(np.zeros(2, np.uint32), hps, scalings)
+    step = jax.jit(jax.vmap(fns.step, in_axes=(0, None, 0, 0)))
+    losses = []
+    for batch in rows:
+        states, metrics = step(states, batch, hps, scalings)
+        losses.append(np.asarray(metrics["loss"]))
+    _, metrics = run_lanes(runs, rows[None].repeat(2, axis=0))
+    np.testing.assert_allclose(np.asarray(metrics["loss"]).T, losses, rtol=1e-5)
+
+
+def test_lanes_exchange_nothing(tiny):
+    """The compiled training program over a mesh of devices has no collective."""
+    tree = tiny()
+    tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
+    runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
+    mesh = jax.make_mesh((2,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    fns = make_lane_fns(runs[0].program, mesh)
+    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
+    lanes = jax.eval_shape(fns.init, np.zeros(2, np.uint32), hps, scalings)
+    rows, bounds = np.zeros((2, 3, 4, 17), np.uint8), np.full(2, 20.0, np.float32)
+    text = fns.train.lower(lanes, rows, 3, hps, scalings, bounds).compile().as_text()
+    assert "while" in text
+    assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+
+
+def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
+    tree = tiny(optim__grad_clip=0.0)
+    tree["sweep"] = {"optim": {"learning_rate": (0.01, 1e4)}}
+    good, bad = sweep(tree, tmp_path / "s")
+    assert (good["status"], good["diverged_at_step"]) == ("ok", None)
+    assert (bad["status"], bad["final_loss"], bad["best_loss"], bad["best_step"]) == ("diverged", None, None, None)
+    assert 0 < bad["diverged_at_step"] <= 12
+    # The train verb sees the same divergence at the same step
+    tree["optim"]["learning_rate"] = 1e4
+    single = train(tree, tmp_path / "single")
+    assert (single["id"], single["diverged_at_step"]) == (bad["id"], bad["diverged_at_step"])
+
+
+def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_path, capsys):
+    tree = sweep_tree(tiny)
+    rows = sweep(tree, tmp_path)
+    results = tmp_path / "results.jsonl"
+    content = results.read_bytes()
+    started = count_compilations("train_lane")
+    assert sweep(tree, tmp_path) == rows
+    assert not started
+    assert results.read_bytes() == content
+    results.write_bytes(content[:-20])
+    again = sweep(tree, tmp_path)
+    assert "torn" in capsys.readouterr().err
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in rows)
+    for row, new in zip(rows, again, strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in new.items() if k != "seconds"}
+
+
+def test_workdir_of_another_config_is_refused(tiny, tmp_path):
+    tree = sweep_tree(tiny)
+    sweep(tree, tmp_path / "a")
+    before = (tmp_path / "a" / "results.jsonl").read_bytes()
+    tree["optim"]["b2"] = 0.9
+    with pytest.raises(UserError, match="belongs to another config: optim.b2: 0.95 -> 0.9; choose a new workdir"):
+        sweep(tree, tmp_path / "a")
+    with pytest.raises(UserError, match="manifest.json, the record of another verb"):
+        train(tree, tmp_path / "a")
+    assert (tmp_path / "a" / "results.jsonl").read_bytes() == before
+
+
+def quickstart_flags(text_file):
+    """The quickstart at one small width and few steps, on a small text: 16 points, a second or so each chunk."""
+    return [
+        "--config=configs/quickstart.py", "--config.data.name=text", f"--config.data.path={text_file}",
+        "--config.sweep.model.d_model=(16,)", "--config.train.steps=40", "--config.train.batch_size=4",
+        "--config.train.eval_batches=2", "--config.data.seq_len=16",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text_file, tmp_path_factory):
+    """Rows of the sweep that test_interrupted_sweep_goes_on cuts short."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={workdir}").returncode == 0
+    return list(read_jsonl(workdir / "results.jsonl"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
+    """Stopped while running, by the real command: finished points are kept, and the whole equals an undisturbed one."""
+    flags = quickstart_flags(text_file)
+    command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={tmp_path / 'cut'}"]
+    results = tmp_path / "cut" / "results.jsonl"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (results.exists() and results.read_bytes().count(b"\n") >= 2) and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signum)
+    stderr = process.communicate(timeout=120)[1]
+    kept = results.read_text().splitlines()
+    assert 2 <= len(kept) < 16
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 75
+        assert "the same command goes on" in stderr
+        assert "Traceback" not in stderr
+    assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
+    assert results.read_text().splitlines()[: len(kept)] == kept
+    cut, whole = (
+        sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
+        for rows in (read_jsonl(results), undisturbed)
+    )
+    assert len(cut) == 16
+    assert cut == whole

@@ -1,0 +1,87 @@
+"""The train verb on real text: it learns, leaves its files, resumes nothing wrongly, and reports divergence."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from mujax import main
+from mujax.errors import UserError
+from mujax.metrics import find_divergence, metric_records
+from mujax.train import train
+from mujax.workdir import read_jsonl
+
+
+@pytest.mark.parametrize("model", ["transformer", "mlp"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_learns_real_text(tiny, tmp_path, model, dtype):
+    """After 60 steps the loss is well below that of the best model without context, the byte frequencies."""
+    tree = tiny(
+        model, train__steps=60, train__batch_size=16, train__eval_batches=8, optim__learning_rate=2.0**-5,
+        model__d_model=32, model__dtype=dtype, data__seq_len=32,
+    )  # fmt: skip
+    row = train(tree, tmp_path)
+    text = np.frombuffer(open(tree["data"]["path"], "rb").read(), np.uint8)
+    frequencies = np.bincount(text) / len(text)
+    entropy = -np.sum(frequencies[frequencies > 0] * np.log(frequencies[frequencies > 0]))
+    assert row["status"] == "ok"
+    assert row["final_loss"] < entropy - 0.2
+    assert row["tokens"] == 60 * 16 * 32
+
+
+def test_files_of_a_run(tiny, tmp_path):
+    tree = tiny()
+    row = train(tree, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == row
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == {key: value for key, value in tree.items() if key != "sweep"}
+    records = list(read_jsonl(tmp_path / "metrics.jsonl"))
+    training = [r for r in records if "loss" in r]
+    assert [r["step"] for r in training] == list(range(0, 12, 2))
+    assert [[r["step"], r["eval_loss"]] for r in records if "eval_loss" in r] == row["eval_losses"]
+    # warm-up 2 of 12 steps, then linear to zero
+    peak = tree["optim"]["learning_rate"]
+    np.testing.assert_allclose([r["learning_rate"] for r in training[:3]], [peak / 2, peak, peak * 0.8], rtol=1e-6)
+    # Finished: the same command changes nothing
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert train(tree, tmp_path) == row
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
+
+
+def test_interrupted_run_repeats_itself_and_keeps_what_it_had(tiny, tmp_path, capsys):
+    tree = tiny()
+    row = train(tree, tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "metrics.jsonl").write_text(metrics[: len(metrics) // 2])
+    again = train(tree, tmp_path)
+    assert "unfinished run" in capsys.readouterr().err
+    assert {**again, "seconds": 0} == {**row, "seconds": 0}
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+    assert (tmp_path / "metrics.interrupted.jsonl").read_text() == metrics[: len(metrics) // 2]
+    with pytest.raises(UserError, match="optim.b1: 0.9 -> 0.8"):
+        train(tiny(optim__b1=0.8), tmp_path)
+
+
+def test_diverged_run_exits_with_3(text_file, tmp_path, capsys):
+    flags = ["--config.data.name=text", f"--config.data.path={text_file}", "--config.optim.learning_rate=1e4"]
+    flags += ["--config.optim.grad_clip=0", "--config.model.d_model=16", "--config.data.seq_len=16"]
+    argv = ["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}", *flags]
+    assert main.run(argv) == 3
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert (row["status"], row["final_loss"], row["best_loss"]) == ("diverged", None, None)
+    assert f"diverged at step {row['diverged_at_step']}" in capsys.readouterr().out
+    assert main.run(argv) == 3  # finished, and still diverged
+
+
+def test_divergence_is_found_in_training_or_evaluation():
+    evals = [(0, 5.0), (10, 4.0), (20, float("nan"))]
+    assert find_divergence(7, evals, 20.0) == 7
+    assert find_divergence(-1, evals, 20.0) == 20
+    assert find_divergence(-1, evals[:2], 20.0) is None
+    assert find_divergence(-1, evals[:2], 4.5) == 0
+    records = metric_records({"loss": jnp.arange(20.0)}, evals, 5, diverged_at=10)
+    kinds = [(r["step"], "eval_loss" in r) for r in records]
+    assert kinds == [(0, True), (0, False), (5, False), (10, True), (10, False)]
