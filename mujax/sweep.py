@@ -189,7 +189,7 @@ class _Progress:
         best = self._best.get((row["parameterization"], row["width"]))
         if best:
             name = f"{row['parameterization']} width {row['width']}"
-            self._bar.set_postfix_str(f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}")
+            self._bar.set_postfix_str(f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}", refresh=False)
 
     def _keep_best(self, row: Row) -> None:
         key = (row["parameterization"], row["width"])
@@ -197,4 +197,4 @@ class _Progress:
             self._best[key] = row
 
     def _describe(self) -> None:
-        self._bar.set_description_str(f"{self._num_done}/{self._num_points} points")
+        self._bar.set_description_str(f"{self._num_done}/{self._num_points} points", refresh=False)
