@@ -189,7 +189,9 @@ class _Progress:
         best = self._best.get((row["parameterization"], row["width"]))
         if best:
             name = f"{row['parameterization']} width {row['width']}"
-            self._bar.set_postfix_str(f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}", refresh=False)
+            self._bar.set_postfix_str(
+                f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}", refresh=False
+            )
 
     def _keep_best(self, row: Row) -> None:
         key = (row["parameterization"], row["width"])

@@ -59,7 +59,7 @@ def tiny(text_file):
     )
 
 
-def run_mujax(*args: str, **kwargs) -> subprocess.CompletedProcess:
+def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:
     """The command line in a process of its own, in the repository root."""
     command = [sys.executable, "-m", "mujax", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
