@@ -13,7 +13,6 @@ def get_config():
     c.schedule.warmup_steps = 30
     c.train.batch_size = 16
     c.data.seq_len = 64
-    c.train.eval_batches = 8
     c.parameterization.base_width = 32
 
     c.sweep.model = {"d_model": (32, 64, 128)}

@@ -1,8 +1,7 @@
 """Lanes: many runs of one program, side by side, as a pure function of numbers.
 
 A lane is one run. Lanes are split over the devices of a `sweep` mesh axis, with nothing exchanged
-between them; within a device they run one after the other on CPU, where that is fastest (measured:
-experiments/benchmarks), and vmapped on accelerators.
+between them; the lanes of one device run one after the other, or vmapped, which fills an accelerator.
 """
 
 from collections.abc import Callable
@@ -31,8 +30,10 @@ class LaneFns(NamedTuple):
     evaluate: Callable
 
 
-def make_lane_fns(program: Program, mesh: Mesh) -> LaneFns:
+def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool) -> LaneFns:
     """Returns the functions of a program over lanes split along the mesh axis `sweep`.
+
+    The lanes of one device are vmapped, or else run one after the other.
 
     init(seeds_N, hps, scalings) -> LaneState.
     train(lanes, rows [N, K, B, T + 1], num_steps, hps, scalings, divergence_loss_N)
@@ -71,13 +72,11 @@ def make_lane_fns(program: Program, mesh: Mesh) -> LaneFns:
         losses_E = jax.lax.map(lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT)
         return jnp.mean(losses_E)
 
-    one_by_one = mesh.devices.flat[0].platform == "cpu"
-
     def over_lanes(lane_fn, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()):
         """lane_fn with a lane axis on its result and on every argument but those numbered in `shared`."""
 
         def batched(*args):
-            if not one_by_one:
+            if vmapped:
                 return jax.vmap(lane_fn, in_axes=[None if i in shared else 0 for i in range(len(args))])(*args)
             own = {i: arg for i, arg in enumerate(args) if i not in shared}
             return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)

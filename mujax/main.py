@@ -119,9 +119,10 @@ def _sweep(config: ConfigDict, workdir: str) -> int:
 
     # Lanes of a sweep are split over devices, so each core is made one, unless the number is set already.
     # Accelerators are devices as they are.
-    if jax.config.jax_num_cpu_devices < 0 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    is_set = (
+        "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.values["jax_num_cpu_devices"] > 0
+    )
+    if not is_set:
         jax.config.update("jax_num_cpu_devices", num_cores())
     from mujax.sweep import sweep
 

@@ -18,11 +18,11 @@ def find_divergence(frozen_at: int, eval_losses: Sequence[tuple[int, float]], bo
 
     Args:
       frozen_at: step whose training loss was bad, -1 if none was.
-      eval_losses: (step, loss); the last weights are only ever seen by an evaluation.
+      eval_losses: (step, loss); the last weights are seen by an evaluation alone.
     """
-    if frozen_at >= 0:
-        return frozen_at
-    return next((step for step, loss in eval_losses if is_bad(loss, bound)), None)
+    bad = [frozen_at] if frozen_at >= 0 else []
+    bad += [step for step, loss in eval_losses if is_bad(loss, bound)]
+    return min(bad, default=None)
 
 
 def metric_records(

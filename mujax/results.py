@@ -18,7 +18,7 @@ from mujax.run import Run, device_description
 class Row:
     """A line of results.jsonl. Losses are nats a token on the validation split, null where diverged.
 
-    group: Run.group. eval_losses: [step, loss] pairs. overrides: the point's own
+    group: Run.group. eval_losses: [step, loss] pairs, up to a divergence. overrides: the point's own
     fields of the sweep. seconds: wall time of the run (of its chunk, in a sweep, over its lanes).
     """
 
@@ -61,8 +61,9 @@ def make_row(
 ) -> dict[str, Any]:
     """The row of a finished run. A diverged run carries null losses, never a number an argmin could take."""
     cfg = run.cfg
-    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss)]
     diverged = diverged_at_step is not None
+    end = math.inf if diverged_at_step is None else diverged_at_step
+    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss) and step <= end]
     best_step, best_loss = min(finite, key=lambda pair: pair[1]) if not diverged else (None, None)
     row = Row(
         id=cfg.id,

@@ -90,10 +90,11 @@ def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple
     cfg = points[0].run.cfg  # train and data are the same in the whole group
     devices = jax.devices()[: len(points)]
     # CPU: a lane a device, so that every point is finished, and safe, as early as possible.
-    per_device = 1 if jax.default_backend() == "cpu" else math.ceil(len(points) / len(devices))
+    is_cpu = jax.default_backend() == "cpu"
+    per_device = 1 if is_cpu else math.ceil(len(points) / len(devices))
     num_lanes = per_device * len(devices)
     mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
-    fns = make_lane_fns(points[0].run.program, mesh)
+    fns = make_lane_fns(points[0].run.program, mesh, vmapped=not is_cpu)
     batches = {}
     for seed in {point.run.cfg.seed for point in points}:
         batches[seed], validation, fingerprint = load_batches(cfg.data, cfg.train, seed)

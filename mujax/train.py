@@ -74,7 +74,8 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
             if pending:
                 look(*pending)
                 pending = None
-            look_at_validation(t)
+            if diverged_at is None:
+                look_at_validation(t)
         if diverged_at is not None:
             break
         state, metrics = step_fn(state, batches[t], run.hps, run.scalings)

@@ -84,18 +84,18 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_
         assert (loss == other) == (width == 16), (width, name, lr, seed)
 
 
-def run_lanes(runs, rows_NKBT, one_device=False):
-    devices = jax.devices()[: 1 if one_device else len(runs)]
+def run_lanes(runs, rows_NKBT, num_devices=1, vmapped=False):
+    devices = jax.devices()[:num_devices]
     mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
-    fns = make_lane_fns(runs[0].program, mesh)
+    fns = make_lane_fns(runs[0].program, mesh, vmapped)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = fns.init(np.zeros(len(runs), np.uint32), hps, scalings)
     bounds = np.full(len(runs), 20.0, np.float32)
     return fns.train(lanes, rows_NKBT, rows_NKBT.shape[1], hps, scalings, bounds)
 
 
-@pytest.mark.parametrize("one_device", [False, True])
-def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, one_device):
+@pytest.mark.parametrize(("num_devices", "vmapped"), [(3, False), (1, False), (1, True)])
+def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
     """Three lanes, the middle one at a learning rate that explodes, against the same with a harmless one."""
     tree = tiny(optim__grad_clip=0.0, model__norm_gain=True)
 
@@ -104,8 +104,8 @@ def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, on
         return [make_run(cfg) for _, cfg in expand_sweep(tree)]
 
     rows = np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
-    calm, calm_metrics = run_lanes(runs(0.015), rows, one_device)
-    wild, metrics = run_lanes(runs(1e4), rows, one_device)
+    calm, calm_metrics = run_lanes(runs(0.015), rows, num_devices, vmapped)
+    wild, metrics = run_lanes(runs(1e4), rows, num_devices, vmapped)
     assert np.array_equal(np.asarray(calm.diverged_at), [-1, -1, -1])
     frozen_at = int(wild.diverged_at[1])
     assert np.array_equal(np.asarray(wild.diverged_at)[[0, 2]], [-1, -1])
@@ -119,22 +119,23 @@ def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, on
     assert all(np.all(np.isfinite(np.asarray(x)[1])) for x in jax.tree.leaves(wild.train.params))
 
 
-def test_vmapped_lanes_equal_single_steps(tiny):
-    """What accelerators run: the same lanes under vmap, where a dead lane's branch is a select."""
+def test_lanes_equal_single_steps_however_they_are_laid_out(tiny):
+    """Vmapped (as on accelerators), one after the other, on one device and on two: the losses of the bare step."""
     tree = tiny()
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
     runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
     fns = make_train_fns(runs[0].program)
+    init, step = jax.jit(fns.init), jax.jit(fns.step)
     rows = np.random.default_rng(0).integers(0, 256, (12, 4, 17), dtype=np.uint8)
-    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
-    states = jax.jit(jax.vmap(fns.init))(np.zeros(2, np.uint32), hps, scalings)
-    step = jax.jit(jax.vmap(fns.step, in_axes=(0, None, 0, 0)))
-    losses = []
-    for batch in rows:
-        states, metrics = step(states, batch, hps, scalings)
-        losses.append(np.asarray(metrics["loss"]))
-    _, metrics = run_lanes(runs, rows[None].repeat(2, axis=0))
-    np.testing.assert_allclose(np.asarray(metrics["loss"]).T, losses, rtol=1e-5)
+    losses = np.zeros((2, 12))
+    for lane, run in enumerate(runs):
+        state = init(0, run.hps, run.scalings)
+        for t, batch in enumerate(rows):
+            state, metrics = step(state, batch, run.hps, run.scalings)
+            losses[lane, t] = metrics["loss"]
+    for num_devices, vmapped in ((1, True), (1, False), (2, False)):
+        _, metrics = run_lanes(runs, rows[None].repeat(2, axis=0), num_devices, vmapped)
+        np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
 
 
 def test_lanes_exchange_nothing(tiny):
@@ -143,7 +144,7 @@ def test_lanes_exchange_nothing(tiny):
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
     runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
     mesh = jax.make_mesh((2,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    fns = make_lane_fns(runs[0].program, mesh)
+    fns = make_lane_fns(runs[0].program, mesh, vmapped=True)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = jax.eval_shape(fns.init, np.zeros(2, np.uint32), hps, scalings)
     rows, bounds = np.zeros((2, 3, 4, 17), np.uint8), np.full(2, 20.0, np.float32)
@@ -163,6 +164,7 @@ def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
     tree["optim"]["learning_rate"] = 1e4
     single = train(tree, tmp_path / "single")
     assert (single["id"], single["diverged_at_step"]) == (bad["id"], bad["diverged_at_step"])
+    np.testing.assert_allclose(single["eval_losses"], bad["eval_losses"], rtol=1e-5)
 
 
 def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_path, capsys):
