@@ -51,17 +51,21 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.optim.name = "adamw"
     c.optim.learning_rate = 2.0**-7  # peak, of a tensor whose table factor is 1
     c.optim.weight_decay = 0.0  # in the unit of decay_form
-    c.optim.decay_form = "decoupled"  # l2, decoupled (times LR), independent (times schedule) or constant
+    # l2: into the gradient; decoupled: times a tensor's own learning rate, so under muP its timescale grows
+    # with width; independent: times the schedule alone; constant: neither
+    c.optim.decay_form = "decoupled"
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
-    c.optim.grad_clip = 1.0  # global gradient norm; 0: no clipping
+    # Global norm of the gradients of the stored weights; 0: no clipping. A bound that bites makes runs of
+    # different widths differ: the norm is not constant in width.
+    c.optim.grad_clip = 1.0
 
     c.schedule = ConfigDict()
     c.schedule.name = "linear"  # after warm-up: constant, linear, cosine or wsd
     c.schedule.warmup_steps = 20
-    c.schedule.decay_steps = 0  # of wsd: length of the final decay
-    c.schedule.final_ratio = 0.0  # learning rate at the last step / peak
+    c.schedule.decay_steps = 0  # of wsd, and there above 0: length of the final decay
+    c.schedule.final_ratio = 0.0  # learning rate / peak that a decay reaches at train.steps, after the last update
 
     c.train = ConfigDict()
     c.train.steps = 200  # updates

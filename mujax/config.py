@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from mujax.data.corpus import VOCAB_SIZE
 from mujax.errors import UserError, suggest
 from mujax.models import MODELS
@@ -154,7 +156,10 @@ def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[dict[str, Any], RunConfi
         or a point that is not a valid config.
     """
     base = {key: value for key, value in tree.items() if key != "sweep"}
-    axes = dict(_leaves(tree.get("sweep", {})))
+    sweep = tree.get("sweep", {})
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"sweep = {sweep!r} is not a section of axes")
+    axes = dict(_leaves(sweep))
     if not axes:
         raise UserError("sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config")
     for field, values in axes.items():
@@ -189,7 +194,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def _set(tree: dict[str, Any], field: str, value) -> None:
@@ -197,6 +202,8 @@ def _set(tree: dict[str, Any], field: str, value) -> None:
     *sections, last = field.split(".")
     for section in sections:
         tree = tree.get(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"sweep.{field}: {section} is a field, not a section")
     if last not in tree:
         raise UserError(f"sweep.{field}: the config has no field {field}{suggest(last, tree)}")
     tree[last] = value
@@ -215,25 +222,27 @@ def _typed_fields(cls, tree: Mapping[str, Any], where: str, derived: tuple[str, 
 def _check_names(tree: Mapping[str, Any], names, prefix: str) -> None:
     for key in tree:
         if key not in names:
-            raise UserError(f"unknown field {prefix}{key}{suggest(key, names)}")
+            raise UserError(f"unknown field {prefix}{key}{suggest(str(key), names)}")
     for name in names:
         if name not in tree:
             raise UserError(f"field {prefix}{name} is missing; start from configs/base.py, which sets all")
 
 
-def _cast(value, kind: type, field: str):
-    """Checks a value's type; an int serves as a float, and nothing else is converted."""
+def _cast(value, kind: type, field: str) -> Any:
+    """Checks a value's type; an int serves as a float, a NumPy scalar as its Python number; no other conversion."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"{field} = {value!r} is {type(value).__name__}, not {kind.__name__}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{field} = {value!r} is not a finite number")
+    if kind is float and not (math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)):
+        raise UserError(f"{field} = {value!r} is not a finite number that fits float32")
     return value
 
 
 def _one_of(field: str, value, choices) -> None:
-    if value not in choices:
+    if value not in list(choices):  # a list, for values that cannot be hashed
         raise UserError(f"{field} = {value!r} is not one of: {', '.join(choices)}")
 
 
@@ -284,10 +293,15 @@ def _check_ranges(
     _at_least("schedule.decay_steps", schedule.decay_steps, 0)
     if not 0 <= schedule.final_ratio <= 1:
         raise UserError(f"schedule.final_ratio = {schedule.final_ratio!r} must be in [0, 1]")
-    decay_steps = schedule.decay_steps if schedule.name == "wsd" else 0
-    if schedule.warmup_steps + decay_steps > train.steps:
-        used = "schedule.warmup_steps + schedule.decay_steps" if decay_steps else "schedule.warmup_steps"
-        raise UserError(f"{used} = {schedule.warmup_steps + decay_steps} exceeds train.steps = {train.steps}")
+    if (schedule.name == "wsd") != (schedule.decay_steps > 0):
+        raise UserError(
+            f"schedule.name = {schedule.name!r} with schedule.decay_steps = {schedule.decay_steps}: "
+            "wsd needs decay_steps above 0, and no other schedule has any"
+        )
+    used = "schedule.warmup_steps + schedule.decay_steps" if schedule.decay_steps else "schedule.warmup_steps"
+    if schedule.warmup_steps + schedule.decay_steps > train.steps:
+        total = schedule.warmup_steps + schedule.decay_steps
+        raise UserError(f"{used} = {total} exceeds train.steps = {train.steps}")
 
     _one_of("data.name", data.name, DATASETS)
     _positive("data.seq_len", data.seq_len)

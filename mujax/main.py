@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -158,6 +159,7 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
       UserError: an unknown or missing flag, a config file that fails, or a field that does not exist.
     """
+    argv = _joined(argv)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     if VERBS[verb].takes_config:
@@ -165,7 +167,7 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
     try:
         rest = values(["mujax", *argv])[1:]
-    except (flags.Error, TypeError, ValueError) as e:
+    except (flags.Error, OSError, TypeError, ValueError) as e:
         raise UserError(f"{_one_line(e)}; see mujax {verb} --help") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
@@ -174,9 +176,22 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
     return {name: values[name].value for name in values if name in ("workdir", "config")}
 
 
+def _joined(argv: Sequence[str]) -> list[str]:
+    """-name and --name value -> --name=value, the one form in which config_flags and we look for a config."""
+    joined: list[str] = []
+    for arg in argv:
+        if not arg.startswith("-"):
+            takes_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+            if takes_value:
+                joined[-1] += f"={arg}"
+                continue
+        joined.append(f"-{arg}" if re.match("-[a-z]", arg) else arg)
+    return joined
+
+
 def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     """The config file alone, without overrides, so that its own errors are told apart from theirs."""
-    found = [arg for arg in argv if arg.startswith(("--config=", "-config="))]
+    found = [arg for arg in argv if arg.startswith("--config=")]
     if not found:
         raise UserError(f"{verb} needs --config=FILE.py, for example --config=configs/base.py")
     path = found[-1].partition("=")[2].partition(":")[0]
@@ -186,10 +201,10 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", found[-1]])
     try:
         values(["mujax", found[-1]])
-    except Exception as e:  # noqa: BLE001 - a config file is the user's code and may raise anything
-        cause: BaseException = e
-        while cause.__context__ is not None:  # config_flags wraps what get_config raised, with its traceback
-            cause = cause.__context__
+    except (Exception, SystemExit) as e:  # a config file is the user's code and may raise anything
+        cause: BaseException = e  # config_flags wraps what get_config raised
+        while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
+            cause = inner
         raise UserError(f"--config={path}: {type(cause).__name__}: {_one_line(cause)}") from e
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(values.config).__name__}, not a ConfigDict")
@@ -201,10 +216,13 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
         if not arg.startswith("--config."):
             continue
         flag = arg.partition("=")[0]
+        fields = flag.removeprefix("--config.").split(".")
         node: Any = config
-        for name in flag.removeprefix("--config.").split("."):
+        for name in fields:
             if not isinstance(node, ConfigDict) or name not in node:
                 names = list(node) if isinstance(node, ConfigDict) else []
+                if fields[0] == "sweep" and len(fields) > 1:
+                    raise UserError(f"{flag}: the config sweeps no such axis; name it in the config file, in c.sweep")
                 raise UserError(f"{flag}: the config has no such field{suggest(name, names)}")
             node = node[name]
 
@@ -230,11 +248,13 @@ def run(argv: Sequence[str]) -> int:
             print(VERBS[verb].help)
             return FINISHED
         return VERBS[verb].run(**parse(verb, rest))
-    except UserError as e:
+    except (UserError, OSError) as e:  # OSError: a full disk, a file taken away
         print(f"mujax: {_one_line(e)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("\nmujax: interrupted; what has finished is kept, the same command goes on", file=sys.stderr)
+        is_sweep = verb == "sweep"
+        after = "finished points are kept, the same command goes on" if is_sweep else "the same command starts it again"
+        print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -39,6 +39,9 @@ def make_adamw(decay_form: str, hps: Hps, scalings, multiplier) -> optax.Gradien
       scalings: tree of Scaling beside the parameters, possibly traced.
       multiplier: the schedule's value at this step.
 
+    Clipping sees the gradients of the stored weights, and `decoupled` decay a tensor's own learning rate,
+    so either makes two forms of one parameterization (equal effective weights, other stored ones) differ.
+
     Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied by
     dividing its gradient: optax's own Adam then serves every tensor.
     """

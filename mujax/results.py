@@ -19,7 +19,8 @@ class Row:
     """A line of results.jsonl. Losses are nats a token on the validation split, null where diverged.
 
     group: Run.group. eval_losses: [step, loss] pairs, up to a divergence. overrides: the point's own
-    fields of the sweep. seconds: wall time of the run (of its chunk, in a sweep, over its lanes).
+    fields of the sweep. steps, tokens: as configured, also where the run diverged before. seconds: wall
+    time of the run; in a sweep, of its chunk divided by the points in it.
     """
 
     id: str

@@ -1,7 +1,8 @@
 """Learning-rate schedules: pure functions of the step, between 0 and 1, with traced lengths.
 
 Every schedule warms up linearly over `warmup_steps` (step 0 trains at 1 / warmup_steps of the peak)
-and is then at 1 until it decays to `final_ratio`, reached at `total_steps`.
+and is then at 1 until it decays to `final_ratio`, reached at step `total_steps`, one after the last
+update.
 """
 
 from collections.abc import Callable

@@ -45,7 +45,7 @@ class TrainFns(NamedTuple):
 class Program:
     """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
 
-    batch_size counts sequences; model is a Config of mujax.models.
+    batch_size (sequences) and seq_len are the shapes it is called with; model is a Config of mujax.models.
     """
 
     model_name: str

@@ -16,12 +16,16 @@ from tqdm import tqdm
 from mujax import workdir as files
 from mujax.config import expand_sweep
 from mujax.data.loader import TrainBatches, load_batches
+from mujax.errors import UserError
 from mujax.hps import stack
 from mujax.lanes import LaneFns, make_lane_fns
 from mujax.metrics import find_divergence, metric_records
 from mujax.results import make_row
 from mujax.run import Run, make_run
 from mujax.steps import METRICS
+
+# A signal is served, and the bar moves, between two calls of the compiled program.
+MAX_STEPS_PER_CALL = 25
 
 Row = dict[str, Any]
 Records = list[dict[str, Any]]
@@ -64,13 +68,22 @@ def sweep(tree: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
     groups = plan_groups(tree)
     points = [point for members in groups.values() for point in members]
     root = files.open_workdir(workdir, "manifest.json", tree)
-    for members in groups.values():  # reads the text, so that a bad source is known before anything compiles
-        load_batches(members[0].run.cfg.data, members[0].run.cfg.train, seed=0)
-    files.write_json(root / "manifest.json", {"config": tree, "points": {p.id: p.overrides for p in points}})
+    # Reads the text, so that a bad source, or another one than before, is known before anything compiles
+    firsts = [members[0].run.cfg for members in groups.values()]
+    fingerprints = sorted({load_batches(cfg.data, cfg.train, seed=0)[2] for cfg in firsts})
+    manifest = {"config": tree, "data": fingerprints, "points": {p.id: p.overrides for p in points}}
+    if (root / "manifest.json").exists():
+        recorded = files.read_json(root / "manifest.json").get("data")
+        if recorded != fingerprints:
+            raise UserError(
+                f"--workdir={workdir} was begun on other text (fingerprint {recorded}, now {fingerprints}); "
+                "choose a new workdir"
+            )
+    files.write_json(root / "manifest.json", manifest)
     results = root / "results.jsonl"
     if files.drop_torn_line(results):
         print(f"{results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
-    rows = {row["id"]: row for row in files.read_jsonl(results)} if results.exists() else {}
+    rows = {str(row.get("id")): row for row in files.read_jsonl(results)} if results.exists() else {}
 
     with _Progress(points, rows) as progress:
         for members in groups.values():
@@ -105,7 +118,7 @@ def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple
         # A short last chunk is filled with copies of its last point, whose results are dropped.
         runs = [point.run for point in chunk] + [chunk[-1].run] * (num_lanes - len(chunk))
         lanes, evals, history = _train_lanes(fns, runs, batches, validation, lambda n, c=chunk: progress.trained(c, n))
-        seconds = time.time() - start
+        seconds = (time.time() - start) / len(chunk)
         for i, point in enumerate(chunk):
             eval_losses = [(step, float(loss_N[i])) for step, loss_N in evals]
             diverged_at = find_divergence(int(lanes.diverged_at[i]), eval_losses, cfg.train.divergence_loss)
@@ -131,25 +144,28 @@ def _train_lanes(fns: LaneFns, runs: Sequence[Run], batches: Mapping[int, TrainB
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     seeds = [run.cfg.seed for run in runs]
     bounds = np.full(len(runs), train.divergence_loss, np.float32)
-    interval = min(train.eval_interval, train.steps)
+    steps_per_call = min(train.eval_interval, train.steps, MAX_STEPS_PER_CALL)
 
     def rows_NKBT(first: int, num_steps: int) -> np.ndarray:
-        """Batches first .. first + num_steps of each run, repeated up to `interval`: one shape, one program."""
-        steps = [min(first + k, first + num_steps - 1) for k in range(interval)]
+        """Batches first .. first + num_steps of each run, filled up to one length: one shape, one program."""
+        steps = [min(first + k, first + num_steps - 1) for k in range(steps_per_call)]
         by_seed = {seed: np.stack([batches[seed][t] for t in steps]) for seed in set(seeds)}
         return np.stack([by_seed[seed] for seed in seeds])
 
     lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
-    evals = [(0, fns.evaluate(lanes, validation, hps, scalings))]
-    history = []
-    for first in range(0, train.steps, interval):
-        num_steps = min(interval, train.steps - first)
-        lanes, metrics = fns.train(lanes, rows_NKBT(first, num_steps), num_steps, hps, scalings, bounds)
-        evals.append((first + num_steps, fns.evaluate(lanes, validation, hps, scalings)))
+    evals, history, done = [], [], 0
+    while True:
+        if done % train.eval_interval == 0 or done == train.steps:
+            evals.append((done, fns.evaluate(lanes, validation, hps, scalings)))
+        if done == train.steps:
+            break
+        num_steps = min(steps_per_call, train.steps - done, train.eval_interval - done % train.eval_interval)
+        lanes, metrics = fns.train(lanes, rows_NKBT(done, num_steps), num_steps, hps, scalings, bounds)
         history.append({name: np.asarray(values)[:, :num_steps] for name, values in metrics.items()})
+        done += num_steps
         report_steps(num_steps)
         if np.all(np.asarray(lanes.diverged_at) >= 0):
-            report_steps(train.steps - first - num_steps)
+            report_steps(train.steps - done)
             break
     merged = {name: np.concatenate([part[name] for part in history], axis=1) for name in METRICS}
     return lanes, evals, merged
@@ -166,13 +182,13 @@ class _Progress:
             self._keep_best(row)
         total = sum(point.run.flops_per_step * point.run.cfg.train.steps for point in todo)
         self._bar = tqdm(
+            desc=self._points_done(),
             total=total,
             bar_format="{desc} |{bar:24}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
             mininterval=0.2 if sys.stderr.isatty() else 20,
             dynamic_ncols=True,
             disable=not todo,
         )
-        self._describe()
 
     def __enter__(self):
         return self
@@ -186,7 +202,7 @@ class _Progress:
     def finished(self, row: Row) -> None:
         self._num_done += 1
         self._keep_best(row)
-        self._describe()
+        self._bar.set_description_str(self._points_done(), refresh=False)
         best = self._best.get((row["parameterization"], row["width"]))
         if best:
             name = f"{row['parameterization']} width {row['width']}"
@@ -199,5 +215,5 @@ class _Progress:
         if row["status"] == "ok" and row["final_loss"] < self._best.get(key, {"final_loss": math.inf})["final_loss"]:
             self._best[key] = row
 
-    def _describe(self) -> None:
-        self._bar.set_description_str(f"{self._num_done}/{self._num_points} points", refresh=False)
+    def _points_done(self) -> str:
+        return f"{self._num_done}/{self._num_points} points"

@@ -23,7 +23,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
 
     Leaves config.json, metrics.jsonl (appended as the run goes) and, at the end, result.json. A finished
     workdir is left alone. An interrupted run starts again from step 0: it repeats itself exactly, and
-    its earlier metrics are kept as metrics.interrupted.jsonl.
+    what it had logged is kept as metrics.interrupted.jsonl until the next interruption.
 
     Raises:
       UserError: a bad config, data source or workdir; nothing has been compiled.
@@ -50,10 +50,12 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     def look(step: int, metrics: Mapping[str, Any]) -> None:
         """Reads the metrics of a step already dispatched; notes a divergence."""
         nonlocal diverged_at
+        if diverged_at is not None:
+            return
         values = {name: json_number(value) for name, value in metrics.items()}
         if step % cfg.train.log_interval == 0:
             files.append_jsonl(metrics_file, {"step": step, **values})
-        if diverged_at is None and is_bad(float(metrics["loss"]), cfg.train.divergence_loss):
+        if is_bad(float(metrics["loss"]), cfg.train.divergence_loss):
             diverged_at = step
 
     def look_at_validation(step: int) -> None:

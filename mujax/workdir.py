@@ -1,5 +1,6 @@
 """What a workdir holds: files written whole or appended a line at a time, never two studies in one."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,17 @@ from typing import Any
 
 from mujax.config import differences
 from mujax.errors import UserError
+
+
+def local_path(workdir: str | Path) -> Path:
+    """The folder that --workdir names.
+
+    Raises:
+      UserError: it names a bucket; only local folders can be written yet.
+    """
+    if "://" in str(workdir):
+        raise UserError(f"--workdir={workdir} is not a local folder; buckets cannot be written yet")
+    return Path(os.path.expanduser(workdir))
 
 
 def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) -> Path:
@@ -21,11 +33,11 @@ def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) ->
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
     """
-    root = Path(workdir).expanduser()
+    root = local_path(workdir)
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".write_probe_{os.getpid()}"
-        probe.write_text("")
+        probe.touch()
         probe.unlink()
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
@@ -54,37 +66,44 @@ def write_jsonl(file: Path, records) -> None:
 def _write_whole(file: Path, text: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text)
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(temporary, file)
 
 
 def append_jsonl(file: Path, record) -> None:
     """Appends one line in one write and syncs it to disk, so that a crash tears at most that line."""
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(file, "ab", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join
+            os.truncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        os.fsync(stream.fileno())
 
 
-def read_json(file: Path):
-    """Raises UserError if the file is not JSON."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(f"{file} cannot be read as JSON: {e}") from e
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises UserError if the file does not hold a JSON object."""
+    return _parse_object(file.read_bytes(), str(file))
 
 
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
     """Records of a JSONL file; a last line without its newline was torn by a crash and is left out."""
     lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as e:
-            raise UserError(f"{file}, line {number} is not JSON: {e}") from e
+        yield _parse_object(line, f"{file}, line {number}")
+
+
+def _parse_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as e:
+        raise UserError(f"{where} is not JSON: {e}") from e
+    if not isinstance(document, dict):
+        raise UserError(f"{where} is not a JSON object")
+    return document
 
 
 def drop_torn_line(file: Path) -> bool:

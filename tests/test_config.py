@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import ROOT, run_mujax, tiny_tree
 
@@ -37,7 +38,7 @@ def test_run_id_follows_the_config_alone():
     assert make_run_config(shuffled).id == cfg.id
     other = {
         "seed": 1, "model.d_model": 32, "model.norm_gain": True, "parameterization.name": "sp", "optim.b2": 0.9,
-        "optim.decay_form": "l2", "schedule.name": "wsd", "train.steps": 13, "data.seq_len": 17,
+        "optim.decay_form": "l2", "schedule.name": "cosine", "train.steps": 13, "data.seq_len": 17,
     }  # fmt: skip
     ids = {cfg.id}
     for field, value in other.items():
@@ -78,12 +79,19 @@ BAD_FLAGS = {
     "decay form": (["--config.optim.decay_form=coupled"], "not one of: l2, decoupled, independent, constant"),
     "schedule": (["--config.schedule.name=step"], "not one of: constant, linear, cosine, wsd"),
     "warm-up": (["--config.schedule.warmup_steps=500"], "exceeds train.steps = 200"),
+    "wsd without decay": (["--config.schedule.name=wsd"], "wsd needs decay_steps above 0"),
     "NaN": (["--config.optim.learning_rate=nan"], "not a finite number"),
+    "float32 underflow": (["--config.optim.eps=1e-60"], "not a finite number that fits float32"),
     "beta": (["--config.optim.b2=1.0"], "must be in [0, 1)"),
     "dtype": (["--config.model.dtype=float16"], "not one of: float32, bfloat16"),
     "seed": (["--config.seed=-1"], "seed = -1 must be in"),
     "no path": (["--config.data.name=text"], "data.path = ''"),
     "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
+    "glob": (["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"], "cannot be read"),
+    "long path": (["--config.data.name=text", f"--config.data.path={'x' * 300}"], "cannot be read"),
+    "bucket": (["--workdir=gs://bucket/run"], "not a local folder"),
+    "single dash": (["-config.train.stps=3"], "did you mean steps?"),
+    "flag file": (["--flagfile=/no/such/file"], "/no/such/file"),
     "unwritable workdir": (["--workdir=/proc/version/run"], "cannot be written"),
     "unknown flag": (["--cofnig.seed=1"], "Unknown command line flag"),
     "positional": (["seed=1"], "unexpected argument 'seed=1'"),
@@ -124,6 +132,7 @@ def test_bad_config_is_one_line_and_exit_code_2(case, capsys, tmp_path, compilat
     [
         ("--config.sweep.optim.learning_rate=()", "sweep.optim.learning_rate = () is not a non-empty tuple"),
         ("--config.sweep.model.d_model=(32,32)", "twice"),
+        ("--config.sweep.optim.weight_decay=(0.0,0.1)", "sweeps no such axis"),
         ("--config.sweep.model.d_model=(32,40)", "d_head = 16 does not divide"),
         ("--config.sweep.parameterization.name=('sp','mip')", "'mip' is not one of"),
     ],
@@ -142,6 +151,14 @@ BAD_FILES = {
     "raises": ("def get_config(): return 1 / 0", "ZeroDivisionError"),
     "unknown_field": (BASE_AND + "  c.sed = 1\n  return c", "unknown field sed"),
     "missing_section": (BASE_AND + "  del c.train\n  return c", "train is missing"),
+    "cause": (
+        "def get_config():\n  try: {}[1]\n  except KeyError: raise ValueError('no profile') from None",
+        "ValueError",
+    ),
+    "exits": ("def get_config(): raise SystemExit(0)", "SystemExit"),
+    "no_sections": (BASE_AND + "  c.sweep = None\n  return c", "sweep = None is not a section"),
+    "deep_axis": (BASE_AND + "  c.sweep.optim = {'b1': {'x': (1,)}}\n  return c", "b1 is a field, not a section"),
+    "list_name": (BASE_AND + "  c.sweep.model = {'name': ([1],)}\n  return c", "model.name = [1] is not one of"),
     "axis": (BASE_AND + "  c.sweep.optim = {'lr': (1.,)}\n  return c", "the config has no field optim.lr"),
     "no_axis": ("from configs import base\nget_config = base.get_config", "sweep has no axis"),
 }
@@ -179,6 +196,21 @@ def test_help_has_an_example_and_says_what_is_left_behind(verb, capsys):
     assert "eaves in DIR" in text
     assert "Exit codes: 0" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_flags_with_spaces_and_numpy_numbers():
+    parsed = main.parse("train", ["--config", f"{ROOT}/configs/base.py", "--workdir", "x", "--config.seed", "3"])
+    assert (parsed["workdir"], parsed["config"].seed) == ("x", 3)
+    numpy_numbers = tiny_tree(optim__learning_rate=np.float64(0.25), train__steps=np.int64(20))
+    plain = tiny_tree(optim__learning_rate=0.25, train__steps=20)
+    assert make_run_config(without_sweep(numpy_numbers)).id == make_run_config(without_sweep(plain)).id
+
+
+def test_workdir_of_another_config_is_one_line(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    refused(["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"], capsys, "belongs to another config")
+    (tmp_path / "config.json").write_text("[1]")
+    refused(["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"], capsys, "is not a JSON object")
 
 
 def test_command_line_in_a_process_of_its_own(tmp_path):

@@ -37,7 +37,7 @@ def test_rows_make_every_byte_a_target_once(tmp_path):
 
 
 def test_folder_is_split_by_file_whatever_the_order(tmp_path):
-    """Validation holds whole files; adding a file to the end of the alphabet moves no other but at the margin."""
+    """Validation holds whole files, and the fingerprint follows their content."""
     names = [f"{i:02d}.txt" for i in range(40)]
     for name in names:
         (tmp_path / name).write_text(f"<{name}>" * 60)

@@ -28,7 +28,7 @@ ALLOWED = {
     "lanes": {"steps"},
     "transfer": {"errors", "workdir"},
     "train": {"config", "data.loader", "metrics", "results", "run", "steps", "workdir"},
-    "sweep": {"config", "data.loader", "hps", "lanes", "metrics", "results", "run", "steps", "workdir"},
+    "sweep": {"config", "data.loader", "errors", "hps", "lanes", "metrics", "results", "run", "steps", "workdir"},
     "main": {"errors", "sweep", "train", "transfer"},
 }
 # Library -> the only modules that may import it

@@ -18,9 +18,9 @@ from mujax.steps import abstract_metas, make_train_fns
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def run_at(width, name, base_width=32, **overrides):
+def run_at(width, name, base_width=32, model="transformer", **overrides):
     tree = tiny_tree(
-        model__d_model=width, parameterization__name=name, parameterization__base_width=base_width, **overrides
+        model, model__d_model=width, parameterization__name=name, parameterization__base_width=base_width, **overrides
     )
     tree.pop("sweep")
     return make_run(make_run_config(tree))
@@ -30,7 +30,8 @@ def run_at(width, name, base_width=32, **overrides):
 @pytest.mark.parametrize("name", ["sp", "mup"])
 def test_golden_table(name, width, request):
     """One line a tensor; regenerate with pytest --regenerate-golden and review the diff."""
-    text = run_at(width, name, model__norm_gain=True).table
+    mlp = run_at(width, name, model="mlp").table
+    text = f"transformer\n{run_at(width, name, model__norm_gain=True).table}\nmlp\n{mlp}"
     file = GOLDEN / f"{name}_{width}.txt"
     if request.config.getoption("--regenerate-golden"):
         file.write_text(text)

@@ -1,11 +1,13 @@
 """Lanes equal single runs, divergence stays alone, one program a width, and nothing finished is lost."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from conftest import ROOT, run_mujax
 from jax.sharding import AxisType
 
 from mujax.config import expand_sweep
+from mujax.data.corpus import load_corpus
 from mujax.errors import UserError
 from mujax.hps import stack
 from mujax.lanes import make_lane_fns
@@ -22,7 +25,7 @@ from mujax.run import make_run
 from mujax.steps import make_train_fns
 from mujax.sweep import sweep
 from mujax.train import train
-from mujax.workdir import read_jsonl
+from mujax.workdir import append_jsonl, read_jsonl
 
 
 @pytest.fixture
@@ -154,7 +157,7 @@ def test_lanes_exchange_nothing(tiny):
 
 
 def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
-    tree = tiny(optim__grad_clip=0.0)
+    tree = tiny(optim__grad_clip=0.0, train__log_interval=1)
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 1e4)}}
     good, bad = sweep(tree, tmp_path / "s")
     assert (good["status"], good["diverged_at_step"]) == ("ok", None)
@@ -165,6 +168,10 @@ def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
     single = train(tree, tmp_path / "single")
     assert (single["id"], single["diverged_at_step"]) == (bad["id"], bad["diverged_at_step"])
     np.testing.assert_allclose(single["eval_losses"], bad["eval_losses"], rtol=1e-5)
+    logs = [tmp_path / "single" / "metrics.jsonl", tmp_path / "s" / "points" / bad["id"] / "metrics.jsonl"]
+    steps = [[(record["step"], *sorted(record)) for record in read_jsonl(log)] for log in logs]
+    assert steps[0] == steps[1]
+    assert steps[0][-1][0] == bad["diverged_at_step"]
 
 
 def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_path, capsys):
@@ -195,6 +202,35 @@ def test_workdir_of_another_config_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="manifest.json, the record of another verb"):
         train(tree, tmp_path / "a")
     assert (tmp_path / "a" / "results.jsonl").read_bytes() == before
+
+
+def test_text_that_changed_between_two_calls_is_refused(tiny, tmp_path):
+    tree = sweep_tree(tiny)
+    file = tmp_path / "text.txt"
+    file.write_text(Path(tree["data"]["path"]).read_text())
+    tree["data"]["path"] = str(file)
+    sweep(tree, tmp_path / "s")
+    file.write_text(file.read_text().replace("import", "export"))
+    load_corpus.cache_clear()
+    with pytest.raises(UserError, match="was begun on other text"):
+        sweep(tree, tmp_path / "s")
+
+
+def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
+    """A short write is undone, so that the next line does not join the fragment."""
+    file = tmp_path / "results.jsonl"
+    append_jsonl(file, {"id": 1})
+
+    class Full(io.FileIO):
+        def write(self, line):
+            return super().write(line[:3])
+
+    monkeypatch.setattr("builtins.open", lambda path, mode, buffering: Full(path, mode))
+    with pytest.raises(OSError, match="No space left"):
+        append_jsonl(file, {"id": 2})
+    monkeypatch.undo()
+    append_jsonl(file, {"id": 3})
+    assert list(read_jsonl(file)) == [{"id": 1}, {"id": 3}]
 
 
 def quickstart_flags(text_file):
@@ -232,7 +268,7 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 75
-        assert "the same command goes on" in stderr
+        assert "finished points are kept, the same command goes on" in stderr
         assert "Traceback" not in stderr
     assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
     assert results.read_text().splitlines()[: len(kept)] == kept

@@ -76,6 +76,28 @@ def test_optimum_at_the_edge_is_flagged():
     assert (optimum.log2_lr, optimum.vertex, optimum.on_edge) == (-5, None, True)
 
 
+def test_drift_of_optima_at_the_edge_is_not_reported_as_transfer(tmp_path):
+    """A grid that ends before every optimum shows the same best point at each width: that is not a drift of 0."""
+    rows = parabolas({32: -2.0, 64: -2.5, 128: -3.0}, name="sp", grid=range(-8, -3))
+    assert find_drift(make_curves(rows)["sp"]).edge_widths == (32, 64, 128)
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = report(tmp_path)
+    assert "sp: not measured, the optimum is at the edge of the grid at width 32, 64, 128" in text
+    assert "per doubling" not in text
+
+
+def test_report_warns_of_what_does_not_belong_together_and_counts_a_row_once(tmp_path):
+    rows = [{**r, "data_fingerprint": "abc"} for r in parabolas({32: -5.0, 64: -5.0})]
+    rows[3]["data_fingerprint"] = "def"
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, *rows[:2]]))
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": {}, "points": {str(i): {} for i in range(20)}}))
+    text = report(tmp_path)
+    assert len(load_rows(tmp_path)) == len(rows)
+    assert "Warning: 16 of 20 points have finished" in text
+    assert "Warning: rows differ in data fingerprint: abc, def" in text
+    assert "rows differ in data fingerprint" in (tmp_path / "report.html").read_text()
+
+
 def test_studies_split_by_what_else_varies():
     rows = parabolas({32: -5.0}, **{"optim.weight_decay": 0.1}) + parabolas({32: -6.0}, **{"optim.weight_decay": 0.0})
     curves = make_curves(rows)
@@ -121,7 +143,9 @@ def test_report_of_one_point_or_of_nothing_that_converged(tmp_path, rows, line):
     ("content", "complaint"),
     [
         ("", "results.jsonl is empty"),
-        ('{"id": 1}\n', "row 1 has no field"),
+        ('{"id": "a"}\n', "row 1, field 'status' is missing"),
+        (json.dumps(row("sp", 32, -4, 2.0) | {"learning_rate": 0}) + "\n", "row 1, field 'learning_rate' is 0"),
+        ("3\n", "line 1 is not a JSON object"),
         ("not json\n", "line 1 is not JSON"),
         (None, "has no results.jsonl and no result.json"),
     ],

@@ -7,6 +7,7 @@ seq_len + 1, each overlapping the next by one, so that every byte is a target ex
 import dataclasses
 import functools
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
@@ -38,19 +39,16 @@ class Corpus:
 
 def embedded_files() -> list[Path]:
     """The standard library's own .py and .txt files, about 11 MB, sorted; empty if it is not on disk."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix in _EMBEDDED_SUFFIXES
-        and not _EMBEDDED_SKIP & set(path.relative_to(root).parts)
-        and not path.name.startswith("_sysconfigdata")
-        and path.is_file()
-    )
+    found = []
+    for folder, subfolders, names in os.walk(sysconfig.get_paths()["stdlib"]):
+        subfolders[:] = [name for name in subfolders if name not in _EMBEDDED_SKIP]
+        kept = [name for name in names if name.endswith(_EMBEDDED_SUFFIXES) and not name.startswith("_sysconfigdata")]
+        found += [Path(folder) / name for name in kept]
+    return sorted(found)
 
 
 def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
-    """(root, files) of a source; reads no content, so it serves as an early check.
+    """(root, files) of a source.
 
     Raises:
       UserError: the source is missing or holds no file.
@@ -62,12 +60,15 @@ def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
                 "data.name = 'embedded': this Python has no standard library sources on disk; set data.path"
             )
         return Path(sysconfig.get_paths()["stdlib"]), files
-    root = Path(path).expanduser()
-    if root.is_file():
-        return root.parent, [root]
-    if not root.is_dir():
-        raise UserError(f"data.path = {path!r}: no such file or folder")
-    files = sorted(file for file in root.glob(glob) if file.is_file())
+    root = Path(os.path.expanduser(path))
+    try:
+        if root.is_file():
+            return root.parent, [root]
+        if not root.is_dir():
+            raise UserError(f"data.path = {path!r}: no such file or folder")
+        files = sorted(file for file in root.glob(glob) if file.is_file())
+    except (OSError, ValueError, NotImplementedError) as e:
+        raise UserError(f"data.path = {path!r} with data.glob = {glob!r} cannot be read: {e}") from e
     if not files:
         raise UserError(f"data.path = {path!r}: no file matches data.glob = {glob!r}")
     return root, files

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from mujax.params import ROLES, ParamMeta
 
@@ -131,10 +132,10 @@ def format_table(metas, scalings, attention_scale: float) -> str:
 
 
 def table_hash(metas, scalings, attention_scale: float) -> str:
-    """First 12 hex of the SHA-256 of the resolved table, at full precision."""
+    """First 12 hex of the SHA-256 of the resolved table, each number as it is used, in float32."""
     named = jax.tree_util.tree_leaves_with_path(scalings, is_leaf=is_scaling)
     rows = [
-        (tensor_name(path), meta.role, meta.text, meta.sizes, meta.dist, [float(v).hex() for v in scaling])
+        (tensor_name(path), meta.role, meta.text, meta.sizes, meta.dist, [float(np.float32(v)).hex() for v in scaling])
         for (path, scaling), meta in zip(named, jax.tree.leaves(metas), strict=True)
     ]
-    return hashlib.sha256(repr((rows, float(attention_scale).hex())).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((rows, float(np.float32(attention_scale)).hex())).encode()).hexdigest()[:12]

@@ -58,11 +58,14 @@ class Drift:
     """How the optimum moves. per_doubling: least-squares slope of its log2 LR against log2 width.
 
     narrowest, widest: (width, log2 LR of the best grid point) at the two ends.
+    edge_widths: widths whose optimum lies at the edge of the grid; with any, the drift is a bound at
+      best and must not be reported as a measurement.
     """
 
     per_doubling: float
     narrowest: tuple[int, float]
     widest: tuple[int, float]
+    edge_widths: tuple[int, ...]
 
 
 def make_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Curve]]:
@@ -145,4 +148,5 @@ def find_drift(curves: Sequence[Curve]) -> Drift | None:
     best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
     slope = np.polyfit(log2_widths, best, 1)[0]
     (first, narrow), (last, wide) = optima[0], optima[-1]
-    return Drift(float(slope), (first, narrow.log2_lr), (last, wide.log2_lr))
+    edges = tuple(width for width, optimum in optima if optimum.on_edge)
+    return Drift(float(slope), (first, narrow.log2_lr), (last, wide.log2_lr), edges)

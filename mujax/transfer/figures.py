@@ -30,7 +30,7 @@ def width_colors(curves: Curves) -> dict[int, str]:
 
 
 def loss_range(curves: Curves) -> tuple[float, float]:
-    """Vertical range that shows the optima: up to the upper quartile of losses, so no outlier flattens them."""
+    """Vertical range that shows the optima: up to the 85th percentile of losses, so no outlier flattens them."""
     losses = sorted(loss for members in curves.values() for c in members for loss in c.losses if loss is not None)
     if not losses:
         return 0.0, 1.0
@@ -41,7 +41,11 @@ def loss_range(curves: Curves) -> tuple[float, float]:
 
 def drift_text(curves: Sequence[Curve]) -> str:
     drift = find_drift(curves)
-    return "" if drift is None else f"optimum moves {drift.per_doubling:+.2f} log2 LR per doubling of width"
+    if drift is None:
+        return ""
+    if drift.edge_widths:
+        return "drift not measured: an optimum is at the grid's edge"
+    return f"optimum moves {drift.per_doubling:+.2f} log2 LR per doubling of width"
 
 
 def _finite(curve: Curve) -> tuple[list[float], list[float]]:

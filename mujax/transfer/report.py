@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def load_rows(workdir: str | Path) -> list[dict[str, Any]]:
     Raises:
       UserError: no workdir, no rows, or a row that is not one of ours.
     """
-    root = Path(workdir).expanduser()
+    root = files.local_path(workdir)
     if not root.is_dir():
         raise UserError(f"--workdir={workdir}: no such folder")
     if (root / "results.jsonl").exists():
@@ -39,11 +39,30 @@ def load_rows(workdir: str | Path) -> list[dict[str, Any]]:
         raise UserError(f"--workdir={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
     if not rows:
         raise UserError(f"--workdir={workdir}: results.jsonl is empty; no point has finished yet")
-    needed = {"id", "status", "width", "parameterization", "learning_rate", "seed", "final_loss", "overrides"}
     for number, row in enumerate(rows, start=1):
-        if missing := needed - row.keys():
-            raise UserError(f"--workdir={workdir}: row {number} has no field {min(missing)!r}")
-    return rows
+        for field, is_right in _CHECKS.items():
+            if field not in row or not is_right(row[field]):
+                value = repr(row[field]) if field in row else "missing"
+                raise UserError(f"--workdir={workdir}: row {number}, field {field!r} is {value}")
+    return list({row["id"]: row for row in reversed(rows)}.values())[::-1]  # the first of each id
+
+
+def _is_number(x) -> bool:
+    return type(x) in (int, float) and math.isfinite(x)
+
+
+# What the report reads of a row, and what it must be
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda x: isinstance(x, str),
+    "status": lambda x: x in ("ok", "diverged"),
+    "diverged_at_step": lambda x: x is None or _is_number(x),
+    "width": lambda x: type(x) is int and x > 0,
+    "parameterization": lambda x: isinstance(x, str),
+    "learning_rate": lambda x: _is_number(x) and x > 0,
+    "seed": lambda x: type(x) is int,
+    "final_loss": lambda x: x is None or _is_number(x),
+    "overrides": lambda x: isinstance(x, dict),
+}
 
 
 def report(workdir: str | Path) -> str:
@@ -52,8 +71,7 @@ def report(workdir: str | Path) -> str:
     Raises:
       UserError: see load_rows; or the plotting packages are not installed.
     """
-    root = Path(workdir).expanduser()
-    rows = load_rows(root)
+    rows, root = load_rows(workdir), files.local_path(workdir)
     try:
         import jinja2
 
@@ -71,7 +89,7 @@ def report(workdir: str | Path) -> str:
     }
     config_file = next((root / name for name in ("manifest.json", "config.json") if (root / name).exists()), None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(_TEMPLATE.read_text()).render(
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         plots={
             # The first figure brings plotly's code along, so the page needs no network.
             title: figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displayModeBar": False})
@@ -79,13 +97,28 @@ def report(workdir: str | Path) -> str:
         },
         optima=optimum_table(curves),
         drifts=drift_lines(curves),
+        warnings=warnings(root, rows),
         rows=rows,
         provenance=provenance(rows),
-        config=config_file.read_text() if config_file else "",
+        config=config_file.read_text(encoding="utf-8") if config_file else "",
         config_name=config_file.name if config_file else "",
     )
-    (root / "report.html").write_text(page)
-    return format_report(curves)
+    (root / "report.html").write_text(page, encoding="utf-8")
+    return "\n".join([format_report(curves), *(f"Warning: {line}" for line in warnings(root, rows))])
+
+
+def warnings(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
+    found = []
+    if (root / "manifest.json").exists():
+        num_points = len(files.read_json(root / "manifest.json").get("points", ()))
+        if len(rows) < num_points:
+            found.append(f"{len(rows)} of {num_points} points have finished; curves are incomplete")
+    for field in ("data_fingerprint", "code_version", "jax_version"):
+        values = dict.fromkeys(str(row[field]) for row in rows if field in row)
+        if len(values) > 1:
+            found.append(f"rows differ in {field.replace('_', ' ')}: {', '.join(values)}")
+    return found
 
 
 def load_training(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[TrainingCurve]:
@@ -148,6 +181,12 @@ def drift_lines(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
         if drift is None:
             lines.append(f"{study}: no drift, which takes two widths that have an optimum")
             continue
+        if drift.edge_widths:
+            widths = ", ".join(map(str, drift.edge_widths))
+            lines.append(
+                f"{study}: not measured, the optimum is at the edge of the grid at width {widths}; widen the grid"
+            )
+            continue
         (first, narrow), (last, wide) = drift.narrowest, drift.widest
         lines.append(
             f"{study}: x{2**drift.per_doubling:.2f} per doubling of width ({drift.per_doubling:+.2f} in log2); "
@@ -176,5 +215,5 @@ def provenance(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
     status = collections.Counter(row["status"] for row in rows)
     facts["points"] = ", ".join(f"{count} {name}" for name, count in status.items())
-    facts["compute"] = f"{math.fsum(row.get('seconds', 0) for row in rows):.0f} s over all points"
+    facts["compute"] = f"{math.fsum(row.get('seconds', 0) for row in rows):.0f} s of wall time over all points"
     return facts
