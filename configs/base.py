@@ -2,6 +2,7 @@
 
 mujax train --config=configs/base.py --workdir=runs/base
 mujax train --config=configs/base.py:mlp --workdir=runs/mlp
+2 CPU cores: 13 s and 5 s; final loss 2.14 nats a byte with either (CPython 3.11's library).
 """
 
 from ml_collections import ConfigDict

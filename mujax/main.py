@@ -164,8 +164,9 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     if VERBS[verb].takes_config:
         _check_overrides(_load_config(verb, argv), argv)
-        config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
     try:
+        if VERBS[verb].takes_config:  # here, because it already reads the files that --flagfile names
+            config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
         rest = values(["mujax", *argv])[1:]
     except (flags.Error, OSError, TypeError, ValueError) as e:
         raise UserError(f"{_one_line(e)}; see mujax {verb} --help") from e
