@@ -57,10 +57,11 @@ def count_compilations(of: str):
     return events
 
 
-def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_optimization):
+def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_optimization, monkeypatch):
     """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
     tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
     tree["sweep"]["seed"] = (0, 1)
+    monkeypatch.setattr("mujax.sweep.MAX_STEPS_PER_CALL", 3)  # of an evaluation's 5 steps: calls of 3, 2, 3, 2, 2
     training, evaluation = count_compilations("train_lane"), count_compilations("evaluate_lane")
     rows = sweep(tree, tmp_path / "sweep")
     assert len(rows) == 24
