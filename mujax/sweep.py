@@ -70,7 +70,7 @@ def sweep(tree: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
     root = files.open_workdir(workdir, "manifest.json", tree)
     # Reads the text, so that a bad source, or another one than before, is known before anything compiles
     firsts = [members[0].run.cfg for members in groups.values()]
-    fingerprints = sorted({load_batches(cfg.data, cfg.train, seed=0)[2] for cfg in firsts})
+    fingerprints = sorted({load_batches(cfg.data, cfg.train, seeds=())[2] for cfg in firsts})
     manifest = {"config": tree, "data": fingerprints, "points": {p.id: p.overrides for p in points}}
     if (root / "manifest.json").exists():
         recorded = files.read_json(root / "manifest.json").get("data")
@@ -108,9 +108,8 @@ def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple
     num_lanes = per_device * len(devices)
     mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
     fns = make_lane_fns(points[0].run.program, mesh, vmapped=not is_cpu)
-    batches = {}
-    for seed in {point.run.cfg.seed for point in points}:
-        batches[seed], validation, fingerprint = load_batches(cfg.data, cfg.train, seed)
+    seeds = {point.run.cfg.seed for point in points}
+    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, seeds)
 
     for first in range(0, len(points), num_lanes):
         chunk = points[first : first + num_lanes]

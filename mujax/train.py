@@ -33,7 +33,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     root = files.open_workdir(workdir, "config.json", cfg.as_dict())
     if (root / "result.json").exists():
         return files.read_json(root / "result.json")
-    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, cfg.seed)
+    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, [cfg.seed])
     files.write_json(root / "config.json", cfg.as_dict())
     metrics_file = root / "metrics.jsonl"
     if metrics_file.exists():
@@ -80,7 +80,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
                 look_at_validation(t)
         if diverged_at is not None:
             break
-        state, metrics = step_fn(state, batches[t], run.hps, run.scalings)
+        state, metrics = step_fn(state, batches[cfg.seed][t], run.hps, run.scalings)
         if pending:
             look(*pending)
         pending = (t, metrics)

@@ -1,7 +1,7 @@
 """Batches by random access: batch t is a pure function of (seed, t), so resuming costs nothing."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import grain
@@ -32,12 +32,14 @@ def validation_batches(rows: np.ndarray, batch_size: int, num_batches: int) -> n
     return rows[picks].reshape(num_batches, batch_size, -1)
 
 
-def load_batches(data: DataConfig, train: TrainConfig, seed: int) -> tuple[TrainBatches, np.ndarray, str]:
-    """(training batches, validation batches [E, B, T + 1], fingerprint) of a config; text is read once.
+def load_batches(
+    data: DataConfig, train: TrainConfig, seeds: Iterable[int]
+) -> tuple[dict[int, TrainBatches], np.ndarray, str]:
+    """({seed: training batches}, validation batches [E, B, T + 1], fingerprint) of a config; text is read once.
 
     Raises:
       UserError: see mujax.data.corpus.load_corpus.
     """
     corpus = load_corpus(**dataclasses.asdict(data), batch_size=train.batch_size)
-    batches = TrainBatches(corpus.train, train.batch_size, seed)
+    batches = {seed: TrainBatches(corpus.train, train.batch_size, seed) for seed in seeds}
     return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus.fingerprint
