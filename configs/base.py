@@ -15,6 +15,8 @@ def _transformer() -> ConfigDict:
     c.num_layers = 2
     c.d_head = 16  # size of an attention head; even; the number of heads is d_model / d_head
     c.mlp_ratio = 4.0  # MLP width / d_model
+    c.num_kv_heads = 0  # key and value heads, a divisor of the number of heads; 0: one for every query head
+    c.tied = False  # the embedding is the readout too; a table needs a rule for that
     c.norm_gain = False  # trainable RMSNorm gains
     c.norm_eps = 1e-6  # added to the mean square
     c.rope_base = 10_000.0  # RoPE wavelengths go from 2 pi to 2 pi * rope_base tokens
@@ -44,21 +46,25 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.model = MODELS[model]()
 
     c.parameterization = ConfigDict()
-    c.parameterization.name = "mup"  # sp or mup
-    c.parameterization.base_width = 32  # d_model at which every parameterization equals sp
+    c.parameterization.name = "mup"  # a table; mujax explain --help lists them
+    c.parameterization.base_width = 32  # d_model at which every relative parameterization equals sp
     c.parameterization.base_d_head = 0  # d_head at that width; 0: the model's own, heads do not grow
+    c.parameterization.base_num_layers = 0  # num_layers at that width; 0: the model's own, depth does not grow
+    # Rows, tensors, numbers or forward scales of their own, each from another table or a number, e.g.
+    #   ("input=sp", "unembed=mup_table8", "blocks/*/wq.lr=0.5", "attention=sp")
+    c.parameterization.override = ()
 
     c.optim = ConfigDict()
-    c.optim.name = "adamw"
+    c.optim.name = "adamw"  # adamw, sgd, lion, adafactor or muon
     c.optim.learning_rate = 2.0**-7  # peak, of a tensor whose table factor is 1
     c.optim.weight_decay = 0.0  # in the unit of decay_form
     # l2: into the gradient; decoupled: times a tensor's own learning rate, so under muP its timescale grows
     # with width; independent: times the schedule alone; constant: neither
     c.optim.decay_form = "decoupled"
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.95
+    c.optim.b1 = 0.9  # momentum; of sgd and muon too, none of adafactor
+    c.optim.b2 = 0.95  # of adamw and lion
     c.optim.eps = 1e-8
-    # Global norm of the gradients of the stored weights; 0: no clipping. A bound that bites makes runs of
+    # Global norm of the gradients of the effective weights; 0: no clipping. A bound that bites makes runs of
     # different widths differ: the norm is not constant in width.
     c.optim.grad_clip = 1.0
 

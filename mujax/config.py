@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class ParameterizationConfig:
     name: str
     base_width: int
     base_d_head: int
+    base_num_layers: int
+    override: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ SECTIONS = {
 }
 DATASETS = ("embedded", "text")
 DTYPES = ("float32", "bfloat16")
+ZERO_MEANS_NONE = ("num_kv_heads",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +99,9 @@ class RunConfig:
     def base_model(self):
         """The model at the base width, where every parameterization agrees."""
         changes = {"d_model": self.parameterization.base_width}
-        if self.parameterization.base_d_head:
-            changes["d_head"] = self.parameterization.base_d_head
+        for name in ("d_head", "num_layers"):
+            if base := getattr(self.parameterization, f"base_{name}"):
+                changes[name] = base
         return dataclasses.replace(self.model, **changes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -234,6 +238,10 @@ def _cast(value, kind: type, field: str) -> Any:
         value = value.item()
     if kind is float and type(value) is int:
         value = float(value)
+    if get_origin(kind) is tuple:  # of any length, all entries of one type
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{field} = {value!r} is {type(value).__name__}, not a tuple")
+        return tuple(_cast(entry, get_args(kind)[0], field) for entry in value)
     if type(value) is not kind:
         raise UserError(f"{field} = {value!r} is {type(value).__name__}, not {kind.__name__}")
     if kind is float and not (math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)):
@@ -257,10 +265,13 @@ def _positive(field: str, value) -> None:
 
 
 def _check_model_ranges(kwargs: Mapping[str, Any]) -> None:
-    """Every number of a model is a size or a scale: positive. The model's own config checks the rest."""
+    """Every number of a model is a size or a scale: positive, or zero where that means none or the default."""
     for name, value in kwargs.items():
         if type(value) in (int, float):
-            _positive(f"model.{name}", value)
+            if name in ZERO_MEANS_NONE:
+                _at_least(f"model.{name}", value, 0)
+            else:
+                _positive(f"model.{name}", value)
     _one_of("model.dtype", kwargs["dtype"], DTYPES)
 
 
@@ -273,7 +284,8 @@ def _check_ranges(
 ) -> None:
     _one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
     _positive("parameterization.base_width", parameterization.base_width)
-    _at_least("parameterization.base_d_head", parameterization.base_d_head, 0)
+    for name in ("base_d_head", "base_num_layers"):
+        _at_least(f"parameterization.{name}", getattr(parameterization, name), 0)
 
     _one_of("optim.name", optim.name, OPTIMIZERS)
     _one_of("optim.decay_form", optim.decay_form, DECAY_FORMS)

@@ -11,10 +11,12 @@ class Hps(NamedTuple):
     """Hyperparameters as numbers: Python floats, scalars in jit, or a batch with a leading axis.
 
     learning_rate: peak LR of a tensor whose table factor is 1.
-    weight_decay, b1, b2, eps: AdamW (1711.05101); eps is that of a tensor whose table factor is 1.
-    grad_clip: global-norm bound on the gradient; inf for none.
+    weight_decay, b1, b2, eps: see mujax.optim; those of a tensor whose table factors are 1.
+    grad_clip: global-norm bound on the gradient of the effective weights; inf for none.
     warmup_steps, decay_steps, total_steps, final_ratio: see mujax.schedules.
-    attention_scale: factor on q.k before the softmax, from the parameterization.
+    attention_scale, residual_scale, logits_scale, embedding_scale: the forward scales of the
+      parameterization, on q.k before the softmax, on what a branch adds to the residual stream, on the
+      logits, and on the embedded tokens.
     """
 
     learning_rate: float | jax.Array
@@ -28,6 +30,9 @@ class Hps(NamedTuple):
     total_steps: float | jax.Array
     final_ratio: float | jax.Array
     attention_scale: float | jax.Array
+    residual_scale: float | jax.Array
+    logits_scale: float | jax.Array
+    embedding_scale: float | jax.Array
 
 
 def stack(trees: Sequence):

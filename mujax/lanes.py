@@ -5,14 +5,16 @@ between them; the lanes of one device run one after the other, or vmapped, which
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from mujax.steps import METRICS, Program, TrainState, make_train_fns
+
+Options = dict[str, Any] | None  # of XLA, for one program
 
 
 class LaneState(NamedTuple):
@@ -30,7 +32,13 @@ class LaneFns(NamedTuple):
     evaluate: Callable
 
 
-def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool) -> LaneFns:
+def sweep_mesh(num_devices: int) -> Mesh:
+    """A mesh of the first devices along the axis `sweep`."""
+    devices = jax.devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options: Options = None) -> LaneFns:
     """Returns the functions of a program over lanes split along the mesh axis `sweep`.
 
     The lanes of one device are vmapped, or else run one after the other.
@@ -72,24 +80,32 @@ def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool) -> LaneFns:
         losses_E = jax.lax.map(lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT)
         return jnp.mean(losses_E)
 
-    def over_lanes(lane_fn, shared: tuple[int, ...] = (), donate: tuple[int, ...] = ()):
-        """lane_fn with a lane axis on its result and on every argument but those numbered in `shared`."""
-
-        def batched(*args):
-            if vmapped:
-                return jax.vmap(lane_fn, in_axes=[None if i in shared else 0 for i in range(len(args))])(*args)
-            own = {i: arg for i, arg in enumerate(args) if i not in shared}
-            return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)
-
-        def sharded(*args):
-            specs = tuple(P() if i in shared else P("sweep") for i in range(len(args)))
-            return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
-
-        sharded.__name__ = lane_fn.__name__  # names the executable
-        return jax.jit(sharded, donate_argnums=donate)
-
     return LaneFns(
-        init=over_lanes(init_lane),
-        train=over_lanes(train_lane, shared=(2,), donate=(0,)),
-        evaluate=over_lanes(evaluate_lane, shared=(1,)),
+        init=over_lanes(init_lane, mesh, vmapped, compiler_options),
+        train=over_lanes(train_lane, mesh, vmapped, compiler_options, shared=(2,), donate=(0,)),
+        evaluate=over_lanes(evaluate_lane, mesh, vmapped, compiler_options, shared=(1,)),
     )
+
+
+def over_lanes(
+    lane_fn: Callable,
+    mesh: Mesh,
+    vmapped: bool,
+    compiler_options: Options = None,
+    shared: tuple[int, ...] = (),
+    donate: tuple[int, ...] = (),
+) -> Callable:
+    """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in `shared`."""
+
+    def batched(*args):
+        if vmapped:
+            return jax.vmap(lane_fn, in_axes=[None if i in shared else 0 for i in range(len(args))])(*args)
+        own = {i: arg for i, arg in enumerate(args) if i not in shared}
+        return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)
+
+    def sharded(*args):
+        specs = tuple(P() if i in shared else P("sweep") for i in range(len(args)))
+        return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
+
+    sharded.__name__ = lane_fn.__name__  # names the executable
+    return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options)

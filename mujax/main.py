@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 import mujax
 from mujax.errors import UserError, suggest
 
-FINISHED, USAGE_ERROR, DIVERGED, INTERRUPTED = 0, 2, 3, 75
+FINISHED, CHECK_FAILED, USAGE_ERROR, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 _OVERVIEW = """\
 mujax - does a hyperparameter tuned on a small model stay right on a large one?
@@ -91,13 +92,64 @@ Prints the table of optima, and leaves in DIR
 Exit codes: 0 written, 2 something to fix in the command or the folder."""
 
 
+_EXPLAIN_HELP = """\
+mujax explain - every number of a parameterization, tensor by tensor, and where it came from.
+
+  mujax explain --config=configs/quickstart.py
+  mujax explain --config=configs/quickstart.py --diff=sp
+  mujax explain --config=configs/quickstart.py --widths=32,128,512
+  mujax explain --config=configs/base.py --config.parameterization.name=mup_table8 \\
+      --config.parameterization.override="('unembed.lr=0.5', 'input=sp')"
+
+Flags
+{config}
+  --widths=W,W,...         the numbers at several widths side by side
+  --diff=TABLE             only what differs from another table
+  --json                   JSON on stdout, with everything
+
+An override (config.parameterization.override, a tuple of strings) is TARGET=VALUE or TARGET.NUMBER=VALUE:
+a role, a tensor or pattern ('blocks/*/wq'), or a forward scale (attention, residual, logits, embedding);
+a number is init, forward, lr, eps, weight_decay or readout; a value is a table, its row ('sp.hidden'), or,
+for a single number or scale, the number itself.
+
+Tables
+{tables}
+Exit codes: 0 printed, 2 something to fix in the command or config."""
+
+_CHECK_HELP = """\
+mujax check - is this model right under this parameterization and optimizer, and which tensor is not?
+
+  mujax check --config=configs/quickstart.py --workdir=runs/check --fast
+  mujax check --config=configs/quickstart.py --workdir=runs/check-sp --config.parameterization.name=sp
+  mujax check --config=configs/base.py --workdir=runs/check-sgd \\
+      --config.optim.name=sgd --config.optim.learning_rate=0.5
+
+Trains small models of several widths, at the config's learning rate, held constant, and compares how every weight,
+update and activation grows with width with what the maximal-update limit wants. Before that it reads
+the table's exponents, and rescales stored weights, which must change nothing (float64).
+
+Flags
+{config}
+  --workdir=DIR            where check.json and check.png are written
+  --fast                   4 widths, 3 seeds, 10 steps; without it 5 widths, 5 seeds, 30 steps
+  --widths=W,W,...         other widths than 1, 2, 4, 8 (and 16) times parameterization.base_width
+  --seeds=N                another number of seeds
+
+With parameterization.base_d_head set, heads grow with width and their number stays.
+A workdir that holds an earlier check keeps it, in earlier/N.
+Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in the command or config."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A command: its help (first line: 'mujax NAME - summary.'), whether it takes --config, and its function."""
+    """A command: its help (first line: 'mujax NAME - summary.'), its function, whose keyword arguments are its
+    flags, and of these the ones that must be given and those that take no value."""
 
     help: str
-    takes_config: bool
     run: Callable[..., int]
+    flags: tuple[str, ...]
+    required: tuple[str, ...] = ("config", "workdir")
+    switches: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -115,16 +167,22 @@ def _train(config: ConfigDict, workdir: str) -> int:
     return FINISHED
 
 
-def _sweep(config: ConfigDict, workdir: str) -> int:
+def _make_cores_devices() -> None:
+    """Lanes of a sweep are split over devices, so each core is made one, unless the number is set already.
+
+    Accelerators are devices as they are.
+    """
     import jax
 
-    # Lanes of a sweep are split over devices, so each core is made one, unless the number is set already.
-    # Accelerators are devices as they are.
     is_set = (
         "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.values["jax_num_cpu_devices"] > 0
     )
     if not is_set:
         jax.config.update("jax_num_cpu_devices", num_cores())
+
+
+def _sweep(config: ConfigDict, workdir: str) -> int:
+    _make_cores_devices()
     from mujax.sweep import sweep
 
     rows = sweep(config.to_dict(), workdir)
@@ -146,10 +204,68 @@ def _report(workdir: str) -> int:
     return FINISHED
 
 
+def _explain(config: ConfigDict, widths: str | None, diff: str | None, json: bool) -> int:
+    from mujax.check.explain import explain
+    from mujax.check.run import at_width
+
+    cfg = _without_sweep(config)
+    cfgs = [at_width(cfg, width) for width in _numbers("widths", widths)] or [cfg]
+    print(explain(cfgs, diff or "", json))
+    return FINISHED
+
+
+def _check(config: ConfigDict, workdir: str, fast: bool, widths: str | None, seeds: str | None) -> int:
+    _make_cores_devices()
+    from mujax.check.render import format_report, write_report
+    from mujax.check.run import FAST, FULL, check
+    from mujax.workdir import make_writable
+
+    make_writable(workdir)
+    num_seeds = _numbers("seeds", seeds)
+    if len(num_seeds) > 1:
+        raise UserError(f"--seeds={seeds} is the number of seeds, one number")
+    report = check(
+        _without_sweep(config),
+        FAST if fast else FULL,
+        _numbers("widths", widths),
+        *num_seeds,
+        progress=lambda text: print(f"{text} ...", file=sys.stderr, flush=True),
+    )
+    root = write_report(report, workdir)
+    print(f"{format_report(report)}\n\n{root / 'check.json'}\n{root / 'check.png'}")
+    return FINISHED if report.verdict.passed else CHECK_FAILED
+
+
+def _without_sweep(config: ConfigDict) -> Any:
+    from mujax.config import make_run_config
+
+    return make_run_config({key: value for key, value in config.to_dict().items() if key != "sweep"})
+
+
+def _numbers(flag: str, text: str | None) -> list[int]:
+    """'32,64' -> [32, 64]."""
+    try:
+        values = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(f"--{flag}={text} is not a whole number, or several between commas") from None
+    if any(value < 1 for value in values):
+        raise UserError(f"--{flag}={text}: a number must be at least 1")
+    return values
+
+
 VERBS = {
-    "train": Verb(_TRAIN_HELP.format(config=_CONFIG_HELP), True, _train),
-    "sweep": Verb(_SWEEP_HELP.format(config=_CONFIG_HELP), True, _sweep),
-    "report": Verb(_REPORT_HELP, False, _report),
+    "train": Verb(_TRAIN_HELP.format(config=_CONFIG_HELP), _train, ("config", "workdir")),
+    "sweep": Verb(_SWEEP_HELP.format(config=_CONFIG_HELP), _sweep, ("config", "workdir")),
+    "report": Verb(_REPORT_HELP, _report, ("workdir",), required=("workdir",)),
+    "explain": Verb(
+        _EXPLAIN_HELP, _explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)
+    ),
+    "check": Verb(
+        _CHECK_HELP.format(config=_CONFIG_HELP),
+        _check,
+        ("config", "workdir", "fast", "widths", "seeds"),
+        switches=("fast",),
+    ),
 }
 
 
@@ -160,21 +276,26 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
       UserError: an unknown or missing flag, a config file that fails, or a field that does not exist.
     """
     argv = _joined(argv)
+    takes_config = "config" in VERBS[verb].flags
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    if VERBS[verb].takes_config:
+    for name in VERBS[verb].flags:
+        if name in VERBS[verb].switches:
+            flags.DEFINE_boolean(name, False, "", flag_values=values)
+        elif name != "config":
+            flags.DEFINE_string(name, None, "", flag_values=values)
+    if takes_config:
         _check_overrides(_load_config(verb, argv), argv)
     try:
-        if VERBS[verb].takes_config:  # here, because it already reads the files that --flagfile names
+        if takes_config:  # here, because it already reads the files that --flagfile names
             config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
         rest = values(["mujax", *argv])[1:]
     except (flags.Error, OSError, TypeError, ValueError) as e:
         raise UserError(f"{_one_line(e)}; see mujax {verb} --help") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-    if not values.workdir:
+    if "workdir" in VERBS[verb].required and not values.workdir:
         raise UserError(f"{verb} needs --workdir=DIR")
-    return {name: values[name].value for name in values if name in ("workdir", "config")}
+    return {name: values[name].value for name in VERBS[verb].flags}
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -228,6 +349,18 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
             node = node[name]
 
 
+def _help(verb: str) -> str:
+    if verb != "explain":
+        return VERBS[verb].help
+    from mujax.parameterization import PARAMETERIZATIONS
+
+    tables = "\n".join(
+        textwrap.fill(f"{name}: {table.source}", 100, initial_indent="  ", subsequent_indent="      ")
+        for name, table in PARAMETERIZATIONS.items()
+    )
+    return _EXPLAIN_HELP.format(config=_CONFIG_HELP, tables=tables)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
@@ -246,7 +379,7 @@ def run(argv: Sequence[str]) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; one of {', '.join(VERBS)} (mujax --help)")
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
-            print(VERBS[verb].help)
+            print(_help(verb))
             return FINISHED
         return VERBS[verb].run(**parse(verb, rest))
     except (UserError, OSError) as e:  # OSError: a full disk, a file taken away

@@ -1,68 +1,210 @@
 """Optax chains from traced hyperparameters and per-tensor scalings.
 
 The chain is built inside the training step: construction costs nothing at run time, and every number
-in it may be traced or vmapped.
+in it may be traced or vmapped. Clipping, l2 and decoupled decay act on effective weights (forward factor
+times stored weight), so two forms of one parameterization, with equal effective weights, train alike.
 """
 
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import cast
+
 import jax
+import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from mujax.hps import Hps
 from mujax.parameterization import is_scaling
+from mujax.params import ParamMeta
 
-# Where the decay term enters the chain. With w the stored weight, lr its tensor's learning rate and
-# schedule the multiplier of the step, one step without gradient changes w by
-#   l2           nothing directly: weight_decay * w is added to the gradient, before Adam
+# Where the decay term enters the chain. With w the weight, lr its tensor's learning rate (of the
+# effective weight) and schedule the multiplier of the step, one step without gradient changes w by
+#   l2           nothing directly: weight_decay * w is added to the gradient, before the optimizer
 #   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch)
 #   independent  -schedule * weight_decay * w        (AdamW as in its paper, 1711.05101, Algorithm 2)
 #   constant     -weight_decay * w
 DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
 
 
-def _scale_by_tree(factors) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors))
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer family.
+
+    core: (metas, hps) -> the transformation of gradients into updates of a learning rate of 1.
+    column: of learning rates in the tables.
+    gauge: storing theta * W in place of W leaves the run as it is if the learning rate grows as
+      theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if they
+      grow with the weight (2407.05872, section 2). The effective weight's rate is lr * forward^gauge.
+    hps: the fields of Hps that it reads, beside those that every optimizer reads.
+    """
+
+    core: Callable[..., optax.GradientTransformation]
+    column: str
+    gauge: int
+    hps: tuple[str, ...]
 
 
-def _add_decay(coefficients) -> optax.GradientTransformation:
-    """Adds coefficient * w to each tensor's update."""
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, w, c: u + c * w, updates, params, coefficients)
+def _adam(metas, hps: Hps):
+    """Adam (1412.6980)."""
+    del metas
+    return optax.scale_by_adam(hps.b1, hps.b2, hps.eps)
+
+
+def _sgd(metas, hps: Hps):
+    """SGD with heavy-ball momentum b1, not damped: the update is the sum of b1^k times past gradients."""
+    del metas
+    return optax.trace(hps.b1)
+
+
+def _lion(metas, hps: Hps):
+    """Lion (2302.06675): the sign of an average of gradients."""
+    del metas
+    return optax.scale_by_lion(hps.b1, hps.b2)
+
+
+def _adafactor(metas, hps: Hps):
+    """Adafactor (1804.04235) without momentum, with its own constants: decay 1 - t^-0.8, update clipping at 1,
+    and updates relative to the RMS of the weight, of at least 1e-3. Each matrix of a stack is one by itself."""
+    del hps
+    one_matrix = optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(1e-3),
     )
+    return _per_matrix(one_matrix, metas)
 
 
-def make_adamw(decay_form: str, hps: Hps, scalings, multiplier) -> optax.GradientTransformation:
-    """AdamW (1711.05101) with per-tensor learning rate, eps and decay.
+def _muon(metas, hps: Hps):
+    """Muon (kellerjordan.github.io/posts/muon) on hidden matrices, Adam on the rest.
+
+    A matrix is what the signature says: fan_in x fan_out, whatever axes those are made of, each of a
+    stack by itself. The momentum is b1. No factor of its own for shape: that is the table's.
+    """
+
+    def axes(meta: ParamMeta):
+        first, last = len(meta.batch), len(meta.axes)
+        middle = first + len(meta.ins)
+        return contrib.MuonDimensionNumbers(tuple(range(first, middle)), tuple(range(middle, last)))
+
+    def dimension_numbers(params):
+        # optax.partition hides the tensors of other optimizers from this one
+        is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        return jax.tree.map(lambda w, m: w if is_hidden(w) else axes(m), params, metas, is_leaf=is_hidden)
+
+    muon = contrib.scale_by_muon(beta=hps.b1, eps=hps.eps, weight_dimension_numbers=dimension_numbers)
+    labels = jax.tree.map(lambda m: "muon" if is_muon(m) else "adam", metas)
+    return optax.partition({"muon": muon, "adam": _adam(metas, hps)}, labels)
+
+
+def is_muon(meta: ParamMeta) -> bool:
+    """Whether Muon orthogonalizes the updates of this tensor."""
+    return meta.role in ("hidden", "kv")
+
+
+def _per_matrix(transformation: optax.GradientTransformation, metas) -> optax.GradientTransformation:
+    """Applies it to every matrix, in its logical shape, by itself: [fan_in, fan_out], or [fan_out] for a vector."""
+    leaves, treedef = jax.tree.flatten(metas)
+
+    def split(tree):
+        def matrices(x, meta: ParamMeta):
+            copies = math.prod(meta.sizes[: len(meta.batch)])
+            return x.reshape(copies, *((meta.fan_in, meta.fan_out) if meta.ins else (meta.fan_out,)))
+
+        return [matrices(x, meta) for x, meta in zip(jax.tree.leaves(tree), leaves, strict=True)]
+
+    def init(params):
+        return [jax.vmap(transformation.init)(x) for x in split(params)]
+
+    def update(updates, state, params=None):
+        each = zip(split(updates), state, split(params), strict=True)
+        done = [jax.vmap(transformation.update)(*matrix) for matrix in each]
+        joined = [jnp.reshape(cast(jax.Array, u), meta.sizes) for (u, _), meta in zip(done, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, joined), [matrix_state for _, matrix_state in done]
+
+    return optax.GradientTransformation(init, update)
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer(_adam, column="adam", gauge=1, hps=("b1", "b2", "eps")),
+    "sgd": Optimizer(_sgd, column="sgd", gauge=2, hps=("b1",)),
+    "lion": Optimizer(_lion, column="adam", gauge=1, hps=("b1", "b2")),
+    "adafactor": Optimizer(_adafactor, column="adafactor", gauge=0, hps=()),
+    "muon": Optimizer(_muon, column="muon", gauge=1, hps=("b1", "b2", "eps")),
+}
+
+
+def effective_grad_norm(grads, scalings) -> jax.Array:
+    """Global norm of the gradients of the effective weights, from those of the stored ones."""
+    return optax.tree.norm(jax.tree.map(lambda g, s: g / s.forward, grads, scalings))
+
+
+def make_optimizer(
+    name: str, decay_form: str, metas, hps: Hps, scalings, multiplier
+) -> optax.GradientTransformationExtraArgs:
+    """The chain of an optimizer, with per-tensor learning rate, eps and decay.
 
     Args:
+      name: one of OPTIMIZERS; static.
       decay_form: one of DECAY_FORMS; static.
+      metas: tree of ParamMeta beside the parameters.
       hps: hyperparameters, possibly traced.
       scalings: tree of Scaling beside the parameters, possibly traced.
       multiplier: the schedule's value at this step.
 
-    Clipping sees the gradients of the stored weights, and `decoupled` decay a tensor's own learning rate,
-    so either makes two forms of one parameterization (equal effective weights, other stored ones) differ.
-
     Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied by
-    dividing its gradient: optax's own Adam then serves every tensor.
+    dividing its gradient: optax's own optimizer then serves every tensor.
     """
+    optimizer = OPTIMIZERS[name]
 
     def per_tensor(f):
         return jax.tree.map(f, scalings, is_leaf=is_scaling)
 
-    decay = per_tensor(lambda s: hps.weight_decay * s.weight_decay)
+    def scale(f):
+        factors = per_tensor(f)
+        return optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
+
+    def decay(f):
+        coefficients = per_tensor(lambda s: hps.weight_decay * s.weight_decay * f(s))
+        return optax.stateless(
+            lambda updates, params: jax.tree.map(lambda u, w, c: u + c * w, updates, params, coefficients)
+        )
+
+    def clip(grads, _):
+        factor = jnp.minimum(1.0, hps.grad_clip / effective_grad_norm(grads, scalings))
+        return jax.tree.map(lambda g: g * factor, grads)
+
+    core = optimizer.core(metas, hps)
+    if optimizer.gauge == 0:
+        core = _on_effective_weights(core, scalings)
+    elif "eps" in optimizer.hps:
+        core = optax.chain(scale(lambda s: 1 / s.eps), core)
     stages = [
-        ("clip", optax.clip_by_global_norm(hps.grad_clip)),
-        ("l2", _add_decay(decay)),
-        ("eps", _scale_by_tree(per_tensor(lambda s: 1 / s.eps))),
-        ("adam", optax.scale_by_adam(hps.b1, hps.b2, hps.eps)),
-        ("decoupled", _add_decay(decay)),
-        ("learning_rate", _scale_by_tree(per_tensor(lambda s: hps.learning_rate * s.lr))),
-        ("independent", _add_decay(decay)),
+        ("clip", optax.stateless(clip)),
+        ("l2", decay(lambda s: s.forward**2)),  # the gradient of weight_decay / 2 |effective|^2
+        ("core", core),
+        ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
+        ("decoupled", decay(lambda s: hps.learning_rate * s.lr * s.forward**optimizer.gauge)),
+        ("independent", decay(lambda s: 1.0)),
         ("schedule", optax.scale(multiplier)),
-        ("constant", _add_decay(decay)),
+        ("constant", decay(lambda s: 1.0)),
         ("descend", optax.scale(-1.0)),
     ]
-    return optax.chain(*(stage for name, stage in stages if name == decay_form or name not in DECAY_FORMS))
+    return optax.chain(
+        *(stage for stage_name, stage in stages if stage_name == decay_form or stage_name not in DECAY_FORMS)
+    )
 
 
-OPTIMIZERS = {"adamw": make_adamw}
+def _on_effective_weights(transformation: optax.GradientTransformation, scalings) -> optax.GradientTransformation:
+    """An optimizer that looks at weights looks at the effective ones, and its update is of the stored ones."""
+
+    def effective(params):
+        return jax.tree.map(lambda w, s: w * s.forward, params, scalings)
+
+    def update(updates, state, params=None):
+        updates = jax.tree.map(lambda g, s: g / s.forward, updates, scalings)
+        updates, state = transformation.update(updates, state, effective(params))
+        return jax.tree.map(lambda u, s: u / s.forward, updates, scalings), state
+
+    return optax.GradientTransformation(lambda params: transformation.init(effective(params)), update)

@@ -15,7 +15,9 @@ from flax import linen as nn
 from flax import struct
 from flax.core.meta import AxisMetadata
 
-Role = Literal["input", "hidden", "output", "vector"]
+from mujax.errors import UserError, suggest
+
+Role = Literal["input", "hidden", "output", "vector", "tied", "kv"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 # Unit-variance draws: a parameterization supplies the standard deviation. `zeros` and `ones` have none.
@@ -32,7 +34,8 @@ class ParamMeta:
 
     Attributes:
       role: input (finite -> width), hidden (width -> width), output (width -> finite), or vector
-        (gains and biases), after Yang & Hu (2203.03466), Table 3.
+        (gains and biases), after Yang et al. (2203.03466), Table 3; tied (an input embedding that is the
+        readout too); or kv (width -> keys or values shared by several query heads).
       batch: axes the matrix is repeated over (layers, experts); they count in no fan.
       ins, outs: logical input and output axes; fan_in and fan_out are the products of their sizes.
       sizes: the sizes of batch + ins + outs, in that order, which is also the array's shape.
@@ -64,31 +67,33 @@ class ParamMeta:
         head = f"{' '.join(self.batch)} | " if self.batch else ""
         return head + f"{' '.join(self.ins)} -> {' '.join(self.outs)}".strip()
 
+    def size(self, axis: str) -> int:
+        return self.sizes[self.axes.index(axis)]
+
     def _size_of(self, names: tuple[str, ...]) -> int:
-        sizes = dict(zip(self.axes, self.sizes, strict=True))
-        return math.prod(sizes[name] for name in names)
+        return math.prod(self.size(name) for name in names)
 
 
 def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "normal") -> ParamMeta:
     """Parses '[batch |] ins -> outs' into a ParamMeta, sizes looked up in `dims`.
 
     Raises:
-      ValueError: the role or draw is unknown, the arrow is missing, or an axis repeats or has no size.
+      UserError: the role or draw is unknown, the arrow is missing, or an axis repeats or has no size.
     """
     if role not in ROLES:
-        raise ValueError(f"role {role!r} of {text!r} is not one of {', '.join(ROLES)}")
+        raise UserError(f"{role!r}, the role of {text!r}, is no role{suggest(role, ROLES)}")
     if dist not in DRAWS:
-        raise ValueError(f"draw {dist!r} of {text!r} is not one of {', '.join(DRAWS)}")
+        raise UserError(f"draw {dist!r} of {text!r} is not one of {', '.join(DRAWS)}")
     batch, _, arrow = text.rpartition("|")
     ins, found, outs = arrow.partition("->")
     if not found:
-        raise ValueError(f"signature {text!r} has no '->'; write 'embed -> mlp', or '-> embed' for a vector")
+        raise UserError(f"signature {text!r} has no '->'; write 'embed -> mlp', or '-> embed' for a vector")
     axes = tuple(batch.split() + ins.split() + outs.split())
     unknown = [axis for axis in axes if axis not in dims]
     if unknown:
-        raise ValueError(f"signature {text!r}: no size for axis {unknown[0]!r}; known: {', '.join(dims)}")
+        raise UserError(f"signature {text!r}: no size for axis {unknown[0]!r}; known: {', '.join(dims)}")
     if len(set(axes)) < len(axes):
-        raise ValueError(f"signature {text!r} repeats an axis; give each its own name")
+        raise UserError(f"signature {text!r} repeats an axis; give each its own name")
     sizes = tuple(dims[axis] for axis in axes)
     return ParamMeta(role, tuple(batch.split()), tuple(ins.split()), tuple(outs.split()), sizes, dist)
 
@@ -127,16 +132,23 @@ class MuModule(nn.Module):
     cfg: Any
 
     def weight(self, name: str, role: Role, text: str, dist: str = "normal") -> jax.Array:
-        meta = signature(role, text, self.cfg.dims, dist)
+        try:
+            meta = signature(role, text, self.cfg.dims, dist)
+        except UserError as e:
+            raise UserError(f"{'/'.join((*self.path, name))}: {e}") from e
         # Flax hands the module the unboxed array.
         return cast(jax.Array, self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)))
+
+    def record(self, name: str, x) -> None:
+        """Names an activation, for `check`; costs nothing where the collection `activations` is not asked for."""
+        self.sow("activations", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
 def unbox(tree) -> tuple[dict, dict]:
     """Tree of Boxed -> (arrays, metas): two plain dicts of the same structure.
 
     Raises:
-      ValueError: a parameter was not declared with MuModule.weight, so it has no role.
+      UserError: a parameter was not declared with MuModule.weight, so it has no role.
     """
 
     def is_box(x):
@@ -145,7 +157,7 @@ def unbox(tree) -> tuple[dict, dict]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
         if not is_box(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"parameter {name} has no role; declare it with self.weight(name, role, signature)")
+            raise UserError(f"parameter {name} has no role; declare it with self.weight(name, role, signature)")
     arrays = jax.tree.map(lambda box: box.value, tree, is_leaf=is_box)
     metas = jax.tree.map(lambda box: box.meta, tree, is_leaf=is_box)
     return arrays, metas

@@ -9,18 +9,30 @@ import jax
 
 from mujax.config import RunConfig, digest
 from mujax.hps import Hps, as_float32
-from mujax.parameterization import PARAMETERIZATIONS, format_table, resolve, table_hash
+from mujax.optim import OPTIMIZERS
+from mujax.parameterization import (
+    PARAMETERIZATIONS,
+    ScaleRules,
+    Scales,
+    apply_overrides,
+    format_table,
+    resolve,
+    resolve_scales,
+    table_hash,
+)
 from mujax.params import num_params
 from mujax.steps import Program, abstract_metas
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """hps and scalings are trees of float32 scalars; metas is the tree of ParamMeta beside them."""
+    """hps and scalings are trees of float32 scalars; metas and rows (of the table) are trees beside them."""
 
     cfg: RunConfig
     program: Program
     metas: dict[str, Any]
+    rows: dict[str, Any]
+    rules: ScaleRules
     hps: Hps
     scalings: dict[str, Any]
 
@@ -35,13 +47,17 @@ class Run:
         return num_params(self.metas)
 
     @property
+    def scales(self) -> Scales:
+        return Scales(*(getattr(self.hps, f"{name}_scale") for name in Scales._fields))
+
+    @property
     def table(self) -> str:
         """The resolved parameterization, a line a tensor."""
-        return format_table(self.metas, self.scalings, float(self.hps.attention_scale))
+        return format_table(self.metas, self.scalings, self.scales)
 
     @property
     def table_hash(self) -> str:
-        return table_hash(self.metas, self.scalings, float(self.hps.attention_scale))
+        return table_hash(self.metas, self.scalings, self.scales)
 
     @property
     def tokens_per_step(self) -> int:
@@ -53,11 +69,16 @@ class Run:
 
 
 def make_run(cfg: RunConfig) -> Run:
-    """Resolves the parameterization of a config; compiles and allocates nothing."""
+    """Resolves the parameterization of a config; compiles and allocates nothing.
+
+    Raises:
+      UserError: a tensor without a rule, an override that fits nothing, or an optimizer without a column.
+    """
     table = PARAMETERIZATIONS[cfg.parameterization.name]
-    metas = _metas(cfg.model_name, cfg.model)
-    scalings = resolve(table, metas, _metas(cfg.model_name, cfg.base_model))
-    d_head, base_d_head = (getattr(model, "d_head", 1) for model in (cfg.model, cfg.base_model))
+    metas, base_metas = (_metas(cfg.model_name, model) for model in (cfg.model, cfg.base_model))
+    rows, rules = apply_overrides(table, cfg.parameterization.override, metas, PARAMETERIZATIONS)
+    scalings = resolve(rows, metas, base_metas, OPTIMIZERS[cfg.optim.name].column)
+    scales = resolve_scales(rules, cfg.model.dims, cfg.base_model.dims)
     hps = Hps(
         learning_rate=cfg.optim.learning_rate,
         weight_decay=cfg.optim.weight_decay,
@@ -69,7 +90,7 @@ def make_run(cfg: RunConfig) -> Run:
         decay_steps=cfg.schedule.decay_steps,
         total_steps=cfg.train.steps,
         final_ratio=cfg.schedule.final_ratio,
-        attention_scale=table.attention_scale(d_head, base_d_head),
+        **{f"{name}_scale": value for name, value in scales._asdict().items()},
     )
     program = Program(
         model_name=cfg.model_name,
@@ -80,7 +101,7 @@ def make_run(cfg: RunConfig) -> Run:
         batch_size=cfg.train.batch_size,
         seq_len=cfg.data.seq_len,
     )
-    return Run(cfg, program, metas, as_float32(hps), as_float32(scalings))
+    return Run(cfg, program, metas, rows, rules, as_float32(hps), as_float32(scalings))
 
 
 @functools.lru_cache(maxsize=256)

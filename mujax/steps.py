@@ -15,7 +15,7 @@ import optax
 from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.layers import at_least_float32
-from mujax.optim import OPTIMIZERS
+from mujax.optim import effective_grad_norm, make_optimizer
 from mujax.params import unbox
 from mujax.schedules import SCHEDULES
 
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 # What a step measures: the loss before the update (nats a token), the global norm of the gradient
-# before clipping, and the learning rate of a tensor whose table factor is 1.
+# of the effective weights before clipping, and the learning rate of a tensor whose table factor is 1.
 METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
 
 
@@ -39,6 +39,7 @@ class TrainFns(NamedTuple):
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[..., jax.Array]
+    activations: Callable[..., dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
     """Tree of ParamMeta of a model; allocates and compiles nothing.
 
     Raises:
-      ValueError: a parameter of the model has no role.
+      UserError: a parameter of the model has no role, or one that is not known.
     """
     module = MODELS[model_name][1](model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
@@ -86,19 +87,29 @@ def make_train_fns(program: Program) -> TrainFns:
       the seed and its name alone.
     step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
     evaluate(params, rows, hps, scalings) -> mean loss in nats over integer rows [any, T + 1].
+    activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
     module = MODELS[program.model_name][1](program.model)
     schedule = SCHEDULES[program.schedule]
     dtype = jnp.dtype(program.model.dtype)
+    metas = abstract_metas(program.model_name, program.model)
 
     def optimizer(step, hps, scalings):
-        return OPTIMIZERS[program.optimizer](program.decay_form, hps, scalings, schedule(step, hps))
+        multiplier = schedule(step, hps)
+        return make_optimizer(program.optimizer, program.decay_form, metas, hps, scalings, multiplier)
+
+    def variables(params, scalings):
+        return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
 
     def loss_fn(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)
-        effective = jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)
-        logits_BTV = cast(jax.Array, module.apply({"params": effective}, tokens[:, :-1], hps))
+        logits_BTV = cast(jax.Array, module.apply(variables(params, scalings), tokens[:, :-1], hps))
         return cross_entropy(logits_BTV, tokens[:, 1:])
+
+    def activations(params, rows, hps, scalings):
+        tokens = rows.astype(jnp.int32)[:, :-1]
+        _, recorded = module.apply(variables(params, scalings), tokens, hps, mutable=["activations"])
+        return recorded["activations"]
 
     def init(seed, hps, scalings):
         tokens = jnp.zeros(_ONE_TOKEN.shape, _ONE_TOKEN.dtype)
@@ -113,7 +124,7 @@ def make_train_fns(program: Program) -> TrainFns:
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
-        metrics = dict(zip(METRICS, (loss, optax.tree.norm(grads), learning_rate), strict=True))
+        metrics = dict(zip(METRICS, (loss, effective_grad_norm(grads, scalings), learning_rate), strict=True))
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return TrainFns(init, step, loss_fn)
+    return TrainFns(init, step, loss_fn, activations)

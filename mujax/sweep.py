@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
 from tqdm import tqdm
 
 from mujax import workdir as files
@@ -18,7 +17,7 @@ from mujax.config import expand_sweep
 from mujax.data.loader import TrainBatches, load_batches
 from mujax.errors import UserError
 from mujax.hps import stack
-from mujax.lanes import LaneFns, make_lane_fns
+from mujax.lanes import LaneFns, make_lane_fns, sweep_mesh
 from mujax.metrics import find_divergence, metric_records
 from mujax.results import make_row
 from mujax.run import Run, make_run
@@ -101,13 +100,12 @@ def sweep(tree: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
 def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple[Point, Row, Records]]:
     """Trains the points of one group, chunk by chunk, and yields each with what it measured."""
     cfg = points[0].run.cfg  # train and data are the same in the whole group
-    devices = jax.devices()[: len(points)]
+    num_devices = min(jax.device_count(), len(points))
     # CPU: a lane a device, so that every point is finished, and safe, as early as possible.
     is_cpu = jax.default_backend() == "cpu"
-    per_device = 1 if is_cpu else math.ceil(len(points) / len(devices))
-    num_lanes = per_device * len(devices)
-    mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
-    fns = make_lane_fns(points[0].run.program, mesh, vmapped=not is_cpu)
+    per_device = 1 if is_cpu else math.ceil(len(points) / num_devices)
+    num_lanes = per_device * num_devices
+    fns = make_lane_fns(points[0].run.program, sweep_mesh(num_devices), vmapped=not is_cpu)
     seeds = {point.run.cfg.seed for point in points}
     batches, validation, fingerprint = load_batches(cfg.data, cfg.train, seeds)
 

@@ -1,9 +1,10 @@
 """What a workdir holds: files written whole or appended a line at a time, never two studies in one."""
 
 import errno
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,33 @@ def local_path(workdir: str | Path) -> Path:
     return Path(os.path.expanduser(workdir))
 
 
+def make_writable(workdir: str | Path) -> Path:
+    """Makes the folder and tries it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    root = local_path(workdir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".write_probe_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+    return root
+
+
+def set_aside(root: Path, names: Iterable[str]) -> None:
+    """Moves what an earlier call left under these names to earlier/1, earlier/2, ..."""
+    present = [name for name in names if (root / name).exists()]
+    if present:
+        n = next(n for n in itertools.count(1) if not (root / "earlier" / str(n)).exists())
+        (root / "earlier" / str(n)).mkdir(parents=True)
+        for name in present:
+            (root / name).rename(root / "earlier" / str(n) / name)
+
+
 def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 
@@ -33,14 +61,7 @@ def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) ->
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
     """
-    root = local_path(workdir)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".write_probe_{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+    root = make_writable(workdir)
     for other in {"config.json", "manifest.json"} - {record}:
         if (root / other).exists():
             raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")

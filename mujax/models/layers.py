@@ -11,6 +11,11 @@ def at_least_float32(x):
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
+def scaled(x, factor):
+    """x times a traced factor, in the dtype of x."""
+    return x * jnp.asarray(factor, x.dtype)
+
+
 def rms_norm(x, eps: float):
     """x / RMS(x) over the last axis (1910.07467), computed in float32 or better, returned in x's dtype."""
     precise = at_least_float32(x)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.hps import Hps
+from mujax.models.layers import scaled
 from mujax.params import MuModule
 
 
@@ -39,22 +40,26 @@ class MLPLanguageModel(MuModule):
     @nn.compact
     def __call__(self, tokens_BT, hps: Hps):
         """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens t-context+1..t."""
-        del hps  # no attention, so no traced scale
         embed_VD = self.weight("embed", "input", "vocab -> embed")
-        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0)
+        x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale)
+        self.record("embedding", x_BTD)
         # Slot c holds the embedding of c tokens ago, zero before the sequence starts.
         seq_len = x_BTD.shape[1]
         shifted = [jnp.pad(x_BTD, ((0, 0), (c, 0), (0, 0)))[:, :seq_len] for c in range(self.cfg.context)]
         w0_CDF = self.weight("w0", "hidden", "context embed -> mlp")
         h_BTF = jnp.einsum("BTCD,CDF->BTF", jnp.stack(shifted, axis=2), w0_CDF)
-        h_BTF = self._activate(h_BTF, "b0")
+        h_BTF = self._activate(h_BTF, 0)
         for i in range(1, self.cfg.num_layers):
             # Every layer maps mlp -> mlp; the second name keeps the axes of one signature distinct.
             w_EF = self.weight(f"w{i}", "hidden", "embed -> mlp")
-            h_BTF = self._activate(jnp.einsum("BTE,EF->BTF", h_BTF, w_EF), f"b{i}")
+            h_BTF = self._activate(jnp.einsum("BTE,EF->BTF", h_BTF, w_EF), i)
         unembed_FV = self.weight("unembed", "output", "mlp -> vocab")
-        return jnp.einsum("BTF,FV->BTV", h_BTF, unembed_FV)
+        logits_BTV = scaled(jnp.einsum("BTF,FV->BTV", h_BTF, unembed_FV), hps.logits_scale)
+        self.record("logits", logits_BTV)
+        return logits_BTV
 
-    def _activate(self, h_BTF, bias_name: str):
-        b_F = self.weight(bias_name, "vector", "-> mlp", dist="zeros")
-        return jax.nn.relu(h_BTF + b_F[None, None])
+    def _activate(self, h_BTF, layer: int):
+        b_F = self.weight(f"b{layer}", "vector", "-> mlp", dist="zeros")
+        h_BTF = jax.nn.relu(h_BTF + b_F[None, None])
+        self.record(f"hidden{layer}", h_BTF)
+        return h_BTF

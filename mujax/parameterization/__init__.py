@@ -1,26 +1,55 @@
-"""Parameterizations as tables of data; see `table` for what they mean and how they resolve."""
+"""Parameterizations as tables of data; see `table` for what they mean and `resolve` for how they become numbers."""
 
-from mujax.parameterization.mup import MUP
-from mujax.parameterization.sp import SP
-from mujax.parameterization.table import (
-    Parameterization,
+from mujax.parameterization import decay, depth, everett, kalra, lingle, mup, sp, unit
+from mujax.parameterization.override import apply_overrides
+from mujax.parameterization.resolve import (
+    Scales,
     Scaling,
+    assign_rows,
     format_table,
+    is_row,
     is_scaling,
+    named_leaves,
     resolve,
+    resolve_scales,
     table_hash,
     tensor_name,
 )
+from mujax.parameterization.table import Parameterization, Power, Row, ScaleRules, Size, size_of
 
-PARAMETERIZATIONS: dict[str, Parameterization] = {table.name: table for table in (SP, MUP)}
+_TABLES = (
+    sp.SP,
+    *mup.FORMS,
+    *mup.ABSOLUTE,
+    mup.MUP_SQRT_EMBEDDING,
+    decay.MUP_CONSTANT_SHRINK,
+    decay.MUP_SQRT_DECAY,
+    *depth.COMPLETEP,
+    unit.U_MUP,
+    *everett.EVERETT,
+    *lingle.LINGLE,
+    *kalra.FACTORIAL,
+)
+PARAMETERIZATIONS: dict[str, Parameterization] = {table.name: table for table in _TABLES}
 
 __all__ = [
     "PARAMETERIZATIONS",
     "Parameterization",
+    "Power",
+    "Row",
+    "ScaleRules",
+    "Scales",
     "Scaling",
+    "Size",
+    "apply_overrides",
+    "assign_rows",
     "format_table",
+    "is_row",
     "is_scaling",
+    "named_leaves",
     "resolve",
+    "resolve_scales",
+    "size_of",
     "table_hash",
     "tensor_name",
 ]

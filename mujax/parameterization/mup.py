@@ -1,21 +1,107 @@
-"""Maximal update parameterization for Adam, relative to a base width, where it equals SP."""
+"""The maximal update parameterization: three forms of one thing (Yang et al. 2022, 2203.03466).
 
-from mujax.parameterization.table import Parameterization, Power, Row
+The forms store different weights and train the same effective ones: an Adam or SGD trajectory is equal in
+all three (appendix J.2.1 there; tests/test_parameterization.py). Relative tables equal `sp` at the base
+width; the absolute ones, `*_abs`, know no base width: the learning rate of a hidden matrix is alpha / fan_in.
+
+Readings taken. fan_in of an embedding counts as 1, as its inputs are one-hot. In Table 9 the paper gives
+biases the multiplier of the input weights; here vectors keep the form of Table 8, equal by the symmetry,
+since gains start at one and not at a draw that an init could scale down. Shared keys and values (`kv`)
+follow the hidden matrices, with the learning rate of SGD at fan_out / fan_in of the spectral condition
+(2310.17813) as their fan_out may not grow; so they do in Lingle 2024 (2404.05728) for multi-query attention.
+"""
+
+from mujax.parameterization.sp import FAN_IN, SPECTRAL
+from mujax.parameterization.table import ONE, Parameterization, Power, Row, ScaleRules
 
 # The gradient of an effective weight falls as 1 / fan_out wherever fan_out grows with width (one of
 # fan_out coordinates that together move the loss by order 1), and not at all for the readout. Adam's
 # eps is compared with that gradient, so it follows fan_out, not the learning rate
 # (Yang & Littwin 2023, 2308.01814, on eps; the exponents are measured in tests/test_parameterization.py).
+# A weight with forward factor f sees gradients f times as large, and its eps is f times as large.
 EPS = Power(ratio_out=-1)
+HALF = Power(ratio_in=-0.5)
+INVERSE = Power(ratio_in=-1)
+
+# Muon: spectral norm of the update sqrt(fan_out / fan_in) (2310.17813, Condition 1); its orthogonalized
+# update has spectral norm 1. Adafactor: its update is relative to the RMS of the weight, fan_in^-1/2, so a
+# hidden update of order 1 / fan_in needs m^-1/2 more (B.3 of 2203.03466; 2407.05872, full alignment).
+HIDDEN_LR = {"adam": INVERSE, "sgd": ONE, "adafactor": HALF, "muon": SPECTRAL}
+INPUT_LR = {"adam": ONE, "sgd": Power(ratio_out=1), "adafactor": ONE, "muon": ONE}
+OUTPUT_LR = {"adam": INVERSE, "sgd": INVERSE, "adafactor": ONE, "muon": INVERSE}
+
+_TABLE_3, _TABLE_8, _TABLE_9 = (f"2203.03466 Table {n}" for n in (3, 8, 9))
 
 MUP = Parameterization(
     name="mup",
-    source="Yang et al. 2022 (2203.03466), Table 3, Adam columns, and Definition 4.1 for attention",
+    source="Yang et al. 2022 (2203.03466), Table 3; attention by Definition 4.1",
     rows={
-        "input": Row(eps=EPS),
-        "hidden": Row(init=Power(fan_in=-0.5), lr=Power(ratio_in=-1), eps=EPS),
-        "output": Row(init=Power(fan_in=-0.5, ratio_in=-0.5), lr=Power(ratio_in=-1), eps=EPS),
-        "vector": Row(eps=EPS),
+        "input": Row(_TABLE_3, lr=INPUT_LR, eps=EPS),
+        "hidden": Row(_TABLE_3, init=FAN_IN, lr=HIDDEN_LR, eps=EPS),
+        "output": Row(_TABLE_3, init=FAN_IN * HALF, lr=OUTPUT_LR, eps=EPS),
+        "vector": Row(_TABLE_3, lr=INPUT_LR, eps=EPS),
+        "tied": Row(_TABLE_8, lr=INPUT_LR, eps=EPS, readout=FAN_IN * HALF),
+        "kv": Row(
+            f"{_TABLE_3}; kv as hidden, 2404.05728",
+            init=FAN_IN,
+            lr={**HIDDEN_LR, "sgd": Power(ratio_in=-1, ratio_out=1)},
+            eps=EPS,
+        ),
     },
-    attention=-1.0,
+    scales=ScaleRules(attention=FAN_IN * HALF),
+)
+
+MUP_TABLE8 = MUP.replace(
+    name="mup_table8",
+    source="Yang et al. 2022 (2203.03466), Table 8; attention by Definition 4.1",
+    rows={
+        **MUP.rows,
+        "output": Row(
+            _TABLE_8,
+            init=FAN_IN * Power(ratio_in=0.5),
+            forward=INVERSE,
+            lr={"adam": ONE, "sgd": Power(ratio_in=1), "adafactor": ONE, "muon": ONE},
+            eps=EPS * INVERSE,
+        ),
+    },
+)
+
+MUP_TABLE9 = MUP.replace(
+    name="mup_table9",
+    source="Yang et al. 2022 (2203.03466), Table 9; attention by Definition 4.1",
+    rows={
+        **MUP.rows,
+        "input": Row(
+            _TABLE_9,
+            init=Power(ratio_out=-0.5),
+            forward=Power(ratio_out=0.5),
+            lr={"adam": Power(ratio_out=-0.5), "sgd": ONE, "adafactor": ONE, "muon": Power(ratio_out=-0.5)},
+            eps=EPS * Power(ratio_out=0.5),
+        ),
+        "output": Row(
+            _TABLE_9,
+            init=FAN_IN,
+            forward=HALF,
+            lr={"adam": HALF, "sgd": ONE, "adafactor": ONE, "muon": HALF},
+            eps=EPS * HALF,
+        ),
+    },
+)
+
+FORMS = (MUP, MUP_TABLE8, MUP_TABLE9)
+ABSOLUTE = tuple(table.absolute() for table in FORMS)
+
+# Large vocabularies: the embedding's learning rate over the hidden one goes as sqrt(width), not as width.
+MUP_SQRT_EMBEDDING = MUP.replace(
+    name="mup_sqrt_embedding",
+    source="mup with the embedding rate of Hayou & Liu 2025 (2506.15025)",
+    rows={
+        **MUP.rows,
+        "input": Row(
+            "2506.15025, large-vocabulary regime",
+            lr={"adam": Power(ratio_out=-0.5)},
+            eps=EPS,
+        ),
+    },
+    intends={"embedding rate": "embedding rate / hidden rate = sqrt(width), for large vocabularies (2506.15025)"},
 )

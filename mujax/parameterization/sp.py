@@ -1,15 +1,25 @@
 """Standard parameterization: what is done without thinking about width."""
 
-from mujax.parameterization.table import Parameterization, Power, Row
+from mujax.parameterization.table import COLUMNS, ONE, Parameterization, Power, Row, ScaleRules
+
+_SOURCE = "2203.03466 Table 3, SP"
+# Muon's update is an orthogonal matrix; its own rule, in every table that has one, see mup.SPECTRAL.
+SPECTRAL = Power(fan_in=-0.5, fan_out=0.5)
+FLAT: dict[str, Power] = dict.fromkeys(COLUMNS, ONE)
+FLAT_MATRIX = {**FLAT, "muon": SPECTRAL}
+FAN_IN = Power(fan_in=-0.5)
 
 SP = Parameterization(
     name="sp",
-    source="Yang et al. 2022 (2203.03466), Table 3, entries for SP; fan-in init, one learning rate",
+    source="Yang et al. 2022 (2203.03466), Table 3, entries for SP: fan-in init, one learning rate",
     rows={
-        "input": Row(),
-        "hidden": Row(init=Power(fan_in=-0.5)),
-        "output": Row(init=Power(fan_in=-0.5)),
-        "vector": Row(),
+        "input": Row(_SOURCE, lr=FLAT),
+        "hidden": Row(_SOURCE, init=FAN_IN, lr=FLAT_MATRIX),
+        "output": Row(_SOURCE, init=FAN_IN, lr=FLAT),
+        "vector": Row(_SOURCE, lr=FLAT),
+        # An embedding of unit variance gives logits of order sqrt(width), hence the factor.
+        "tied": Row(f"{_SOURCE}; logits x width^-1/2 for unit variance", lr=FLAT, readout=FAN_IN),
+        "kv": Row(_SOURCE, init=FAN_IN, lr=FLAT_MATRIX),
     },
-    attention=-0.5,
+    scales=ScaleRules(attention=FAN_IN),
 )

@@ -1,141 +1,195 @@
-"""A parameterization as data, and the one function that turns it into numbers.
+"""A parameterization as data: rows of powers of the sizes of a tensor, one row a role.
 
 Nothing else in mujax knows SP from muP: modules draw with unit variance, optimizers apply the numbers
-they are given.
+that `resolve` makes of a table.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from fractions import Fraction
 
-import jax
-import numpy as np
-
+from mujax.errors import UserError, suggest
 from mujax.params import ROLES, ParamMeta
 
 
 @dataclasses.dataclass(frozen=True)
-class Power:
-    """The factor fan_in^fan_in * (fan_in / base fan_in)^ratio_in * (fan_out / base fan_out)^ratio_out."""
+class Size:
+    """The sizes a rule may depend on; layers is the depth of the stack a tensor is repeated over, or 1."""
 
+    fan_in: int
+    fan_out: int = 1
+    layers: int = 1
+
+
+def size_of(meta: ParamMeta) -> Size:
+    return Size(meta.fan_in, meta.fan_out, meta.size("layers") if "layers" in meta.batch else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """coefficient * product of sizes to the named exponents; ratio_x is x over the same at the base width.
+
+    A forward scale is a power of one size, its fan_in: d_head for attention, the width for the others.
+    """
+
+    coefficient: float = 1.0
     fan_in: float = 0.0
+    fan_out: float = 0.0
+    layers: float = 0.0
     ratio_in: float = 0.0
     ratio_out: float = 0.0
+    ratio_layers: float = 0.0
 
-    def __call__(self, meta: ParamMeta, base: ParamMeta) -> float:
+    def __call__(self, size: Size, base: Size) -> float:
         return (
-            float(meta.fan_in) ** self.fan_in
-            * (meta.fan_in / base.fan_in) ** self.ratio_in
-            * (meta.fan_out / base.fan_out) ** self.ratio_out
+            self.coefficient
+            * float(size.fan_in) ** self.fan_in
+            * float(size.fan_out) ** self.fan_out
+            * float(size.layers) ** self.layers
+            * (size.fan_in / base.fan_in) ** self.ratio_in
+            * (size.fan_out / base.fan_out) ** self.ratio_out
+            * (size.layers / base.layers) ** self.ratio_layers
         )
 
+    def __mul__(self, other: "Power") -> "Power":
+        exponents = {name: getattr(self, name) + getattr(other, name) for name in _SYMBOLS}
+        return Power(self.coefficient * other.coefficient, **exponents)
+
+    def absolute(self) -> "Power":
+        """The same exponents of the sizes themselves, with no base width."""
+        return Power(
+            self.coefficient,
+            fan_in=self.fan_in + self.ratio_in,
+            fan_out=self.fan_out + self.ratio_out,
+            layers=self.layers + self.ratio_layers,
+        )
+
+    def __str__(self) -> str:
+        """E.g. 'fan_in^-1/2 m_in^-1/2'; '1' if nothing varies."""
+        factors = [f"{self.coefficient:.4g}"] if self.coefficient != 1 else []
+        for name, symbol in _SYMBOLS.items():
+            exponent = getattr(self, name)
+            if exponent == 1:
+                factors.append(symbol)
+            elif exponent:
+                factors.append(f"{symbol}^{Fraction(exponent).limit_denominator(100)}")
+        return "0" if self.coefficient == 0 else " ".join(factors) or "1"
+
+
+# How a rule is written: m is a size over the same at the base width.
+_SYMBOLS = {
+    "fan_in": "fan_in",
+    "fan_out": "fan_out",
+    "layers": "L",
+    "ratio_in": "m_in",
+    "ratio_out": "m_out",
+    "ratio_layers": "m_L",
+}
 
 ONE = Power()
+ZERO = Power(coefficient=0.0)
+
+# The columns of learning rates. Lion follows Adam; Muon orthogonalizes hidden matrices and leaves the rest to Adam.
+COLUMNS = ("adam", "sgd", "adafactor", "muon")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one role scales: the five numbers of Scaling, each as a Power of its fans."""
+    """How one role scales: the numbers of Scaling, each as a Power of its sizes.
 
+    lr: column -> factor on the learning rate; a column that is absent is an optimizer without a rule.
+    readout: of a tied embedding, the factor on the logits where it serves as the readout.
+    source: the paper, and the table or equation in it.
+    """
+
+    source: str
     init: Power = ONE
     forward: Power = ONE
-    lr: Power = ONE
+    lr: Mapping[str, Power] = dataclasses.field(default_factory=lambda: {"adam": ONE})
     eps: Power = ONE
     weight_decay: Power = ONE
+    readout: Power = ONE
+
+    def replace(self, **changes) -> "Row":
+        return dataclasses.replace(self, **changes)
+
+    def absolute(self) -> "Row":
+        powers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changes = {name: power.absolute() for name, power in powers.items() if isinstance(power, Power)}
+        return self.replace(**changes, lr={column: power.absolute() for column, power in self.lr.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleRules:
+    """Factors the forward pass applies to activations.
+
+    attention: on q.k, a power of d_head (its fan_in).
+    residual: on what a branch adds to the residual stream, a power of the width and the number of layers.
+    logits, embedding: on the logits and on the embedded tokens, powers of the width.
+    """
+
+    attention: Power
+    residual: Power = ONE
+    logits: Power = ONE
+    embedding: Power = ONE
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
-    """A table: one Row a role, and the exponent of the attention scale.
+    """A table.
 
-    attention: the scale is base_d_head^-1/2 * (d_head / base_d_head)^attention, so every
-      parameterization agrees at the base head size: -1 for muP, -1/2 for SP.
+    rows: role -> Row; the four roles of BASIC_ROLES are required.
+    scales: the rules of the forward scales.
+    tensors: name pattern (fnmatch) -> Row, for tensors that differ from the others of their role.
+    relative: the table equals `sp` at the base width, so that a base learning rate means the same there.
+    repeated: axes a matrix may be repeated over, each copy scaled as a matrix of its own.
+    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> why; `check`
+      reports it as benign.
+
+    Raises:
+      UserError: an unknown or missing role, column or intention.
     """
 
     name: str
     source: str
     rows: Mapping[str, Row]
-    attention: float
+    scales: ScaleRules
+    tensors: Mapping[str, Row] = dataclasses.field(default_factory=dict)
+    relative: bool = True
+    repeated: tuple[str, ...] = ("layers",)
+    intends: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def attention_scale(self, d_head: int, base_d_head: int) -> float:
-        return base_d_head**-0.5 * (d_head / base_d_head) ** self.attention
+    def __post_init__(self):
+        here = f"parameterization {self.name!r}"
+        for role in self.rows:
+            if role not in ROLES:
+                raise UserError(f"{here} has a row for {role!r}, which is no role{suggest(role, ROLES)}")
+        for role in BASIC_ROLES:
+            if role not in self.rows:
+                raise UserError(f"{here} has no row for role {role!r}; every table needs {', '.join(BASIC_ROLES)}")
+        for target, row in {**self.rows, **self.tensors}.items():
+            for column in row.lr:
+                if column not in COLUMNS:
+                    raise UserError(f"{here}, row {target!r}: {column!r} is no column{suggest(column, COLUMNS)}")
+        for key in self.intends:
+            if key not in INTENTIONS:
+                raise UserError(f"{here} intends {key!r}, which is not one of {', '.join(INTENTIONS)}")
 
+    def replace(self, **changes) -> "Parameterization":
+        return dataclasses.replace(self, **changes)
 
-class Scaling(NamedTuple):
-    """The resolved numbers of one tensor, all of them traced in the training step.
-
-    init: standard deviation of the stored weight (1 for zeros and ones, which are not scaled).
-    forward: effective weight = forward * stored weight.
-    lr, eps, weight_decay: factors on the hyperparameters of the same names.
-    """
-
-    init: float | jax.Array = 1.0
-    forward: float | jax.Array = 1.0
-    lr: float | jax.Array = 1.0
-    eps: float | jax.Array = 1.0
-    weight_decay: float | jax.Array = 1.0
-
-
-def is_scaling(x) -> bool:
-    return isinstance(x, Scaling)
-
-
-def resolve(table: Parameterization, metas, base_metas) -> dict[str, Any]:
-    """Table and metadata -> a tree of Scaling beside the parameters.
-
-    Args:
-      table: the parameterization.
-      metas: tree of ParamMeta of the model.
-      base_metas: the same tree at the base width, where every table equals SP.
-
-    Raises:
-      ValueError: a role has no row, or the two trees declare a tensor differently.
-    """
-
-    def scaling(path, meta: ParamMeta, base: ParamMeta) -> Scaling:
-        name = tensor_name(path)
-        if meta.role not in table.rows:
-            raise ValueError(f"parameterization {table.name!r} has no row for role {meta.role!r} of {name}")
-        if (meta.role, meta.axes) != (base.role, base.axes):
-            raise ValueError(f"{name} is {meta.role} {meta.text!r} but {base.role} {base.text!r} at the base width")
-        row = table.rows[meta.role]
-        return Scaling(
-            init=row.init(meta, base) if meta.dist == "normal" else 1.0,
-            forward=row.forward(meta, base),
-            lr=row.lr(meta, base),
-            eps=row.eps(meta, base),
-            weight_decay=row.weight_decay(meta, base),
+    def absolute(self) -> "Parameterization":
+        """The form with no base width: every ratio becomes the size itself."""
+        scales = {f.name: getattr(self.scales, f.name).absolute() for f in dataclasses.fields(self.scales)}
+        return self.replace(
+            name=f"{self.name}_abs",
+            source=f"{self.source}; absolute",
+            rows={role: row.absolute() for role, row in self.rows.items()},
+            tensors={pattern: row.absolute() for pattern, row in self.tensors.items()},
+            scales=ScaleRules(**scales),
+            relative=False,
         )
 
-    return jax.tree_util.tree_map_with_path(scaling, metas, base_metas)
 
-
-def tensor_name(path) -> str:
-    """Key path -> 'blocks/attention/wq'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def format_table(metas, scalings, attention_scale: float) -> str:
-    """One line a tensor: name, role, signature, shape and its numbers; then the attention scale."""
-    names = [tensor_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(metas)]
-    leaves = jax.tree.leaves(metas)
-    numbers = jax.tree.leaves(scalings, is_leaf=is_scaling)
-    wide = [max(map(len, column)) for column in (names, ROLES, [m.text for m in leaves])]
-    lines = []
-    for name, meta, scaling in zip(names, leaves, numbers, strict=True):
-        values = "  ".join(f"{k}={float(v):<9.6g}" for k, v in scaling._asdict().items())
-        head = f"{name:<{wide[0]}}  {meta.role:<{wide[1]}}  {meta.text:<{wide[2]}}"
-        lines.append(f"{head}  {meta.dist:<6}  {values}".rstrip())
-    lines.append(f"attention_scale={attention_scale:.6g}")
-    return "\n".join(lines) + "\n"
-
-
-def table_hash(metas, scalings, attention_scale: float) -> str:
-    """First 12 hex of the SHA-256 of the resolved table, each number as it is used, in float32."""
-    named = jax.tree_util.tree_leaves_with_path(scalings, is_leaf=is_scaling)
-    rows = [
-        (tensor_name(path), meta.role, meta.text, meta.sizes, meta.dist, [float(np.float32(v)).hex() for v in scaling])
-        for (path, scaling), meta in zip(named, jax.tree.leaves(metas), strict=True)
-    ]
-    return hashlib.sha256(repr((rows, float(np.float32(attention_scale)).hex())).encode()).hexdigest()[:12]
+BASIC_ROLES = ("input", "hidden", "output", "vector")
+INTENTIONS = ("initial logits", "embedding rate", "decay")

@@ -1,0 +1,162 @@
+"""The coordinate check's measurement: how big weights, their updates, activations and their changes are.
+
+After Yang et al. 2022 (2203.03466, appendix D.1), but two-sided, per tensor, and over a short and a longer
+horizon. All points of one width train side by side in one compiled program.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mujax.hps import stack
+from mujax.lanes import make_lane_fns, over_lanes, sweep_mesh
+from mujax.optim import is_muon
+from mujax.parameterization import named_leaves
+from mujax.params import ParamMeta
+from mujax.run import Run
+from mujax.steps import make_train_fns
+
+# A check runs a few steps of many programs: on CPU most of its time would go to LLVM. Measured on the
+# quickstart transformer: a training step compiles 4 to 5 times as fast.
+QUICK_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+class Quantity(NamedTuple):
+    """What is measured, as a root mean square over all its entries; Muon's updates as a spectral norm.
+
+    kind: weight (effective, at initialization), update (of the effective weight, since initialization),
+      activation (at initialization), change (of an activation, since initialization) or loss.
+    name: of the tensor or activation.
+    horizon: steps since initialization; 0 for weight and activation.
+    """
+
+    kind: str
+    name: str
+    horizon: int
+
+
+Measurements = dict[Quantity, np.ndarray]
+
+
+class Batches(Protocol):
+    """batches[t]: integer rows [B, T + 1] of step t."""
+
+    def __getitem__(self, t: int, /) -> np.ndarray: ...
+
+
+def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons: Sequence[int]) -> Measurements:
+    """Trains runs of one program, and measures them at each horizon.
+
+    Args:
+      runs: N runs, equal in program; they may differ in numbers and seed.
+      batches: seed -> Batches.
+      probe: integer rows [B, T + 1] on which activations and loss are taken.
+      horizons: increasing numbers of steps.
+
+    Returns:
+      {Quantity: float64 [N]}; inf or NaN where a run diverged.
+    """
+    program = runs[0].program
+    num_devices = min(jax.device_count(), len(runs))
+    is_cpu = jax.default_backend() == "cpu"
+    mesh = sweep_mesh(num_devices)
+    options = QUICK_COMPILATION if is_cpu else None
+    fns, plain = make_lane_fns(program, mesh, not is_cpu, options), make_train_fns(program)
+
+    def rms(tree):
+        return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))), tree)
+
+    def update_size(update, meta):
+        return spectral_norm(update, meta) if program.optimizer == "muon" and is_muon(meta) else rms(update)
+
+    def measure_lane(first, params, hps, scalings):
+        start, now = (plain.activations(p, probe, hps, scalings) for p in (first, params))
+        weight, update = (
+            jax.tree.map(lambda w, s: w * s.forward, tree, scalings)
+            for tree in (first, jax.tree.map(jnp.subtract, params, first))
+        )
+        return {
+            "weight": rms(weight),
+            "update": jax.tree.map(update_size, update, runs[0].metas),
+            "activation": rms(start),
+            "change": rms(jax.tree.map(jnp.subtract, now, start)),
+            "loss": {"loss": plain.evaluate(params, probe, hps, scalings)},
+        }
+
+    measure_lanes = over_lanes(measure_lane, mesh, not is_cpu, options)
+    # The last run is repeated until the devices have equal shares.
+    num_lanes = -(-len(runs) // num_devices) * num_devices
+    runs = [*runs, *[runs[-1]] * (num_lanes - len(runs))]
+    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
+    seeds = [run.cfg.seed for run in runs]
+    no_bound = np.full(num_lanes, np.inf, np.float32)
+
+    lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
+    first = jax.tree.map(jnp.copy, lanes.train.params)  # training donates its own
+    num_rows = max(np.diff([0, *horizons]))
+    measured: Measurements = {}
+    for begin, end in zip([0, *horizons], horizons, strict=False):
+        steps = [min(begin + k, end - 1) for k in range(num_rows)]
+        rows = {seed: np.stack([batches[seed][t] for t in steps]) for seed in set(seeds)}
+        lanes, _ = fns.train(lanes, np.stack([rows[seed] for seed in seeds]), end - begin, hps, scalings, no_bound)
+        for kind, tree in measure_lanes(first, lanes.train.params, hps, scalings).items():
+            for name, values in named_leaves(tree).items():
+                horizon = 0 if kind in ("weight", "activation") else end
+                measured[Quantity(kind, name, horizon)] = np.asarray(values, np.float64)[: len(runs)]
+    return measured
+
+
+def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
+    """Root mean square over the copies of a matrix of the largest singular value, by power iteration."""
+    x_RIO = x.reshape(-1, meta.fan_in, meta.fan_out)
+    v_RO = jax.random.normal(jax.random.key(0), x_RIO.shape[::2])
+
+    def iterate(_, v_RO):
+        v_RO = jnp.einsum("RIO,RI->RO", x_RIO, jnp.einsum("RIO,RO->RI", x_RIO, v_RO))
+        return v_RO / jnp.linalg.norm(v_RO, axis=-1, keepdims=True)
+
+    v_RO = jax.lax.fori_loop(0, iterations, iterate, v_RO)
+    return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(jnp.einsum("RIO,RO->RI", x_RIO, v_RO)), axis=-1)))
+
+
+class Slope(NamedTuple):
+    """d log(quantity) / d log(width): mean over seeds, half-width of its 95% interval, and the values themselves."""
+
+    mean: float
+    half_width: float
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
+
+def fit_slope(widths: Sequence[int], values_WS) -> Slope | None:
+    """Least-squares slope of log2 values [widths, seeds] for each seed, and their mean with Student's interval.
+
+    None where a value is zero or not finite: there is nothing to fit.
+    """
+    values_WS = np.asarray(values_WS, np.float64)
+    if not np.all(np.isfinite(values_WS)) or np.any(values_WS <= 0):
+        return None
+    x = np.log2(widths) - np.mean(np.log2(widths))
+    slopes_S = x @ np.log2(values_WS) / (x @ x)
+    num_seeds = len(slopes_S)
+    if num_seeds == 1:
+        return Slope(float(slopes_S[0]), 0.0)
+    error = np.std(slopes_S, ddof=1) / np.sqrt(num_seeds)
+    return Slope(float(np.mean(slopes_S)), float(_STUDENT[min(num_seeds, len(_STUDENT)) - 1] * error))
+
+
+# 97.5% quantiles of Student's t with n - 1 degrees of freedom, n = 1, 2, ...; the last serves beyond
+_STUDENT = (np.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

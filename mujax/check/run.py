@@ -1,0 +1,118 @@
+"""`check`: the verdict on a model, a parameterization and an optimizer."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mujax.check import oracle
+from mujax.check.coordinates import QUICK_COMPILATION, Measurements, measure
+from mujax.check.static import static_findings
+from mujax.check.verdict import Verdict, judge
+from mujax.config import RunConfig, ScheduleConfig
+from mujax.data.loader import load_batches
+from mujax.errors import UserError
+from mujax.run import Run, make_run
+
+
+class Plan(NamedTuple):
+    """What is measured: widths as multiples of the base width, number of seeds, horizons in steps, and the
+    most sequences of a batch, and tokens of a sequence."""
+
+    multiples: tuple[int, ...]
+    num_seeds: int
+    horizons: tuple[int, ...]
+    batch_size: int
+    seq_len: int
+
+
+FAST = Plan(multiples=(1, 2, 4, 8), num_seeds=3, horizons=(3, 10), batch_size=4, seq_len=32)
+FULL = Plan(multiples=(1, 2, 4, 8, 16), num_seeds=5, horizons=(3, 30), batch_size=8, seq_len=64)
+ORACLE_STEPS = 10
+
+
+class Report(NamedTuple):
+    """A verdict and what it rests on; runs: width -> one of its runs, measured: width -> {Quantity: [seeds]}."""
+
+    cfg: RunConfig
+    widths: tuple[int, ...]
+    seeds: tuple[int, ...]
+    plan: Plan
+    symmetry: oracle.Symmetry
+    runs: dict[int, Run]
+    measured: dict[int, Measurements]
+    verdict: Verdict
+
+
+def at_width(cfg: RunConfig, width: int) -> RunConfig:
+    """The config at another width: heads grow if the config says at which size they start (base_d_head).
+
+    Raises:
+      UserError: there is no such model.
+    """
+    changes = {"d_model": width}
+    base = cfg.parameterization
+    if base.base_d_head:
+        if base.base_d_head * width % base.base_width:
+            raise UserError(f"width {width}: d_head would be {base.base_d_head * width / base.base_width:g}")
+        changes["d_head"] = base.base_d_head * width // base.base_width
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **changes))
+
+
+def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
+    """The config as it is checked: constant learning rate from the first step, small batches."""
+    return dataclasses.replace(
+        cfg,
+        schedule=ScheduleConfig("constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
+        train=dataclasses.replace(cfg.train, batch_size=min(cfg.train.batch_size, plan.batch_size), eval_batches=1),
+        data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)),
+    )
+
+
+def static_runs(cfg: RunConfig, widths: Sequence[int]) -> dict[int, Run]:
+    """Runs at the widths, and at odd ratios between them where there is such a model."""
+    runs = {width: make_run(at_width(cfg, width)) for width in widths}
+    for width in (3 * widths[0] // 2, 3 * widths[0], 5 * widths[0]):
+        try:
+            runs[width] = make_run(at_width(cfg, width))
+        except UserError:
+            continue
+    return runs
+
+
+def check(
+    cfg: RunConfig, plan: Plan, widths: Sequence[int] = (), num_seeds: int = 0, progress=lambda text: None
+) -> Report:
+    """Checks one config; see the module's parts for what is measured.
+
+    Args:
+      cfg: the config; its width does not matter.
+      plan: FAST or FULL.
+      widths: in place of the plan's, at least four.
+      num_seeds: in place of the plan's.
+      progress: is told what is being done.
+
+    Raises:
+      UserError: fewer than four widths, or one that the model cannot have.
+    """
+    widths = tuple(sorted(set(widths or (cfg.parameterization.base_width * k for k in plan.multiples))))
+    if len(widths) < 4:
+        raise UserError(f"--widths: {len(widths)} distinct widths; a slope with an interval needs at least 4")
+    cfg = check_config(cfg, plan)
+    seeds = tuple(range(cfg.seed, cfg.seed + (num_seeds or plan.num_seeds)))
+    by_seed = [dataclasses.replace(cfg, seed=seed) for seed in seeds]
+    groups = {width: [make_run(at_width(c, width)) for c in by_seed] for width in widths}
+    findings = static_findings(static_runs(cfg, widths))
+    batches, validation, _ = load_batches(cfg.data, cfg.train, seeds)
+    probe = validation[0]
+
+    progress("symmetry oracle")
+    rows = [batches[cfg.seed][t] for t in range(ORACLE_STEPS)]
+    symmetry = oracle.symmetry(groups[widths[0]][0], rows, compiler_options=QUICK_COMPILATION)
+    findings += oracle.symmetry_findings(symmetry)
+    measured = {}
+    for width, runs in groups.items():
+        progress(f"width {width}")
+        measured[width] = measure(runs, batches, probe, plan.horizons)
+    firsts = {width: runs[0] for width, runs in groups.items()}
+    verdict = judge(firsts, measured, findings)
+    return Report(cfg, widths, seeds, plan, symmetry, firsts, measured, verdict)

@@ -1,0 +1,244 @@
+"""What the resolved table alone tells: its exponents against those that the maximal-update limit asks for.
+
+No training sees a wrong attention exponent at one head size, a gain that learns too slowly or a decay whose
+timescale grows: these are read off the numbers. The numbers are taken from `make_run` at several widths, as
+training would, so a wrong resolver is seen like a wrong table.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mujax.check.findings import Finding, power
+from mujax.errors import UserError
+from mujax.optim import OPTIMIZERS, is_muon
+from mujax.parameterization import PARAMETERIZATIONS, Parameterization, is_scaling, named_leaves
+from mujax.params import ParamMeta
+from mujax.run import Run, make_run
+
+TOLERANCE = 0.02  # of exponents fitted to exact numbers; the mildest bug of the field is m^1/2
+EXACT = 1e-4  # relative; numbers are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """Exponents of fan_in and fan_out in the width."""
+
+    fan_in: float
+    fan_out: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Exponents in the width that keep every update maximal (2203.03466; 2310.17813, Condition 1).
+
+    All are of the effective weight. init and update: root mean square, but the spectral norm of Muon's
+    updates; lr: in the optimizer's own unit; eps: as the gradient of the weight falls.
+    """
+
+    init: float
+    update: float
+    lr: float
+    eps: float
+
+
+def growth(narrow: ParamMeta, wide: ParamMeta, width_ratio: float) -> Growth:
+    def exponent(a: int, b: int) -> float:
+        return math.log(b / a) / math.log(width_ratio)
+
+    return Growth(exponent(narrow.fan_in, wide.fan_in), exponent(narrow.fan_out, wide.fan_out))
+
+
+def wanted(meta: ParamMeta, grows: Growth, optimizer: str) -> Wanted:
+    """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update must be of
+    order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i (its logits vanish)."""
+    is_readout = grows.fan_out == 0 and meta.role == "output"
+    init = -grows.fan_in if is_readout else -grows.fan_in / 2
+    update = -grows.fan_in
+    gradient = 0.0 if is_readout else -grows.fan_out
+    lr = {
+        "adam": update,
+        "sgd": update - gradient,
+        "adafactor": update - (0.0 if meta.dist == "zeros" else init),
+        "muon": (grows.fan_out - grows.fan_in) / 2 if is_muon(meta) else update,
+    }[OPTIMIZERS[optimizer].column]
+    if optimizer == "muon" and is_muon(meta):
+        update = lr  # as a spectral norm
+    return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0: no minus zero
+
+
+ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where either will do
+    "input": (False, True),
+    "hidden": (True, True),
+    "output": (True, False),
+    "vector": (False, None),
+    "tied": (False, True),
+    "kv": (True, None),
+}
+
+
+def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
+    """Findings from the resolved numbers of runs at several widths, which differ in nothing else."""
+    widths = sorted(runs)
+    narrow, wide = runs[widths[0]], runs[widths[-1]]
+    table = PARAMETERIZATIONS[narrow.cfg.parameterization.name]
+    by_width = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
+    narrow_metas, wide_metas = named_leaves(narrow.metas), named_leaves(wide.metas)
+    findings: list[Finding] = []
+    for name, meta in narrow_metas.items():
+        grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
+        findings += _role(name, meta, grows)
+        scalings = [scalings[name] for scalings in by_width]
+        findings += _tensor(name, meta, grows, table, narrow, widths, scalings)
+    findings += _scales(table, runs)
+    if table.relative:
+        findings += _base_constants(narrow)
+    return findings
+
+
+def _role(name: str, meta: ParamMeta, grows: Growth) -> list[Finding]:
+    for side, wants in zip(("fan_in", "fan_out"), ROLE_GROWTH[meta.role], strict=True):
+        if wants is not None and (getattr(grows, side) > 0) != wants:
+            fits = [role for role, sides in ROLE_GROWTH.items() if _fits(sides, grows) and role != "tied"]
+            does = "grows" if not wants else "does not grow"
+            text = f"declared {meta.role!r} by {meta.text!r}, but its {side} {does} with width"
+            return [Finding(name, "fail", "static", text, fix=f"declare it {' or '.join(map(repr, fits))}")]
+    return []
+
+
+def _fits(sides, grows: Growth) -> bool:
+    pairs = zip(sides, (grows.fan_in, grows.fan_out), strict=True)
+    return all(wants is None or (exponent > 0) == wants for wants, exponent in pairs)
+
+
+def _tensor(name, meta, grows, table: Parameterization, run: Run, widths, scalings) -> list[Finding]:
+    optimizer = OPTIMIZERS[run.cfg.optim.name]
+    want = wanted(meta, grows, run.cfg.optim.name)
+    rates = [s.lr * s.forward**optimizer.gauge for s in scalings]
+    sizes = {
+        "init": ([s.init * s.forward for s in scalings], want.init),
+        "learning rate": (rates, want.lr),
+        "eps": ([s.eps / s.forward for s in scalings], want.eps),
+    }
+    if meta.dist != "normal":
+        del sizes["init"]
+    if "eps" not in optimizer.hps or run.cfg.optim.name == "muon" and is_muon(meta):
+        del sizes["eps"]
+    decay = [s.weight_decay for s in scalings]
+    if float(run.hps.weight_decay) > 0 and any(decay):
+        sizes["decay"] = {
+            "decoupled": ([rate * d for rate, d in zip(rates, decay, strict=True)], 0.0),
+            # The decay term beside the gradient, as a gradient: both fall alike
+            "l2": (decay, want.eps - (want.init if meta.dist == "normal" else 0.0)),
+        }.get(run.cfg.optim.decay_form, (decay, 0.0))
+
+    findings = []
+    for what, (values, target) in sizes.items():
+        if not any(values):
+            continue  # drawn as zeros
+        exponent, error = fit_power(widths, values)
+        if error > EXACT:
+            shown = ", ".join(f"{v:.4g} at {w}" for v, w in zip(values, widths, strict=True))
+            text = f"{what} is no power of the width: {shown}"
+            fix = "use the exact ratio of widths, not an integer division"
+            findings.append(Finding(name, "fail", "static", text, fix))
+        elif abs(exponent - target) > TOLERANCE:
+            findings.append(_wrong_exponent(name, meta, table, what, exponent, target))
+    return findings
+
+
+def _wrong_exponent(name, meta: ParamMeta, table: Parameterization, what: str, exponent, target) -> Finding:
+    says = f"{what} goes as {power(exponent)}, the limit wants {power(target)}"
+    intention = {
+        "init": "initial logits" if meta.role == "output" else "",
+        "learning rate": "embedding rate" if meta.role == "input" else "",
+        "decay": "decay",
+    }.get(what, "")
+    if intention in table.intends:
+        return Finding(name, "benign", "static", f"{says}; meant so: {table.intends[intention]}")
+    if what == "eps":
+        return Finding(
+            name, "benign", "static", f"{says}; too small to matter as long as updates keep their exponent",
+            fix=f"eps x {power(target - exponent)}",
+        )  # fmt: skip
+    if what == "decay":
+        says = f"decay a step goes as {power(exponent)}, so its timescale depends on width"
+    return Finding(name, "fail", "static", says, fix=f"{what} x {power(target - exponent)}")
+
+
+def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
+    """attention: 1/d_head where heads grow. logits: 1/m if tied. The others do not depend on width."""
+    widths = sorted(runs)
+    run = runs[widths[0]]
+    is_tied = any(meta.role == "tied" for meta in named_leaves(run.metas).values())
+    d_heads = [run.cfg.model.dims.get("head_dim", 1) for run in (runs[width] for width in widths)]
+    findings = []
+    for scale, sizes, target in (
+        ("attention", d_heads, -1.0),
+        ("residual", widths, 0.0),
+        ("logits", widths, -1.0 if is_tied else 0.0),
+        ("embedding", widths, 0.0),
+    ):
+        subject = f"{scale} scale"
+        values = [float(getattr(runs[width].scales, scale)) for width in widths]
+        if sizes[0] == sizes[-1]:  # heads of one size at every width
+            rule = run.rules.attention
+            exponent = rule.fan_in + rule.ratio_in
+            if "head_dim" in run.cfg.model.dims and exponent != target:
+                text = f"goes as d_head^{exponent:g}, a constant here: d_head is {sizes[0]} at every width"
+                findings.append(Finding(subject, "benign", "static", text, fix="d_head^-1 if heads should grow"))
+            continue
+        exponent, error = fit_power(sizes, values)
+        size = "d_head" if scale == "attention" else "width"
+        if error > EXACT or abs(exponent - target) > TOLERANCE:
+            text = f"goes as {size}^{exponent:.3g}, the limit wants {size}^{target:g}"
+            symbol = f"({size} ratio)" if scale == "attention" else "m"
+            fix = f"{scale} scale x {power(target - exponent).replace('m', symbol, 1)}"
+            findings.append(Finding(subject, "fail", "static", text, fix))
+    return findings
+
+
+def _base_constants(run: Run) -> list[Finding]:
+    """A relative table equals sp at the base width, or a learning rate tuned there means something else."""
+    base, sp = (_at_base(run, name) for name in (run.cfg.parameterization.name, "sp"))
+    if base is None or sp is None:
+        return []
+    pairs = {f"{name} scale": (getattr(base.scales, name), getattr(sp.scales, name)) for name in base.scales._fields}
+    ours, theirs = (named_leaves(r.scalings, is_scaling) for r in (base, sp))
+    gauge = OPTIMIZERS[run.cfg.optim.name].gauge
+    effective = {
+        "init": lambda s: s.init * s.forward,
+        "learning rate": lambda s: s.lr * s.forward**gauge,
+        "eps": lambda s: s.eps / s.forward,
+    }
+    findings = []
+    for name in ours:
+        for what, of in effective.items():
+            value, reference = of(ours[name]), of(theirs[name])
+            if value and not math.isclose(value, reference, rel_tol=EXACT):
+                text = f"{what} at the base width is {value:.4g}, in sp {reference:.4g}"
+                findings.append(Finding(name, "fail", "static", text, fix=f"{what} x {reference / value:.4g}"))
+    for subject, (value, reference) in pairs.items():
+        if not math.isclose(value, reference, rel_tol=EXACT):
+            text = f"at the base width it is {value:.4g}, in sp {reference:.4g}: a base constant is missing"
+            findings.append(Finding(subject, "fail", "static", text, fix=f"{subject} x {reference / value:.4g}"))
+    return findings
+
+
+def _at_base(run: Run, table: str) -> Run | None:
+    """The run at the base sizes under a table without overrides; None where it has no rule for a tensor."""
+    cfg = run.cfg
+    plain = dataclasses.replace(cfg.parameterization, name=table, override=())
+    try:
+        return make_run(dataclasses.replace(cfg, model=cfg.base_model, parameterization=plain))
+    except UserError:
+        return None
+
+
+def fit_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """(exponent, largest relative error) of the power law through positive values at distinct sizes."""
+    x, y = np.log(np.asarray(sizes, float)), np.log(np.asarray(values, float))
+    exponent, constant = np.polyfit(x, y, 1)
+    return float(exponent), float(np.max(np.abs(np.expm1(y - exponent * x - constant))))

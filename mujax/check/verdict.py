@@ -1,0 +1,203 @@
+"""From slopes to a verdict: which tensor or forward scale is wrong, and by which power of the width."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from mujax.check.coordinates import Measurements, Quantity, Slope, fit_slope
+from mujax.check.findings import Finding, power, worst
+from mujax.check.static import growth, wanted
+from mujax.optim import OPTIMIZERS
+from mujax.parameterization import PARAMETERIZATIONS, named_leaves
+from mujax.run import Run
+
+# How far a slope may be off. The mildest bugs are off by 1/2; what a right model of width 32 to 256 shows
+# after 10 steps is at most 0.2, and 0.3 with SGD, whose updates follow the gradient (measured on mup, five
+# optimizers, three seeds). Weights and activations at initialization are almost exact.
+INITIAL_TOLERANCE = 0.2
+TOLERANCE = 0.3
+SGD_TOLERANCE = 0.4
+LOSS_TOLERANCE = 0.02  # relative
+
+# Forward scale -> the activations that it multiplies, and those that they are made of (in the same module).
+FORWARD_SCALES = {
+    "attention_logits": ("attention scale", ("q", "k")),
+    "logits": ("logits scale", ("final",)),
+    "residual": ("residual scale", ("attention_out", "mlp_out")),
+    "embedding": ("embedding scale", ()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One tensor or activation: its exponents at initialization and at each horizon, measured and wanted."""
+
+    name: str
+    role: str
+    initial: Slope | None
+    wants_initial: float | None
+    later: tuple[Slope | None, ...]
+    wants_later: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """tensors, activations: a Line each; findings: of every part of the check."""
+
+    tensors: tuple[Line, ...]
+    activations: tuple[Line, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return worst(self.findings) != "fail"
+
+    def level(self, subject: str) -> str:
+        return worst(finding for finding in self.findings if finding.subject == subject)
+
+    @property
+    def culprits(self) -> tuple[str, ...]:
+        """What failed, each once, in the order found."""
+        return tuple(dict.fromkeys(finding.subject for finding in self.findings if finding.level == "fail"))
+
+
+def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier: Sequence[Finding]) -> Verdict:
+    """The verdict.
+
+    Args:
+      runs: width -> a run (of any seed) of the table at hand.
+      measured: width -> {Quantity: values [seeds]} of that table.
+      earlier: findings of the static part and of the oracle.
+    """
+    widths = sorted(measured)
+    first = measured[widths[0]]
+    horizons = sorted({quantity.horizon for quantity in first if quantity.kind == "update"})
+
+    def slope(kind: str, name: str, horizon: int = 0) -> Slope | None:
+        return fit_slope(widths, [measured[width][Quantity(kind, name, horizon)] for width in widths])
+
+    def is_zero(kind: str, name: str) -> bool:
+        return not any(measured[width][Quantity(kind, name, horizon)].any() for width in widths for horizon in horizons)
+
+    run, wide = runs[widths[0]], runs[widths[-1]]
+    wide_metas = named_leaves(wide.metas)
+    tensors, findings = [], list(earlier)
+    for name, meta in named_leaves(run.metas).items():
+        grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
+        want = wanted(meta, grows, run.cfg.optim.name)
+        is_drawn = meta.dist == "normal"
+        later = tuple(slope("update", name, horizon) for horizon in horizons)
+        initial = (slope("weight", name), want.init) if is_drawn else (None, None)
+        line = Line(name, meta.role, *initial, later, want.update)
+        tensors.append(line)
+        own = [finding for finding in earlier if finding.subject == name]
+        findings += _tensor_findings(line, run, own, is_zero("update", name))
+
+    d_heads = [r.cfg.model.dims.get("head_dim", 1) for r in (run, wide)]
+    heads_grow = d_heads[0] != d_heads[1]
+    activations = []
+    for name in (quantity.name for quantity in first if quantity.kind == "activation"):
+        later = tuple(slope("change", name, horizon) for horizon in horizons)
+        wants_initial = _initial_activation(name, run, heads_grow)
+        activations.append(Line(name, "", slope("activation", name), wants_initial, later, 0.0))
+    findings += _activation_findings(activations, run, findings)
+    findings += _loss_findings(widths, [measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
+    return Verdict(tuple(tensors), tuple(activations), tuple(findings))
+
+
+def off(slope: Slope | None, wants: float | None, tolerance: float) -> float:
+    """By how much a slope misses, 0 if within tolerance or if its interval reaches halfway into it."""
+    if slope is None or wants is None:
+        return 0.0
+    deviation = slope.mean - wants
+    certain = abs(deviation) - slope.half_width > tolerance / 2
+    return deviation if abs(deviation) > tolerance and certain else 0.0
+
+
+def _tolerance(run: Run) -> float:
+    return SGD_TOLERANCE if OPTIMIZERS[run.cfg.optim.name].gauge == 2 else TOLERANCE
+
+
+def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: bool) -> list[Finding]:
+    """What training shows and the static part has not said: it read the table, this is what applies it."""
+    findings = []
+    if is_zero:
+        return [Finding(line.name, "fail", "coordinates", "is never updated", "look at masks and stopped gradients")]
+    explained = " ".join(finding.text for finding in earlier if finding.level == "fail")
+    missing = off(line.initial, line.wants_initial, INITIAL_TOLERANCE)
+    meant = any(f.level == "benign" and f.text.startswith("init ") for f in earlier)
+    if missing and line.wants_initial is not None and "init" not in explained and not meant:
+        starts, wants = (power(x) for x in (line.wants_initial + missing, line.wants_initial))
+        text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
+        findings.append(Finding(line.name, "fail", "coordinates", text, f"initial size x {power(-missing)}"))
+    misses = [off(slope, line.wants_later, _tolerance(run)) for slope in line.later]
+    largest = max(misses, key=abs)
+    meant = any(f.level == "benign" and f.text.startswith("learning rate ") for f in earlier)
+    if not largest or meant or any(word in explained for word in ("learning rate", "declared", "no power")):
+        return findings
+    text = f"its update goes as {power(line.wants_later + largest)}, wants {power(line.wants_later)}"
+    eps = [finding for finding in earlier if finding.text.startswith("eps ")]
+    if eps and largest < 0:
+        fix = f"{eps[0].fix} (eps = {run.cfg.optim.eps:g} is not small beside the gradient)"
+        return [*findings, Finding(line.name, "fail", "coordinates", f"{text}; {eps[0].text.partition(';')[0]}", fix)]
+    fix = f"update x {power(-largest)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
+    return [*findings, Finding(line.name, "fail", "coordinates", text, fix)]
+
+
+def _initial_activation(name: str, run: Run, heads_grow: bool) -> float:
+    """Logits of a muP readout vanish as 1/sqrt(width); q.k / d_head of independent q, k as 1/sqrt(d_head)."""
+    table = PARAMETERIZATIONS[run.cfg.parameterization.name]
+    kind = name.rpartition("/")[2]
+    if kind == "logits":
+        return 0.0 if "initial logits" in table.intends else -0.5
+    return -0.5 if kind == "attention_logits" and heads_grow else 0.0
+
+
+def _misses(line: Line, run: Run) -> float:
+    """By how much an activation misses. Growth counts at any horizon, decline at the last alone: before
+    that a change still carries what initialization leaves, which vanishes with width."""
+    tolerance = _tolerance(run)
+    misses = [off(slope, line.wants_later, tolerance) for slope in line.later]
+    candidates = [off(line.initial, line.wants_initial, INITIAL_TOLERANCE), *(m for m in misses if m > 0), misses[-1]]
+    return max(candidates, key=abs)
+
+
+def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Finding]) -> list[Finding]:
+    failed = {finding.subject for finding in earlier if finding.level == "fail"}
+    roles = {name: meta.role for name, meta in named_leaves(run.metas).items()}
+    misses = {line.name: miss for line in lines if (miss := _misses(line, run))}
+    findings, unexplained = [], []
+    for name, miss in misses.items():
+        module, _, kind = name.rpartition("/")
+        text = f"{name} goes as {power(miss)} relative to what the limit wants"
+        if kind not in FORWARD_SCALES:
+            unexplained.append(
+                Finding(name, "fail", "coordinates", text, "no tensor explains it: look at what makes it")
+            )
+            continue
+        scale, made_of = FORWARD_SCALES[kind]
+        direct = {"logits": ("output", "tied"), "embedding": ("input", "tied")}.get(kind, ())
+        inputs = [f"{module}/{part}".lstrip("/") for part in made_of]
+        follows = any(part in misses for part in inputs) or any(roles.get(subject) in direct for subject in failed)
+        if follows or scale in failed:
+            continue
+        if kind == "attention_logits" and -0.5 <= miss < 0:
+            text = f"{text}; harmless: at finite width q and k, which pass, line up less in larger models"
+            findings.append(Finding(scale, "benign", "coordinates", text))
+        else:
+            findings.append(Finding(scale, "fail", "coordinates", text, f"{scale} x {power(-miss)}"))
+    if not failed and not any(finding.level == "fail" for finding in findings):
+        findings += unexplained  # else they follow from what failed
+    return findings
+
+
+def _loss_findings(widths: Sequence[int], losses_WS) -> list[Finding]:
+    slope = fit_slope(widths, losses_WS)
+    if slope is None:
+        worse = [str(w) for w, losses in zip(widths, losses_WS, strict=True) if not all(map(math.isfinite, losses))]
+        return [Finding("loss", "fail", "loss", f"diverged at width {', '.join(worse)}", "a smaller learning rate")]
+    narrow, wide = (sum(losses) / len(losses) for losses in (losses_WS[0], losses_WS[-1]))
+    if slope.low > 0 and wide > narrow * (1 + LOSS_TOLERANCE):
+        text = f"wider is worse: {narrow:.3f} at width {widths[0]}, {wide:.3f} at {widths[-1]}"
+        return [Finding("loss", "fail", "loss", text)]
+    return []

@@ -1,0 +1,47 @@
+"""CompleteP: width and depth together (Dey et al. 2025, 2505.01618, Table 1).
+
+With m_L the number of layers over that of the base, a branch is multiplied by m_L^-alpha, and inside the
+stack the learning rate by m_L^(alpha - 1) and eps by m_L^-alpha; decay is scaled by m_N in hidden matrices,
+so that rate times decay does not depend on width, and is zero for gains and biases. alpha = 1 is CompleteP,
+1/2 the rule it is compared with. What is outside of the stack (embedding, final norm, readout) has no depth
+factor, and no rule of ours needs to say so: its depth is 1 at every depth. The readout has the multiplier
+1 / m_N (the form of 2203.03466, Table 8), hence its eps. Attention is 1 / d_head, as in the authors' code.
+"""
+
+from mujax.parameterization.mup import MUP_TABLE8
+from mujax.parameterization.table import ONE, ZERO, Parameterization, Power, Row, ScaleRules
+
+
+def completep(alpha: float) -> Parameterization:
+    """The table for one exponent of the residual scale, alpha in [1/2, 1]."""
+    source = f"2505.01618 Table 1, alpha {alpha:g}"
+    lr_factor, eps_factor = Power(ratio_layers=alpha - 1), Power(ratio_layers=-alpha)
+
+    def in_stack(role: str, weight_decay: Power) -> Row:
+        row = MUP_TABLE8.rows[role]
+        lr = {"adam": row.lr["adam"] * lr_factor}
+        return Row(source, init=row.init, lr=lr, eps=row.eps * eps_factor, weight_decay=weight_decay)
+
+    embedding, readout = MUP_TABLE8.rows["input"], MUP_TABLE8.rows["output"]
+    # Decay acts with the rate of the effective weight; the readout's is 1 / m_N, where the source has eta.
+    return Parameterization(
+        name={0.5: "completep_half", 1.0: "completep"}[alpha],
+        source=f"Dey et al. 2025 (2505.01618), Table 1, alpha {alpha:g}",
+        rows={
+            "input": Row(source, lr={"adam": ONE}, eps=embedding.eps),
+            "hidden": in_stack("hidden", weight_decay=Power(ratio_in=1)),
+            "output": Row(
+                source,
+                init=readout.init,
+                forward=readout.forward,
+                lr={"adam": ONE},
+                eps=readout.eps,
+                weight_decay=Power(ratio_in=1),
+            ),
+            "vector": in_stack("vector", weight_decay=ZERO),
+        },
+        scales=ScaleRules(attention=MUP_TABLE8.scales.attention, residual=Power(ratio_layers=-alpha)),
+    )
+
+
+COMPLETEP = (completep(0.5), completep(1.0))

@@ -1,0 +1,61 @@
+"""The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP, in their gauge.
+
+Their gauge: in SP every tensor trains at eta / n and matrices decay with lambda * n, so that one step
+shrinks them by eta * lambda at any width (n the width, decoupled decay). Where a switch raises a matrix'
+learning rate the decay is lowered to keep that shrink (our reading; the paper's is not known to us).
+Gains do not decay. The matrices that write to the residual stream start at 1/sqrt(2 L n), L layers, as in
+the authors' related code (inferred); their learning rate is eta / n, not eta / 4n.
+"""
+
+import itertools
+
+from mujax.parameterization.sp import FAN_IN
+from mujax.parameterization.table import ONE, ZERO, Parameterization, Power, Row, ScaleRules
+
+_INTO, _OUT_OF = Power(fan_out=-1), Power(fan_in=-1)
+
+
+def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameterization:
+    """One of the 16: each switch False (SP) or True (muP).
+
+    Args:
+      embd: embedding learning rate eta instead of eta / n; 'sqrt': eta / sqrt(n) (Hayou & Liu, 2506.15025).
+      ln: LayerNorm scale learning rate eta instead of eta / n.
+      attn: attention scale 1 / d_head instead of 1 / sqrt(d_head).
+      last: unembedding of variance 1 / n^2 instead of 1 / n.
+    """
+    source = "2605.21486, factorial"
+    embed_lr = {False: _INTO, True: ONE, "sqrt": Power(fan_out=-0.5)}[embd]
+    embed_decay = {False: Power(fan_out=1), True: ONE, "sqrt": Power(fan_out=0.5)}[embd]
+    on = [{False: "", True: "embd", "sqrt": "sqrt_embd"}[embd]]
+    on += [name for name, switch in (("ln", ln), ("attn", attn), ("last", last)) if switch]
+    switches = list(filter(None, on))
+    matrix = Row(source, init=FAN_IN, lr={"adam": _OUT_OF}, weight_decay=Power(fan_in=1))
+    return Parameterization(
+        name="+".join(["factorial", *switches]),
+        source=f"Kalra & Barkeshli 2026 (2605.21486), SP{''.join(f' + {name}' for name in switches)}",
+        rows={
+            "input": Row(source, lr={"adam": embed_lr}, weight_decay=embed_decay),
+            "hidden": matrix,
+            "output": matrix.replace(init=_OUT_OF) if last else matrix,
+            "vector": Row(source, lr={"adam": ONE if ln else _INTO}, weight_decay=ZERO),
+        },
+        tensors={
+            "*/wo": Row(
+                f"{source}; init (2 L n)^-1/2 inferred",
+                init=Power(coefficient=2**-0.5, layers=-0.5, fan_out=-0.5),
+                lr={"adam": _INTO},
+                weight_decay=Power(fan_out=1),
+            )
+        },
+        scales=ScaleRules(attention=_OUT_OF if attn else FAN_IN),
+        relative=False,
+        intends={
+            **({} if last else {"initial logits": "the switch Last is off: unembedding of variance 1/n (2605.21486)"}),
+            **({"embedding rate": "the switch Embd is at sqrt(width) (2506.15025)"} if embd == "sqrt" else {}),
+        },
+    )
+
+
+_SWITCHES = tuple(itertools.product((False, True), repeat=3))
+FACTORIAL = tuple(factorial(embd, *rest) for embd in (False, True, "sqrt") for rest in _SWITCHES)

@@ -1,0 +1,159 @@
+"""Overrides of single rows, tensors and numbers of a table, as a config gives them.
+
+An override is TARGET=VALUE or TARGET.NUMBER=VALUE.
+  TARGET  a role, a tensor's name or pattern ('blocks/*/wq'), or a forward scale
+  NUMBER  one of a row's numbers: init, forward, lr, eps, weight_decay, readout; without it, the whole row
+  VALUE   a table ('sp': its row for that role), a row of a table ('sp.hidden'), or, for a single number
+          or a forward scale, the number itself
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import jax
+
+from mujax.errors import UserError, suggest
+from mujax.parameterization.resolve import assign_rows, is_row, named_leaves, scale_rules, tensor_name
+from mujax.parameterization.table import COLUMNS, Parameterization, Power, Row, ScaleRules
+from mujax.params import ROLES
+
+NUMBERS = tuple(f.name for f in dataclasses.fields(Row) if f.name != "source")
+SCALES = tuple(f.name for f in dataclasses.fields(ScaleRules))
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """One parsed override; `number` is empty where it replaces the whole row or a forward scale."""
+
+    text: str
+    target: str
+    number: str
+    value: str
+
+
+def parse(text: str) -> Override:
+    """'unembed.lr=0.5' -> Override.
+
+    Raises:
+      UserError: it is not of the form TARGET=VALUE or TARGET.NUMBER=VALUE.
+    """
+    left, found, value = (part.strip() for part in text.partition("="))
+    target, _, number = left.partition(".")
+    if not (found and target and value):
+        raise UserError(f"{_here(text)} is not TARGET=VALUE, e.g. 'unembed=sp' or 'unembed.lr=0.5'")
+    if target in SCALES and number:
+        raise UserError(f"{_here(text)}: the forward scale {target!r} is one number; write '{target}={value}'")
+    if number and number not in NUMBERS:
+        raise UserError(f"{_here(text)}: {number!r} is no number of a row{suggest(number, NUMBERS)}")
+    if not number and target not in SCALES and _as_number(value) is not None:
+        raise UserError(f"{_here(text)}: say which number, e.g. '{target}.lr={value}'; one of {', '.join(NUMBERS)}")
+    return Override(text, target, number, value)
+
+
+def apply_overrides(
+    table: Parameterization, overrides: Sequence[str], metas, tables: Mapping[str, Parameterization]
+) -> tuple[dict, ScaleRules]:
+    """The rows and forward-scale rules of a model, after the overrides.
+
+    Returns:
+      tree of Row beside the parameters; the ScaleRules.
+
+    Raises:
+      UserError: an override that cannot be read, matches nothing, names no table, or sets a number that
+        another override sets too; or a tensor left without a rule.
+    """
+    metas_by_name = named_leaves(metas)
+    replaced: dict[tuple[str, str], Override] = {}  # (tensor or scale, number) -> who set it
+
+    def claim(owner: str, numbers: Sequence[str], override: Override):
+        for number in numbers:
+            other = replaced.setdefault((owner, number), override)
+            if other is not override:
+                what = f"{owner}'s {number}" if number else f"the {owner} scale"
+                raise UserError(f"parameterization.override: {other.text!r} and {override.text!r} both set {what}")
+
+    rules, targets = {}, {}
+    for override in map(parse, overrides):
+        if override.target in SCALES:
+            claim(override.target, ("",), override)
+            rules[override.target] = _scale(override, tables)
+            continue
+        matched = [
+            name
+            for name, meta in metas_by_name.items()
+            if (meta.role == override.target if override.target in ROLES else fnmatchcase(name, override.target))
+        ]
+        if not matched:
+            known = (*metas_by_name, *sorted({m.role for m in metas_by_name.values()}), *SCALES)
+            hint = suggest(override.target, known)
+            raise UserError(f"{_here(override.text)} matches no tensor, role or forward scale of the model{hint}")
+        for name in matched:
+            claim(name, (override.number,) if override.number else NUMBERS, override)
+            targets.setdefault(name, []).append(override)
+
+    whole = {
+        name: _row(override, metas_by_name[name].role, tables)
+        for name, entries in targets.items()
+        for override in entries
+        if not override.number
+    }
+    # First in the order of patterns, so that an overridden tensor needs no other rule.
+    others = {pattern: row for pattern, row in table.tensors.items() if pattern not in whole}
+    rows = assign_rows(table.replace(tensors={**whole, **others}), metas)
+
+    def changed(path, row: Row) -> Row:
+        for override in targets.get(tensor_name(path), ()):
+            if override.number:
+                row = _with_number(row, override, metas_by_name[tensor_name(path)].role, tables)
+        return row
+
+    rows = jax.tree_util.tree_map_with_path(changed, rows, is_leaf=is_row)
+    return rows, dataclasses.replace(scale_rules(table, rows, metas), **rules)
+
+
+def _row(override: Override, role: str, tables: Mapping[str, Parameterization]) -> Row:
+    name, _, other_role = override.value.partition(".")
+    table = _table(override, name, tables)
+    role = other_role or role
+    if role not in table.rows:
+        raise UserError(f"{_here(override.text)}: table {name!r} has no row for {role!r}{suggest(role, table.rows)}")
+    row = table.rows[role]
+    return row.replace(source=f"{row.source} [override {override.text}]")
+
+
+def _with_number(row: Row, override: Override, role: str, tables: Mapping[str, Parameterization]) -> Row:
+    constant = _as_number(override.value)
+    if constant is None:
+        value = getattr(_row(override, role, tables), override.number)
+    elif override.number == "lr":
+        value = {column: Power(coefficient=constant) for column in COLUMNS}
+    else:
+        value = Power(coefficient=constant)
+    if constant is not None and (constant < 0 or constant == 0 and override.number in ("forward", "eps")):
+        raise UserError(f"{_here(override.text)}: {override.number} must be above 0")
+    return row.replace(**{override.number: value}, source=f"{row.source} [override {override.text}]")
+
+
+def _scale(override: Override, tables: Mapping[str, Parameterization]) -> Power:
+    constant = _as_number(override.value)
+    if constant is not None:
+        return Power(coefficient=constant)
+    return getattr(_table(override, override.value, tables).scales, override.target)
+
+
+def _table(override: Override, name: str, tables: Mapping[str, Parameterization]) -> Parameterization:
+    if name not in tables:
+        raise UserError(f"{_here(override.text)}: {name!r} is no number and no table{suggest(name, tables)}")
+    return tables[name]
+
+
+def _as_number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _here(text: str) -> str:
+    return f"parameterization.override {text!r}"

@@ -1,0 +1,181 @@
+"""Table and metadata -> the numbers of every tensor: the one place where a rule becomes a value."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mujax.errors import UserError
+from mujax.parameterization.table import Parameterization, Row, ScaleRules, Size, size_of
+from mujax.params import ROLES, ParamMeta
+
+
+class Scaling(NamedTuple):
+    """The resolved numbers of one tensor, all of them traced in the training step.
+
+    init: standard deviation of the stored weight (1 for zeros and ones, which are not scaled).
+    forward: effective weight = forward * stored weight.
+    lr, eps, weight_decay: factors on the hyperparameters of the same names.
+    """
+
+    init: float | jax.Array = 1.0
+    forward: float | jax.Array = 1.0
+    lr: float | jax.Array = 1.0
+    eps: float | jax.Array = 1.0
+    weight_decay: float | jax.Array = 1.0
+
+
+class Scales(NamedTuple):
+    """The resolved forward scales; see ScaleRules. The model receives them in its hyperparameters."""
+
+    attention: float | jax.Array = 1.0
+    residual: float | jax.Array = 1.0
+    logits: float | jax.Array = 1.0
+    embedding: float | jax.Array = 1.0
+
+
+def is_scaling(x) -> bool:
+    return isinstance(x, Scaling)
+
+
+def is_row(x) -> bool:
+    return isinstance(x, Row)
+
+
+def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
+    """Tree of ParamMeta -> tree of the Row that each tensor follows.
+
+    Raises:
+      UserError: a tensor's role has no row, or it is repeated over an axis the table has no rule for.
+    """
+
+    def row(path, meta: ParamMeta) -> Row:
+        name = tensor_name(path)
+        for pattern, row in table.tensors.items():
+            if fnmatchcase(name, pattern):
+                return row
+        for axis in meta.batch:
+            if axis not in table.repeated:
+                raise UserError(
+                    f"{name} is repeated over {axis!r}, for which parameterization {table.name!r} declares no rule; "
+                    f"override the tensor, e.g. parameterization.override = ('{name}={table.name}',) to scale each "
+                    f"copy as a matrix of its own"
+                )
+        if meta.role not in table.rows:
+            raise UserError(
+                f"parameterization {table.name!r} has no row for role {meta.role!r} of {name}; {_DECLARE[meta.role]}"
+            )
+        return table.rows[meta.role]
+
+    return jax.tree_util.tree_map_with_path(row, metas)
+
+
+_DECLARE = {
+    "tied": "declare how a tied embedding scales, e.g. parameterization.override = ('tied=mup',), or untie it",
+    "kv": "declare how shared keys and values scale, e.g. parameterization.override = ('kv=mup',), "
+    "or give every query head its own",
+}
+
+
+def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
+    """Rows and metadata -> a tree of Scaling beside the parameters.
+
+    Args:
+      rows: tree of Row, from assign_rows.
+      metas: tree of ParamMeta of the model.
+      base_metas: the same tree at the base sizes.
+      column: of learning rates, one of COLUMNS.
+
+    Raises:
+      UserError: a row has no learning rate for the column, or the two trees declare a tensor differently.
+    """
+
+    def scaling(path, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
+        name = tensor_name(path)
+        if (meta.role, meta.axes) != (base.role, base.axes):
+            raise UserError(f"{name} is {meta.role} {meta.text!r} but {base.role} {base.text!r} at the base width")
+        if column not in row.lr:
+            raise UserError(
+                f"{name}: the rule from {row.source} has no learning rate for the {column} family of optimizers; "
+                f"it has {', '.join(row.lr)}. Declare one, e.g. parameterization.override = ('{name}.lr=mup',)"
+            )
+        size, base_size = size_of(meta), size_of(base)
+        return Scaling(
+            init=row.init(size, base_size) if meta.dist == "normal" else 1.0,
+            forward=row.forward(size, base_size),
+            lr=row.lr[column](size, base_size),
+            eps=row.eps(size, base_size),
+            weight_decay=row.weight_decay(size, base_size),
+        )
+
+    return jax.tree_util.tree_map_with_path(scaling, rows, metas, base_metas, is_leaf=is_row)
+
+
+def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
+    """The forward-scale rules of a model: a tied embedding adds its readout factor to the logits."""
+    tied = [
+        row
+        for row, meta in zip(jax.tree.leaves(rows, is_leaf=is_row), jax.tree.leaves(metas), strict=True)
+        if meta.role == "tied"
+    ]
+    if not tied:
+        return table.scales
+    return dataclasses.replace(table.scales, logits=table.scales.logits * tied[0].readout)
+
+
+def resolve_scales(rules: ScaleRules, dims: Mapping[str, int], base_dims: Mapping[str, int]) -> Scales:
+    """Forward-scale rules and the logical sizes of a model -> their values; a size it lacks counts as 1."""
+
+    def size(dims, axis: str) -> Size:
+        return Size(fan_in=dims.get(axis, 1), layers=dims.get("layers", 1))
+
+    head, base_head = size(dims, "head_dim"), size(base_dims, "head_dim")
+    width, base_width = size(dims, "embed"), size(base_dims, "embed")
+    return Scales(
+        attention=rules.attention(head, base_head),
+        residual=rules.residual(width, base_width),
+        logits=rules.logits(width, base_width),
+        embedding=rules.embedding(width, base_width),
+    )
+
+
+def tensor_name(path) -> str:
+    """Key path -> 'blocks/attention/wq'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree, is_leaf=None) -> dict[str, Any]:
+    """Tree -> {tensor name: leaf}, in the tree's order."""
+    return {tensor_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+
+
+def format_table(metas, scalings, scales: Scales) -> str:
+    """One line a tensor: name, role, signature, draw and its numbers; then the forward scales."""
+    leaves = named_leaves(metas)
+    numbers = named_leaves(scalings, is_scaling)
+    wide = [max(map(len, column)) for column in (leaves, ROLES, [m.text for m in leaves.values()])]
+    lines = []
+    for name, meta in leaves.items():
+        values = "  ".join(f"{k}={float(v):<9.6g}" for k, v in numbers[name]._asdict().items())
+        head = f"{name:<{wide[0]}}  {meta.role:<{wide[1]}}  {meta.text:<{wide[2]}}"
+        lines.append(f"{head}  {meta.dist:<6}  {values}".rstrip())
+    lines.append("  ".join(f"{name}_scale={float(value):.6g}" for name, value in scales._asdict().items()))
+    return "\n".join(lines) + "\n"
+
+
+def table_hash(metas, scalings, scales: Scales) -> str:
+    """First 12 hex of the SHA-256 of the resolved table, each number as it is used, in float32."""
+
+    def exact(numbers):
+        return [float(np.float32(value)).hex() for value in numbers]
+
+    numbers = named_leaves(scalings, is_scaling)
+    rows = [
+        (name, meta.role, meta.text, meta.sizes, meta.dist, exact(numbers[name]))
+        for name, meta in named_leaves(metas).items()
+    ]
+    return hashlib.sha256(repr((rows, exact(scales))).encode()).hexdigest()[:12]
