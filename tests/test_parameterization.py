@@ -1,6 +1,7 @@
 """The tables against their papers, against golden text, and against measured gradients."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -9,9 +10,24 @@ import numpy as np
 import pytest
 from conftest import tiny_tree
 
+from mujax.check.oracle import stretch
 from mujax.config import make_run_config
+from mujax.errors import UserError
 from mujax.models.mlp import MLPConfig
-from mujax.parameterization import PARAMETERIZATIONS, is_scaling, resolve, tensor_name
+from mujax.optim import OPTIMIZERS
+from mujax.parameterization import (
+    PARAMETERIZATIONS,
+    Row,
+    apply_overrides,
+    assign_rows,
+    is_row,
+    is_scaling,
+    named_leaves,
+    resolve,
+    tensor_name,
+)
+from mujax.parameterization.table import ONE
+from mujax.params import signature
 from mujax.run import make_run
 from mujax.steps import abstract_metas, make_train_fns
 
@@ -26,16 +42,47 @@ def run_at(width, name, base_width=32, model="transformer", **overrides):
     return make_run(make_run_config(tree))
 
 
-@pytest.mark.parametrize("width", [48, 128])
-@pytest.mark.parametrize("name", ["sp", "mup"])
-def test_golden_table(name, width, request):
-    """One line a tensor; regenerate with pytest --regenerate-golden and review the diff."""
-    mlp = run_at(width, name, model="mlp").table
-    text = f"transformer\n{run_at(width, name, model__norm_gain=True).table}\nmlp\n{mlp}"
-    file = GOLDEN / f"{name}_{width}.txt"
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_golden_table(name, request):
+    """Every tensor, at widths 128 and 512 over a base of 32, two layers over one, d_head 16 over 8.
+
+    Regenerate with pytest --regenerate-golden and review the diff against the source that the file names.
+    """
+    table = PARAMETERIZATIONS[name]
+    blocks = [table.source]
+    for width in (128, 512):
+        run = run_at(
+            width, name, model__norm_gain=True, model__d_head=16, parameterization__base_d_head=8,
+            parameterization__base_num_layers=1,
+        )  # fmt: skip
+        base_metas = abstract_metas("transformer", run.cfg.base_model)
+        lines = []
+        for tensor, row in named_leaves(run.rows, is_row).items():
+            by_column = {column: named_leaves(_resolve(run, base_metas, column), is_scaling) for column in row.lr}
+            numbers = by_column["adam"][tensor]
+            rates = "  ".join(f"{column}={float(by_column[column][tensor].lr):<9.6g}" for column in row.lr)
+            lines.append(
+                f"{tensor:<27}{named_leaves(run.metas)[tensor].role:<7} init={numbers.init:<10.6g} "
+                f"forward={numbers.forward:<10.6g} eps={numbers.eps:<11.6g} decay={numbers.weight_decay:<9.6g} "
+                f"lr: {rates}".rstrip()
+            )
+        scales = "  ".join(f"{scale}={float(value):.6g}" for scale, value in run.scales._asdict().items())
+        blocks.append("\n".join([f"width {width}", *lines, scales]))
+    text = "\n\n".join(blocks) + "\n"
+    file = GOLDEN / f"{name}.txt"
     if request.config.getoption("--regenerate-golden"):
         file.write_text(text)
     assert text == file.read_text()
+
+
+def _resolve(run, base_metas, column):
+    """The scalings of another column of learning rates; ones where a tensor's rule has no such column."""
+    rows = jax.tree.map(lambda r: r if column in r.lr else r.replace(lr={column: ONE}), run.rows, is_leaf=is_row)
+    return resolve(rows, run.metas, base_metas, column)
+
+
+def test_golden_files_are_those_of_the_tables():
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == set(PARAMETERIZATIONS)
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 80, 256])
@@ -68,11 +115,36 @@ def test_attention_scale(d_head, base_d_head):
 
 
 @pytest.mark.parametrize("width", [16, 48])
-def test_all_tables_agree_at_the_base_width(width):
-    runs = [run_at(width, name, base_width=width, model__norm_gain=True) for name in PARAMETERIZATIONS]
-    assert all(run.scalings == runs[0].scalings and run.hps == runs[0].hps for run in runs)
-    assert len({run.table_hash for run in runs}) == 1
-    assert len({run_at(2 * width, name, base_width=width).table_hash for name in PARAMETERIZATIONS}) == len(runs)
+def test_relative_tables_are_sp_at_the_base_width(width):
+    runs = {
+        name: run_at(width, name, base_width=width, model__norm_gain=True)
+        for name, table in PARAMETERIZATIONS.items()
+        if table.relative
+    }
+    effective = {name: (effective_numbers(run), run.scales) for name, run in runs.items()}
+    assert len(effective) > 10
+    assert all(numbers == effective["sp"] for numbers in effective.values())
+    # Apart from the base width no two tables are one, but for these, of which the papers say so
+    wide = {
+        name: run_at(
+            2 * width, name, base_width=width, model__norm_gain=True, parameterization__base_num_layers=1
+        ).table_hash
+        for name in PARAMETERIZATIONS
+    }
+    alike = {frozenset(k for k, h in wide.items() if h == value) for value in wide.values()}
+    assert {pair for pair in alike if len(pair) > 1} == {
+        frozenset({"mup_table9", "everett_mup_full"}),
+        frozenset({"lingle_sp", "sp"}),
+    }
+
+
+def effective_numbers(run):
+    """Per tensor, what training sees: init, rate and eps of the effective weight."""
+    return jax.tree.map(
+        lambda s: tuple(round(float(x), 6) for x in (s.init * s.forward, s.lr * s.forward, s.eps / s.forward)),
+        run.scalings,
+        is_leaf=is_scaling,
+    )
 
 
 def test_eps_follows_the_measured_gradient():
@@ -101,62 +173,159 @@ def test_eps_follows_the_measured_gradient():
         assert abs(slope - exponent) < 0.25, (tensor_name(path), slope, exponent)
 
 
-@pytest.mark.parametrize("decay_form", ["independent", "l2"])
-def test_symmetry_oracle(decay_form):
-    """Storing theta * W in place of W, with every number scaled to match, changes no loss (fp64, 1e-12).
+# Tables that store other weights and train the same effective ones (2203.03466, Tables 3, 8, 9 and appendix J.2.1;
+# 2407.05872, section 2)
+ONE_TRAJECTORY = (
+    ("mup", "mup_table8", "mup_table9", "mean_field_full", "everett_mup_full"),
+    ("mup_abs", "mup_table8_abs", "mup_table9_abs"),
+    ("standard_full", "ntk_full"),
+    ("standard_none", "ntk_none"),
+    ("everett_mup_none", "mean_field_none"),
+)
 
-    init x theta, forward / theta, lr x theta, eps / theta; one random theta a tensor. l2 decay enters with
-    the gradient, which is 1 / theta as large, so its coefficient goes with 1 / theta^2.
+
+@pytest.mark.parametrize(
+    ("optimizer", "decay_form"),
+    [
+        ("adamw", "decoupled"),
+        ("adamw", "independent"),
+        ("adamw", "l2"),
+        ("sgd", "decoupled"),
+        ("sgd", "l2"),
+        ("lion", "independent"),
+        ("adafactor", "decoupled"),
+        ("muon", "decoupled"),
+    ],
+)
+def test_symmetry_of_every_table(optimizer, decay_form):
+    """Rescaling what is stored, by hand or by another form of a table, changes no loss of 10 steps (fp64, 1e-12).
+
+    With a clip that bites and with decay. A table without rates for the optimizer is run at its Adam rates: the
+    symmetry does not depend on them.
     """
+    rate = {"sgd": 0.05, "adafactor": 0.02}.get(optimizer, 2.0**-8)
     with jax.enable_x64(True):
-        run = run_at(32, "mup", base_width=16, model__norm_gain=True, optim__decay_form=decay_form)
-        model = dataclasses.replace(run.program.model, dtype="float64")
-        fns = make_train_fns(dataclasses.replace(run.program, model=model))
-        hps = jax.tree.map(np.float64, run.hps)._replace(
-            grad_clip=np.inf, eps=np.float64(1e-4), weight_decay=np.float64(1e-2), learning_rate=np.float64(0.01)
-        )
-        metas = run.metas
-        rng = np.random.default_rng(0)
-        thetas = jax.tree.map(lambda _: float(np.exp(rng.uniform(-2, 2))), metas)
-        plain = resolve(PARAMETERIZATIONS["mup"], metas, run_at(16, "mup", model__norm_gain=True).metas)
-        decay_power = 0 if decay_form == "independent" else -2
-        stretched = jax.tree.map(
-            lambda theta, s: s._replace(
-                init=s.init * theta,
-                forward=s.forward / theta,
-                lr=s.lr * theta,
-                eps=s.eps / theta,
-                weight_decay=s.weight_decay * theta**decay_power,
-            ),
-            thetas,
-            plain,
-        )
-        plain, stretched = (jax.tree.map(np.float64, scalings) for scalings in (plain, stretched))
-        losses = [_losses(fns, hps, scalings) for scalings in (plain, stretched)]
-        assert np.ptp(losses[0]) > 0.1  # the weights moved
-        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-12)
-        # The oracle can fail: eps left unscaled is another trajectory
-        wrong = jax.tree.map(lambda s, p: s._replace(eps=p.eps), stretched, plain, is_leaf=is_scaling)
-        assert np.max(np.abs(np.divide(_losses(fns, hps, wrong), losses[0]) - 1)) > 1e-6
+        common = dict(
+            model__norm_gain=True, model__dtype="float32", optim__name="adamw", optim__decay_form=decay_form,
+            optim__weight_decay=0.1, optim__grad_clip=0.5, optim__eps=1e-5, optim__learning_rate=rate,
+        )  # fmt: skip
+        runs = {name: run_at(32, name, base_width=16, **common) for name in PARAMETERIZATIONS}
+        base_metas = abstract_metas("transformer", runs["sp"].cfg.base_model)
+        program = dataclasses.replace(runs["sp"].program, optimizer=optimizer)
+        model = dataclasses.replace(program.model, dtype="float64")
+        fns = make_train_fns(dataclasses.replace(program, model=model))
+        init, step = jax.jit(fns.init), jax.jit(fns.step)
+        rows = np.random.default_rng(1).integers(0, 256, (10, 4, 17))
+
+        def losses(run, scalings):
+            hps, scalings = (jax.tree.map(np.float64, tree) for tree in (run.hps, scalings))
+            state, history = init(0, hps, scalings), []
+            for batch in rows:
+                state, metrics = step(state, batch, hps, scalings)
+                history.append(float(metrics["loss"]))
+            return np.asarray(history)
+
+        def numbers(name):
+            column = OPTIMIZERS[optimizer].column
+            has_it = all(column in row.lr for row in jax.tree.leaves(runs[name].rows, is_leaf=is_row))
+            return resolve(runs[name].rows, runs[name].metas, base_metas, column if has_it else "adam")
+
+        thetas = iter(np.exp(np.random.default_rng(0).uniform(-2, 2, 10_000)))
+        plain = {name: losses(run, numbers(name)) for name, run in runs.items()}
+        for name, run in runs.items():
+            theta = jax.tree.map(lambda _: next(thetas), run.metas)
+            stretched = losses(run, stretch(numbers(name), theta, OPTIMIZERS[optimizer].gauge))
+            np.testing.assert_allclose(stretched, plain[name], rtol=1e-12, err_msg=name)
+        for first, *others in ONE_TRAJECTORY:
+            for other in others:
+                if optimizer != "muon" or other.startswith("mup"):
+                    np.testing.assert_allclose(plain[other], plain[first], rtol=1e-12, err_msg=f"{other}, {first}")
+        assert np.max(np.abs(plain["mup"] / plain["sp"] - 1)) > 1e-6  # other tables are other runs
 
 
-def _losses(fns, hps, scalings):
-    state = jax.jit(fns.init)(0, hps, scalings)
-    step, losses = jax.jit(fns.step), []
-    rows = np.random.default_rng(1).integers(0, 256, (10, 4, 17))
-    for batch in rows:
-        state, metrics = step(state, batch, hps, scalings)
-        losses.append(float(metrics["loss"]))
-    return losses
+def test_a_table_must_be_whole():
+    """A role, column or intention that is misspelled, or a basic role that is missing."""
+    table, rows = PARAMETERIZATIONS["mup"], PARAMETERIZATIONS["mup"].rows
+    without = {role: row for role, row in rows.items() if role != "vector"}
+    for changes, message in (
+        ({"rows": without}, "no row for role 'vector'"),
+        ({"rows": {**rows, "hiden": rows["hidden"]}}, "'hiden', which is no role; did you mean hidden"),
+        ({"rows": {**rows, "input": Row("x", lr={"adamw": ONE})}}, "'adamw' is no column; did you mean adam"),
+        ({"intends": {"decays": "x"}}, "intends 'decays'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            table.replace(**changes)
 
 
-def test_uncovered_role_and_changed_signature_are_errors():
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("embedd=sp",), "matches no tensor, role or forward scale of the model; did you mean embed?"),
+        (("kv=sp",), "matches no tensor"),
+        (("hidden=sp", "blocks/*/wq.lr=0.5"), "both set blocks/attention/wq's lr"),
+        (("unembed=sp", "output=sp"), "both set unembed's init"),
+        (("attention=sp", "attention=0.1"), "both set the attention scale"),
+        (("unembed=spp",), "'spp' is no number and no table; did you mean sp?"),
+        (("unembed=sp.hiden",), "no row for 'hiden'; did you mean hidden?"),
+        (("unembed.rate=2",), "'rate' is no number of a row"),
+        (("unembed=2",), "say which number, e.g. 'unembed.lr=2'"),
+        (("unembed.lr=-1",), "must be above 0"),
+        (("unembed",), "is not TARGET=VALUE"),
+        (("attention.lr=2",), "is one number"),
+    ],
+)
+def test_overrides_that_cannot_be(override, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        run_at(64, "mup", parameterization__override=override)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides():
+    """Rows, patterns, numbers and scales from other tables or as numbers; the rest is left alone."""
+    plain, sp = (named_leaves(run_at(64, name).scalings, is_scaling) for name in ("mup", "sp"))
+    override = ("input=sp", "*/wq.lr=0.5", "unembed=mup_table8", "blocks/mlp/wi.init=sp.output", "attention=sp")
+    run = run_at(64, "mup", model__d_head=16, parameterization__base_d_head=8, parameterization__override=override)
+    ours = named_leaves(run.scalings, is_scaling)
+    assert ours["embed"] == sp["embed"] != plain["embed"]
+    assert ours["blocks/attention/wq"] == plain["blocks/attention/wq"]._replace(lr=0.5)
+    assert ours["unembed"] == named_leaves(run_at(64, "mup_table8").scalings, is_scaling)["unembed"]
+    assert ours["blocks/mlp/wo"] == plain["blocks/mlp/wo"]
+    assert run.scales.attention == 0.25
+    assert "[override */wq.lr=0.5]" in named_leaves(run.rows, is_row)["blocks/attention/wq"].source
+    assert run.table_hash != run_at(64, "mup").table_hash
+
+
+def test_features_without_a_rule_are_refused():
+    """Tied embeddings, shared keys, experts and optimizers that a table says nothing about: what to declare."""
+    for overrides, message in (
+        ({"model__tied": True}, "'ntk_full' has no row for role 'tied' of embed; declare"),
+        ({"model__num_kv_heads": 2}, "'ntk_full' has no row for role 'kv' of blocks/attention/wk; declare"),
+        ({"optim__name": "muon"}, "no learning rate for the muon family"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            run_at(64, "ntk_full", **overrides)
+    assert run_at(64, "ntk_full", model__tied=True, parameterization__override=("tied=mup",)).scalings["embed"]
+    metas = {"w": signature("hidden", "experts | embed -> mlp", {"experts": 4, "embed": 8, "mlp": 16})}
+    with pytest.raises(UserError, match="w is repeated over 'experts', for which parameterization 'mup' declares no"):
+        assign_rows(PARAMETERIZATIONS["mup"], metas)
+    rows, _ = apply_overrides(PARAMETERIZATIONS["mup"], ("w=mup",), metas, PARAMETERIZATIONS)
+    assert resolve(rows, metas, metas, "adam")["w"].init == 8**-0.5
+
+
+def test_tied_embedding_and_shared_keys():
+    """Tied: an embedding of unit variance, and logits x base^-1/2 / m; keys: as hidden, SGD's rate by fan_out too."""
+    run = run_at(128, "mup", model__tied=True, model__num_kv_heads=2, optim__name="sgd")
+    assert "unembed" not in run.scalings
+    assert run.scalings["embed"].init == 1 and run.scalings["embed"].lr == 4
+    assert np.isclose(run.scales.logits, 32**-0.5 / 4)
+    attention = run.scalings["blocks"]["attention"]
+    assert attention["wk"].lr == attention["wv"].lr == 0.25 and attention["wq"].lr == 1
+    assert attention["wk"].init == attention["wq"].init
+
+
+def test_changed_signature_is_an_error():
     cfg = MLPConfig(d_model=8, num_layers=2, context=2, dtype="float32", vocab_size=5)
     metas = abstract_metas("mlp", cfg)
-    table = PARAMETERIZATIONS["mup"]
-    without = dataclasses.replace(table, rows={k: v for k, v in table.rows.items() if k != "vector"})
-    with pytest.raises(ValueError, match="'mup' has no row for role 'vector' of b0"):
-        resolve(without, metas, metas)
     other = metas | {"w1": dataclasses.replace(metas["w1"], role="output")}
-    with pytest.raises(ValueError, match="w1 is hidden"):
-        resolve(table, metas, other)
+    with pytest.raises(UserError, match="w1 is hidden"):
+        resolve(assign_rows(PARAMETERIZATIONS["mup"], metas), metas, other, "adam")

@@ -19,11 +19,11 @@ TOLERANCE = 0.3
 SGD_TOLERANCE = 0.4
 LOSS_TOLERANCE = 0.02  # relative
 
-# Forward scale -> the activations that it multiplies, and those that they are made of (in the same module).
+# Activation -> the forward scale in it, and the activations it is made of (of the same module, or of the model: /).
 FORWARD_SCALES = {
     "attention_logits": ("attention scale", ("q", "k")),
     "logits": ("logits scale", ("final",)),
-    "residual": ("residual scale", ("attention_out", "mlp_out")),
+    "residual": ("residual scale", ("attention_out", "mlp_out", "/embedding")),
     "embedding": ("embedding scale", ()),
 }
 
@@ -57,8 +57,9 @@ class Verdict:
 
     @property
     def culprits(self) -> tuple[str, ...]:
-        """What failed, each once, in the order found."""
-        return tuple(dict.fromkeys(finding.subject for finding in self.findings if finding.level == "fail"))
+        """What failed, each once, in the order found; the loss only if nothing else explains it."""
+        failed = dict.fromkeys(finding.subject for finding in self.findings if finding.level == "fail")
+        return tuple(subject for subject in failed if subject != "loss" or len(failed) == 1)
 
 
 def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier: Sequence[Finding]) -> Verdict:
@@ -163,32 +164,36 @@ def _misses(line: Line, run: Run) -> float:
 
 
 def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Finding]) -> list[Finding]:
+    """Forward scales whose activation misses though all that it is made of passes; else the activation itself.
+
+    Nothing where a tensor has failed: then everything behind it may miss. Mend that first.
+    """
     failed = {finding.subject for finding in earlier if finding.level == "fail"}
-    roles = {name: meta.role for name, meta in named_leaves(run.metas).items()}
+    if failed & set(named_leaves(run.metas)):
+        return []
     misses = {line.name: miss for line in lines if (miss := _misses(line, run))}
     findings, unexplained = [], []
     for name, miss in misses.items():
         module, _, kind = name.rpartition("/")
         text = f"{name} goes as {power(miss)} relative to what the limit wants"
         if kind not in FORWARD_SCALES:
-            unexplained.append(
-                Finding(name, "fail", "coordinates", text, "no tensor explains it: look at what makes it")
-            )
+            fix = "no tensor explains it: look at the operation that makes it"
+            unexplained.append(Finding(name, "fail", "coordinates", text, fix))
             continue
         scale, made_of = FORWARD_SCALES[kind]
-        direct = {"logits": ("output", "tied"), "embedding": ("input", "tied")}.get(kind, ())
-        inputs = [f"{module}/{part}".lstrip("/") for part in made_of]
-        follows = any(part in misses for part in inputs) or any(roles.get(subject) in direct for subject in failed)
-        if follows or scale in failed:
+        if scale in failed or any(_absolute(module, part) in misses for part in made_of):
             continue
         if kind == "attention_logits" and -0.5 <= miss < 0:
             text = f"{text}; harmless: at finite width q and k, which pass, line up less in larger models"
             findings.append(Finding(scale, "benign", "coordinates", text))
         else:
             findings.append(Finding(scale, "fail", "coordinates", text, f"{scale} x {power(-miss)}"))
-    if not failed and not any(finding.level == "fail" for finding in findings):
-        findings += unexplained  # else they follow from what failed
-    return findings
+    explained = failed or any(finding.level == "fail" for finding in findings)
+    return findings if explained else findings + unexplained
+
+
+def _absolute(module: str, part: str) -> str:
+    return part[1:] if part.startswith("/") else f"{module}/{part}".lstrip("/")
 
 
 def _loss_findings(widths: Sequence[int], losses_WS) -> list[Finding]:
