@@ -165,9 +165,63 @@ def test_one_executable_serves_both_parameterizations():
     assert step._cache_size() == 1
 
 
-def test_hps_reach_the_model():
-    """The attention scale is the number in hps, not a constant of the module."""
+def test_forward_scales_reach_the_model():
+    """They are numbers in hps, not constants of the module, and each multiplies what it says."""
     run = make("transformer")
     params, tokens, logits = initial_params(run), np.arange(10)[None], apply("transformer", run)
-    outputs = [logits(params, tokens, run.hps._replace(attention_scale=np.float32(s))) for s in (0.1, 0.5)]
-    assert not np.allclose(*outputs)
+
+    def with_scales(**scales):
+        return logits(params, tokens, run.hps._replace(**{k: np.float32(v) for k, v in scales.items()}))
+
+    plain = with_scales()
+    assert not np.allclose(with_scales(attention_scale=0.1), with_scales(attention_scale=0.5))
+    np.testing.assert_allclose(with_scales(logits_scale=0.25), plain / 4, rtol=1e-6)
+    # Without branches the stream is the embedding, and the norm takes its factor away
+    no_branch = with_scales(residual_scale=0.0)
+    embedded = np.asarray(params["embed"])[tokens[0]]
+    normed = embedded / np.sqrt(np.mean(embedded**2, axis=-1, keepdims=True))
+    np.testing.assert_allclose(no_branch[0], normed @ params["unembed"], rtol=1e-4, atol=1e-5)
+    # The same stream, three times as large: embedding and branches alike
+    np.testing.assert_allclose(with_scales(embedding_scale=3, residual_scale=3), plain, rtol=1e-3, atol=1e-4)
+    mlp = make("mlp")
+    params, logits = initial_params(mlp), apply("mlp", mlp)
+    plain = logits(params, tokens, mlp.hps)
+    scaled = logits(params, tokens, mlp.hps._replace(embedding_scale=np.float32(2), logits_scale=np.float32(3)))
+    np.testing.assert_allclose(scaled, 6 * plain, rtol=1e-5)  # biases are zero and ReLU is homogeneous
+
+
+def test_shared_keys_are_repeated_heads():
+    """Two query heads on one key head equal two key heads with the same weights; four heads in two groups."""
+    shared, full = make("transformer", model__d_model=32, model__num_kv_heads=2), make("transformer", model__d_model=32)
+    params = initial_params(shared)
+    attention = params["blocks"]["attention"]
+    assert attention["wk"].shape == attention["wv"].shape == (2, 32, 2, 8)
+    repeated = {name: jnp.repeat(attention[name], 2, axis=2) for name in ("wk", "wv")}
+    same = params | {"blocks": params["blocks"] | {"attention": attention | repeated}}
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
+    ours = apply("transformer", shared)(params, tokens, shared.hps)
+    np.testing.assert_allclose(ours, apply("transformer", full)(same, tokens, full.hps), rtol=1e-5, atol=1e-6)
+    assert shared.cfg.model.flops_per_token(64) == full.cfg.model.flops_per_token(64) - 6 * 2 * 2 * 0.5 * 32**2
+
+
+def test_tied_embedding_is_the_readout():
+    tied, untied = make("transformer", model__tied=True), make("transformer")
+    params = initial_params(tied)
+    assert "unembed" not in params
+    same = params | {"unembed": params["embed"].T}
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
+    ours = apply("transformer", tied)(params, tokens, tied.hps)
+    theirs = apply("transformer", untied)(same, tokens, untied.hps) * tied.hps.logits_scale
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_recorded_activations_are_those_of_the_forward_pass():
+    """Named, stacked by layer, and the logits are the logits; asking for them changes nothing."""
+    run = make("transformer", model__norm_gain=True)
+    params, fns = initial_params(run), make_train_fns(run.program)
+    rows = np.random.default_rng(0).integers(0, 256, (2, 11))
+    recorded = jax.jit(fns.activations)(params, rows, run.hps, run.scalings)
+    np.testing.assert_array_equal(recorded["logits"], apply("transformer", run)(params, rows[:, :-1], run.hps))
+    assert recorded["blocks"]["residual"].shape == (2, 2, 10, 16)
+    assert recorded["blocks"]["attention"]["attention_logits"].shape == (2, 2, 2, 10, 10)
+    np.testing.assert_array_equal(recorded["embedding"], params["embed"][rows[:, :-1]])

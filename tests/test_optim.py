@@ -6,28 +6,34 @@ import optax
 import pytest
 
 from mujax.hps import Hps
-from mujax.optim import DECAY_FORMS, make_adamw
+from mujax.optim import DECAY_FORMS, OPTIMIZERS, make_optimizer
 from mujax.parameterization import Scaling
+from mujax.params import signature
 from mujax.schedules import SCHEDULES
 
 HPS = Hps(
     learning_rate=0.1, weight_decay=0.03, b1=0.8, b2=0.95, eps=0.01, grad_clip=1.5,
-    warmup_steps=4, decay_steps=5, total_steps=20, final_ratio=0.1, attention_scale=0.0,
+    warmup_steps=4, decay_steps=5, total_steps=20, final_ratio=0.1, attention_scale=0.0, residual_scale=0.0,
+    logits_scale=0.0, embedding_scale=0.0,
 )  # fmt: skip
-SCALINGS = {"a": Scaling(lr=0.25, eps=0.5, weight_decay=2.0), "b": Scaling(lr=3.0, eps=4.0)}
+# Stored weights of `a` are half of the effective ones
+SCALINGS = {"a": Scaling(forward=2.0, lr=0.25, eps=0.5, weight_decay=2.0), "b": Scaling(lr=3.0, eps=4.0)}
+DIMS = {"embed": 3, "mlp": 4, "vocab": 5, "layers": 2, "heads": 2, "head_dim": 2}
+METAS = {"a": signature("hidden", "embed -> mlp", DIMS), "b": signature("vector", "-> vocab", DIMS)}
 
 
 def numpy_adamw(params, grads_per_step, multipliers, decay_form):
-    """Textbook AdamW, one tensor and one step at a time; no trick for eps."""
+    """Textbook AdamW, one tensor and one step at a time; no trick for eps; clip and decay see effective weights."""
     params = {k: v.copy() for k, v in params.items()}
     m = {k: np.zeros_like(v) for k, v in params.items()}
     v = {k: np.zeros_like(x) for k, x in params.items()}
     for t, (grads, multiplier) in enumerate(zip(grads_per_step, multipliers, strict=True), start=1):
-        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        norm = np.sqrt(sum(((g / SCALINGS[k].forward) ** 2).sum() for k, g in grads.items()))
         clip = min(1.0, HPS.grad_clip / norm)
         for k, s in SCALINGS.items():
             decay, old = HPS.weight_decay * s.weight_decay, params[k].copy()
-            g = grads[k] * clip + (decay * old if decay_form == "l2" else 0)
+            # The gradient of decay / 2 |effective|^2 with respect to what is stored
+            g = grads[k] * clip + (decay * s.forward**2 * old if decay_form == "l2" else 0)
             m[k] = HPS.b1 * m[k] + (1 - HPS.b1) * g
             v[k] = HPS.b2 * v[k] + (1 - HPS.b2) * g**2
             m_hat, v_hat = m[k] / (1 - HPS.b1**t), v[k] / (1 - HPS.b2**t)
@@ -35,7 +41,7 @@ def numpy_adamw(params, grads_per_step, multipliers, decay_form):
             params[k] -= multiplier * lr * m_hat / (np.sqrt(v_hat) + HPS.eps * s.eps)
             params[k] -= {
                 "l2": 0.0,
-                "decoupled": lr * multiplier * decay * old,
+                "decoupled": lr * s.forward * multiplier * decay * old,
                 "independent": multiplier * decay * old,
                 "constant": decay * old,
             }[decay_form]
@@ -51,13 +57,94 @@ def test_adamw_equals_numpy(decay_form):
     grads = [{k: rng.normal(size=s) * 10.0 ** (i / 2 - 2) for k, s in shapes.items()} for i in range(8)]
     multipliers = np.linspace(0.2, 1.0, 8)
     with jax.enable_x64(True):
-        state = make_adamw(decay_form, HPS, SCALINGS, 0.0).init(params)
+        state = make_optimizer("adamw", decay_form, METAS, HPS, SCALINGS, 0.0).init(params)
         ours = params
         for g, multiplier in zip(grads, multipliers, strict=True):
-            updates, state = make_adamw(decay_form, HPS, SCALINGS, multiplier).update(g, state, ours)
+            chain = make_optimizer("adamw", decay_form, METAS, HPS, SCALINGS, multiplier)
+            updates, state = chain.update(g, state, ours)
             ours = optax.apply_updates(ours, updates)
         for name, expected in numpy_adamw(params, grads, multipliers, decay_form).items():
             np.testing.assert_allclose(ours[name], expected, rtol=1e-12)
+
+
+def one_step(name, params, grads, metas, **scaling):
+    """-update / learning rate of each tensor, no clip, no decay, at the first step from `params`."""
+    scalings = dict.fromkeys(params, Scaling(**scaling))
+    hps = HPS._replace(learning_rate=1.0, weight_decay=0.0, grad_clip=np.inf, eps=1e-12)
+    chain = make_optimizer(name, "decoupled", metas, hps, scalings, 1.0)
+    updates, _ = chain.update(grads, chain.init(params), params)
+    return jax.tree.map(lambda u: -np.asarray(u), updates)
+
+
+def test_muon_orthogonalizes_logical_matrices():
+    """By singular values: each layer of a stack by itself, heads merged into one side; the rest is Adam's."""
+    rng = np.random.default_rng(0)
+    metas = {
+        "wo": signature("hidden", "layers | heads head_dim -> embed", DIMS),
+        "unembed": signature("output", "embed -> vocab", DIMS),
+    }
+    grads = {name: rng.normal(size=meta.sizes) for name, meta in metas.items()}
+    grads["wo"][1] *= 100.0
+    with jax.enable_x64(True):
+        updates = one_step("muon", jax.tree.map(np.zeros_like, grads), grads, metas)
+    for layer in range(2):
+        u, _, vt = np.linalg.svd(grads["wo"][layer].reshape(4, 3), full_matrices=False)
+        ours = updates["wo"][layer].reshape(4, 3)
+        values = np.diag(u.T @ ours @ vt.T)  # the same singular vectors ...
+        np.testing.assert_allclose(ours, u @ np.diag(values) @ vt, atol=1e-12)
+        assert np.all((values > 0.6) & (values < 1.3))  # ... all values near 1, as Newton-Schulz leaves them
+    np.testing.assert_allclose(updates["unembed"], np.sign(grads["unembed"]), rtol=1e-6)
+
+
+def test_adafactor_factors_each_logical_matrix():
+    """First step, written out: g / sqrt(row mean x column mean / mean), clipped to RMS 1, times RMS of the weight."""
+    rng = np.random.default_rng(0)
+    metas = {"wo": signature("hidden", "layers | heads head_dim -> embed", DIMS)}
+    grads, params = ({"wo": rng.normal(size=(2, 2, 2, 3)) * np.array([1.0, 50.0]).reshape(2, 1, 1, 1)} for _ in "gp")
+    with jax.enable_x64(True):
+        ours = one_step("adafactor", params, grads, metas, forward=1.0)["wo"]
+        half = one_step("adafactor", {"wo": params["wo"] / 2}, {"wo": 2 * grads["wo"]}, metas, forward=2.0)["wo"]
+    for layer in range(2):
+        g, w = grads["wo"][layer].reshape(4, 3), params["wo"][layer].reshape(4, 3)
+        v = np.outer((g**2).mean(1), (g**2).mean(0)) / (g**2).mean()
+        u = g / np.sqrt(v)
+        u /= max(1.0, np.sqrt((u**2).mean()))
+        np.testing.assert_allclose(ours[layer].reshape(4, 3), u * np.sqrt((w**2).mean()), rtol=1e-6)
+    np.testing.assert_allclose(2 * half, ours, rtol=1e-10)  # the effective update, whatever is stored
+
+
+def test_lion_and_sgd_equal_textbook():
+    rng = np.random.default_rng(0)
+    grads = [{"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)} for _ in range(4)]
+    params = jax.tree.map(np.zeros_like, grads[0])
+    hps = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
+    with jax.enable_x64(True):
+        for name in ("lion", "sgd"):
+            state = make_optimizer(name, "decoupled", METAS, hps, SCALINGS, 1.0).init(params)
+            momentum = jax.tree.map(np.zeros_like, params)
+            for g in grads:
+                updates, state = make_optimizer(name, "decoupled", METAS, hps, SCALINGS, 1.0).update(g, state, params)
+                for k, s in SCALINGS.items():
+                    if name == "sgd":
+                        momentum[k] = hps.b1 * momentum[k] + g[k]
+                        expected = momentum[k]
+                    else:
+                        expected = np.sign(hps.b1 * momentum[k] + (1 - hps.b1) * g[k])
+                        momentum[k] = hps.b2 * momentum[k] + (1 - hps.b2) * g[k]
+                    np.testing.assert_allclose(updates[k], -hps.learning_rate * s.lr * expected, rtol=1e-12)
+
+
+def test_every_optimizer_lowers_a_quadratic():
+    for name in OPTIMIZERS:
+        params = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
+        start = params
+        hps = jax.tree.map(np.float32, HPS._replace(learning_rate=0.02, weight_decay=0.0))
+        scalings = jax.tree.map(np.float32, dict.fromkeys(params, Scaling()))
+        state = make_optimizer(name, "decoupled", METAS, hps, scalings, 1.0).init(params)
+        for _ in range(5):
+            updates, state = make_optimizer(name, "decoupled", METAS, hps, scalings, 1.0).update(params, state, params)
+            params = optax.apply_updates(params, updates)
+        assert all(np.abs(params[k]).sum() < np.abs(start[k]).sum() for k in params), name
 
 
 def test_decay_forms_differ():

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
+from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.mlp import MLPConfig
@@ -12,8 +13,8 @@ from mujax.steps import abstract_metas
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
 TRANSFORMER = TransformerConfig(
-    d_model=24, num_layers=3, d_head=8, mlp_ratio=2.5, norm_gain=True, norm_eps=1e-6, rope_base=1e4,
-    dtype="float32", vocab_size=11,
+    d_model=24, num_layers=3, d_head=8, mlp_ratio=2.5, num_kv_heads=0, tied=False, norm_gain=True, norm_eps=1e-6,
+    rope_base=1e4, dtype="float32", vocab_size=11,
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_fans_are_logical():
 @pytest.mark.parametrize(
     ("role", "text", "dist", "complaint"),
     [
-        ("hiden", "embed -> mlp", "normal", "role 'hiden'"),
+        ("hiden", "embed -> mlp", "normal", "'hiden', the role of 'embed -> mlp', is no role; did you mean hidden"),
         ("hidden", "embed mlp", "normal", "no '->'"),
         ("hidden", "embed -> mpl", "normal", "no size for axis 'mpl'"),
         ("hidden", "embed -> embed", "normal", "repeats an axis"),
@@ -44,7 +45,7 @@ def test_fans_are_logical():
     ],
 )
 def test_bad_declaration_says_what_is_wrong(role, text, dist, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         signature(role, text, DIMS, dist)
 
 
@@ -74,5 +75,5 @@ def test_draws_have_unit_variance_and_differ_by_layer_and_tensor():
 
 def test_parameter_without_a_role_is_named():
     variables = nn.Dense(3).init(jax.random.key(0), jnp.zeros((1, 2)))
-    with pytest.raises(ValueError, match="parameter (bias|kernel) has no role"):
+    with pytest.raises(UserError, match="parameter (bias|kernel) has no role"):
         unbox(variables["params"])

@@ -161,11 +161,13 @@ def _one(description: Mapping[str, Any]) -> str:
     )
 
 
-_NOTES = """\
-init: standard deviation of the stored weight; forward: effective weight / stored weight; lr, eps, decay:
-as the optimizer uses them, at the peak of the schedule; steps: in which decay alone shrinks the weight
-by a factor e. Clipping, l2 and decoupled decay act on effective weights, so forms of one table that
-store other weights (rescaled by theta, forward by 1/theta) train alike."""
+_NOTES = textwrap.fill(
+    "init: standard deviation of the stored weight; forward: effective weight / stored weight; lr, eps, decay: as the "
+    "optimizer uses them, at the peak of the schedule; steps: in which decay alone shrinks the weight by a factor e. "
+    "Clipping, l2 and decoupled decay act on effective weights, so forms of one table that store other weights "
+    "(rescaled by theta, forward by 1/theta) train alike.",
+    COLUMNS,
+)
 
 
 def _rule_key(tensor: Mapping[str, Any]) -> tuple:
@@ -227,7 +229,7 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     title = _heading(ours) + f"\nagainst {theirs['parameterization']}: {theirs['source']}"
     if not rows:
         return f"{title}\n\nno difference"
-    head = ["tensor", "number", theirs["parameterization"], ours["parameterization"], "its rule", "rule here"]
+    head = ["tensor", "number", "there", "here", "rule there", "rule here"]
     return f"{title}\n\n{format_columns([head, *rows])}"
 
 

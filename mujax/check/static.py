@@ -89,9 +89,9 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
     findings: list[Finding] = []
     for name, meta in narrow_metas.items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
-        findings += _role(name, meta, grows)
         scalings = [scalings[name] for scalings in by_width]
-        findings += _tensor(name, meta, grows, table, narrow, widths, scalings)
+        # Under a wrong role every number is wrong: no use in listing them
+        findings += _role(name, meta, grows) or _tensor(name, meta, grows, table, narrow, widths, scalings)
     findings += _scales(table, runs)
     if table.relative:
         findings += _base_constants(narrow)

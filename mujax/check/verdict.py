@@ -127,7 +127,8 @@ def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: 
     explained = " ".join(finding.text for finding in earlier if finding.level == "fail")
     missing = off(line.initial, line.wants_initial, INITIAL_TOLERANCE)
     meant = any(f.level == "benign" and f.text.startswith("init ") for f in earlier)
-    if missing and line.wants_initial is not None and "init" not in explained and not meant:
+    known = any(word in explained for word in ("init", "declared"))
+    if missing and line.wants_initial is not None and not known and not meant:
         starts, wants = (power(x) for x in (line.wants_initial + missing, line.wants_initial))
         text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
         findings.append(Finding(line.name, "fail", "coordinates", text, f"initial size x {power(-missing)}"))

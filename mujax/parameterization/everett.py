@@ -44,7 +44,8 @@ ALIGNMENT = {"full": 1.0, "none": 0.5}
 def per_layer(name: str, alignment: str) -> Parameterization:
     """The table of one parameterization (a key of LAYERS) and alignment (a key of ALIGNMENT)."""
     layers = LAYERS[name]
-    source = f"2407.05872 Table 1, {layers.title}, {alignment} alignment"
+    words = {"full": "full alignment", "none": "no alignment"}[alignment]
+    source = f"2407.05872 Table 1, {layers.title}, {words}"
     readout_scale = layers.a[2] + layers.b[2]
 
     def row(layer: int, alpha: float) -> Row:
@@ -67,7 +68,7 @@ def per_layer(name: str, alignment: str) -> Parameterization:
     reason = "logits of order 1 at initialization are stable in 2407.05872"
     return Parameterization(
         name=f"{name}_{alignment}",
-        source=f"Everett et al. 2024 (2407.05872), Table 1: {layers.title}, {alignment} alignment",
+        source=f"Everett et al. 2024 (2407.05872), Table 1: {layers.title}, {words}",
         rows={
             "input": row(0, alpha=0.0),
             "hidden": row(1, alpha),
