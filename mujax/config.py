@@ -109,7 +109,8 @@ class RunConfig:
         sections = {key: dataclasses.asdict(getattr(self, key)) for key in SECTIONS}
         model = {"name": self.model_name, **dataclasses.asdict(self.model)}
         del model["vocab_size"]
-        return {"seed": self.seed, "model": model, **sections}
+        # Through JSON, so that it equals what is read back: tuples become lists
+        return json.loads(json.dumps({"seed": self.seed, "model": model, **sections}))
 
     @property
     def id(self) -> str:

@@ -63,3 +63,15 @@ def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:
     """The command line in a process of its own, in the repository root."""
     command = [sys.executable, "-m", "mujax", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+
+def count_compilations(of: str):
+    """A list that grows by one at each XLA compilation of a jitted function whose name contains `of`."""
+    events = []
+
+    def listen(event, duration, **metadata):
+        if event.endswith("backend_compile_duration") and of in str(metadata.get("fun_name", "")):
+            events.append(metadata)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return events

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_tree
+from conftest import count_compilations, tiny_tree
 
 from mujax import optim, steps
-from mujax.check.coordinates import measure
+from mujax.check.coordinates import Quantity, fit_slope, measure, spectral_norm
 from mujax.check.oracle import symmetry, symmetry_findings
 from mujax.check.run import FAST, at_width, check_config, static_runs
 from mujax.check.static import static_findings
@@ -22,8 +22,9 @@ from mujax.models.transformer import Transformer, TransformerConfig
 from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Power, ScaleRules, is_scaling
 from mujax.parameterization.mup import MUP
 from mujax.parameterization.table import ONE
-from mujax.params import MuModule
+from mujax.params import MuModule, signature
 from mujax.run import make_run
+from mujax.steps import make_train_fns
 
 WIDTHS = (16, 32, 64, 128)
 PLAN = FAST._replace(seq_len=32)
@@ -292,3 +293,51 @@ def test_oracle_sees_optimizers_that_look_at_stored_weights(bug, changes, text_f
     assert wrong.difference > 1e-8
     assert "unembed" in wrong.broken_by
     assert {f.subject for f in symmetry_findings(wrong)} == set(wrong.broken_by)
+
+
+def test_measure_equals_plain_training(text_file):
+    """Every quantity against the bare step function, and one compilation for all tables and seeds of a width."""
+    trained = count_compilations("train_lane")
+    names = ("mup_table9", "sp")
+    cfgs = [dataclasses.replace(config(name, text_file), seed=seed) for name in names for seed in (0, 1)]
+    batches, validation, _ = load_batches(cfgs[0].data, cfgs[0].train, (0, 1))
+    runs = [make_run(at_width(cfg, 32)) for cfg in cfgs]
+    measured = measure(runs, batches, validation[0], (2, 5))
+    assert len(trained) == 1
+    fns = make_train_fns(runs[0].program)
+    init, step, activations = jax.jit(fns.init), jax.jit(fns.step), jax.jit(fns.activations)
+    for i, run in enumerate(runs):
+        first = state = init(run.cfg.seed, run.hps, run.scalings)
+        for t in range(5):
+            state, _ = step(state, batches[run.cfg.seed][t], run.hps, run.scalings)
+        start, end = (activations(s.params, validation[0], run.hps, run.scalings) for s in (first, state))
+        embed, now = (np.asarray(s.params["embed"]) * run.scalings["embed"].forward for s in (first, state))
+        logits, later = np.asarray(start["logits"]), np.asarray(end["logits"])
+        for quantity, values in {
+            ("weight", "embed", 0): embed,
+            ("update", "embed", 5): now - embed,
+            ("activation", "logits", 0): logits,
+            ("change", "logits", 5): later - logits,
+        }.items():
+            np.testing.assert_allclose(measured[Quantity(*quantity)][i], np.sqrt(np.mean(values**2)), rtol=1e-3)
+        loss = fns.evaluate(state.params, validation[0], run.hps, run.scalings)
+        np.testing.assert_allclose(measured[Quantity("loss", "loss", 5)][i], loss, rtol=1e-4)
+
+
+def test_slope_and_its_interval():
+    """A power law gives its exponent; the interval is Student's, here for three seeds, written out."""
+    widths, factors = np.array([16, 32, 64, 128]), np.array([1.0, 1.0, 1.0])
+    exact = fit_slope(widths, 3.0 * widths[:, None] ** -0.5 * factors)
+    assert np.isclose(exact.mean, -0.5) and exact.half_width < 1e-9
+    slopes = np.array([-0.4, -0.5, -0.75])
+    noisy = fit_slope(widths, widths[:, None] ** slopes)
+    assert np.isclose(noisy.mean, slopes.mean())
+    assert np.isclose(noisy.half_width, 4.303 * slopes.std(ddof=1) / 3**0.5)
+    assert fit_slope(widths, np.zeros((4, 3))) is None and fit_slope(widths, np.full((4, 3), np.nan)) is None
+
+
+def test_spectral_norm_of_logical_matrices():
+    meta = signature("hidden", "layers | heads head_dim -> embed", {"layers": 2, "heads": 2, "head_dim": 3, "embed": 4})
+    x = np.random.default_rng(0).normal(size=meta.sizes)
+    each = [np.linalg.norm(layer.reshape(6, 4), ord=2) for layer in x]
+    np.testing.assert_allclose(spectral_norm(x, meta, iterations=200), np.sqrt(np.mean(np.square(each))), rtol=1e-4)

@@ -36,7 +36,7 @@ def test_every_command_is_one_we_know():
 def test_mujax_commands_run(tmp_path):
     """In the order of the README, so that a report finds the sweep before it; in folders of their own."""
     for verb, *flags in MUJAX:
-        extra = {"train": SMALL, "sweep": SMALL, "report": []}[verb]
+        extra = SMALL if verb in ("train", "sweep") else []
         if verb == "sweep" and not any("d_model" in flag for flag in flags):
             extra = [*extra, "--config.sweep.model.d_model=(48,)"]
         flags = [flag.replace("--workdir=runs", f"--workdir={tmp_path}") for flag in flags]
@@ -70,3 +70,39 @@ def test_quickstart_finds_what_it_says(tmp_path):
     moves = {name: study["drift"]["widest"][1] - study["drift"]["narrowest"][1] for name, study in summary.items()}
     assert abs(moves["mup"]) <= 1
     assert -3 <= moves["sp"] <= -2
+
+
+GUIDE = ROOT / "docs/is-my-fork-right.md"
+STAGES = re.findall(r"^mujax check --config=(docs/examples/gated.py:(\w+)) .*--fast$", GUIDE.read_text(), re.M)
+
+
+def test_guide_points_to_what_exists():
+    text = GUIDE.read_text()
+    assert [stage for _, stage in STAGES] == ["broken", "better", "right"]
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert (GUIDE.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "stage", ["broken", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("better", "right"))]
+)
+def test_guide_shows_what_check_prints(stage, tmp_path):
+    """The verdict of each stage of the worked example, word for word."""
+    done = run_mujax("check", f"--config=docs/examples/gated.py:{stage}", f"--workdir={tmp_path}", "--fast")
+    shown = {"broken": "FAIL: mlp0/wo, mlp1/wo", "better": "FAIL: embedding scale", "right": "pass"}[stage]
+    assert done.returncode == (stage != "right"), done.stderr
+    assert f"\n{shown}\n" in done.stdout
+    if stage != "right":
+        failures = done.stdout.partition("\nfail\n")[2].partition("\n\n")[0]
+        assert failures in GUIDE.read_text()
+
+
+@pytest.mark.slow
+def test_full_check_of_sp_and_mup(tmp_path):
+    """Five widths, five seeds, 30 steps: muP passes; SP fails and names every hidden tensor."""
+    hidden = {f"blocks/attention/w{x}" for x in "qkvo"} | {"blocks/mlp/wi", "blocks/mlp/wo"}
+    for name, culprits in (("mup", set()), ("sp", hidden | {"unembed"})):
+        args = (f"--workdir={tmp_path / name}", f"--config.parameterization.name={name}")
+        done = run_mujax("check", "--config=configs/quickstart.py", *args, timeout=1800)
+        assert done.returncode == bool(culprits), done.stdout
+        assert set(json.loads((tmp_path / name / "check.json").read_text())["culprits"]) == culprits

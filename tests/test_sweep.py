@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, run_mujax
+from conftest import ROOT, count_compilations, run_mujax
 from jax.sharding import AxisType
 
 from mujax.config import expand_sweep
@@ -43,18 +43,6 @@ def sweep_tree(tiny, **axes):
         section, _, field = path.partition("__")
         tree["sweep"].setdefault(section, {})[field] = values
     return tree
-
-
-def count_compilations(of: str):
-    """A list that grows by one at each XLA compilation of a jitted function whose name contains `of`."""
-    events = []
-
-    def listen(event, duration, **metadata):
-        if event.endswith("backend_compile_duration") and of in str(metadata.get("fun_name", "")):
-            events.append(metadata)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return events
 
 
 def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_optimization, monkeypatch):

@@ -14,6 +14,7 @@ class Finding:
     subject: the tensor, forward scale ('attention scale') or activation it is about.
     level: benign (with the reason in `text`) or fail.
     part: static, oracle, coordinates or loss: which part of the check found it.
+    about: which of its numbers: role, init, learning rate, eps, decay, update, or empty.
     text: what is measured or read from the table, and what would be right.
     fix: what to change, by which power of the width ratio m; empty where the check cannot know.
     """
@@ -21,6 +22,7 @@ class Finding:
     subject: str
     level: str
     part: str
+    about: str
     text: str
     fix: str = ""
 

@@ -87,4 +87,4 @@ def symmetry_findings(result: Symmetry) -> list[Finding]:
         return []
     text = f"losses differ by {result.difference:.1e} when stored weights are rescaled"
     fix = "the optimizer must see effective weights: look at clip, decay, eps, schedule"
-    return [Finding(name, "fail", "oracle", text, fix) for name in result.broken_by or ("optimizer",)]
+    return [Finding(name, "fail", "oracle", "", text, fix) for name in result.broken_by or ("optimizer",)]

@@ -106,7 +106,7 @@ def as_json(report: Report) -> dict[str, Any]:
         }
 
     def finding(f: Finding):
-        return {"subject": f.subject, "level": f.level, "part": f.part, "text": f.text, "fix": f.fix}
+        return {"subject": f.subject, "level": f.level, "part": f.part, "about": f.about, "text": f.text, "fix": f.fix}
 
     quantities = list(report.measured[report.widths[0]])
     return {
@@ -173,8 +173,9 @@ def save_plot(report: Report, file: Path) -> None:
             short = line.name.removeprefix("blocks/")
             color = "#d1495b" if line.name in failed else "black"
             ax.set_title(f"{short} ({later})", fontsize=8, color=color)
-        for ax in axes[-1]:
+        for ax in axes.flat[max(len(panels) - columns, 0) : len(panels)]:  # the lowest of each column
             ax.set_xlabel("width")
+            ax.tick_params(labelbottom=True)
         handles, labels = axes.flat[0].get_legend_handles_labels()
         handles, labels = [*handles, Line2D([], [], color="gray", linestyle="--")], [*labels, "wanted exponent"]
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

@@ -104,7 +104,7 @@ def _role(name: str, meta: ParamMeta, grows: Growth) -> list[Finding]:
             fits = [role for role, sides in ROLE_GROWTH.items() if _fits(sides, grows) and role != "tied"]
             does = "grows" if not wants else "does not grow"
             text = f"declared {meta.role!r} by {meta.text!r}, but its {side} {does} with width"
-            return [Finding(name, "fail", "static", text, fix=f"declare it {' or '.join(map(repr, fits))}")]
+            return [Finding(name, "fail", "static", "role", text, fix=f"declare it {' or '.join(map(repr, fits))}")]
     return []
 
 
@@ -143,7 +143,7 @@ def _tensor(name, meta, grows, table: Parameterization, run: Run, widths, scalin
             shown = ", ".join(f"{v:.4g} at {w}" for v, w in zip(values, widths, strict=True))
             text = f"{what} is no power of the width: {shown}"
             fix = "use the exact ratio of widths, not an integer division"
-            findings.append(Finding(name, "fail", "static", text, fix))
+            findings.append(Finding(name, "fail", "static", what, text, fix))
         elif abs(exponent - target) > TOLERANCE:
             findings.append(_wrong_exponent(name, meta, table, what, exponent, target))
     return findings
@@ -157,15 +157,15 @@ def _wrong_exponent(name, meta: ParamMeta, table: Parameterization, what: str, e
         "decay": "decay",
     }.get(what, "")
     if intention in table.intends:
-        return Finding(name, "benign", "static", f"{says}; meant so: {table.intends[intention]}")
+        return Finding(name, "benign", "static", what, f"{says}; meant so: {table.intends[intention]}")
     if what == "eps":
         return Finding(
-            name, "benign", "static", f"{says}; too small to matter as long as updates keep their exponent",
+            name, "benign", "static", what, f"{says}; too small to matter as long as updates keep their exponent",
             fix=f"eps x {power(target - exponent)}",
         )  # fmt: skip
     if what == "decay":
         says = f"decay a step goes as {power(exponent)}, so its timescale depends on width"
-    return Finding(name, "fail", "static", says, fix=f"{what} x {power(target - exponent)}")
+    return Finding(name, "fail", "static", what, says, fix=f"{what} x {power(target - exponent)}")
 
 
 def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
@@ -188,7 +188,7 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
             exponent = rule.fan_in + rule.ratio_in
             if "head_dim" in run.cfg.model.dims and exponent != target:
                 text = f"goes as d_head^{exponent:g}, a constant here: d_head is {sizes[0]} at every width"
-                findings.append(Finding(subject, "benign", "static", text, fix="d_head^-1 if heads should grow"))
+                findings.append(Finding(subject, "benign", "static", "", text, fix="d_head^-1 if heads should grow"))
             continue
         exponent, error = fit_power(sizes, values)
         size = "d_head" if scale == "attention" else "width"
@@ -196,7 +196,7 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
             text = f"goes as {size}^{exponent:.3g}, the limit wants {size}^{target:g}"
             symbol = f"({size} ratio)" if scale == "attention" else "m"
             fix = f"{scale} scale x {power(target - exponent).replace('m', symbol, 1)}"
-            findings.append(Finding(subject, "fail", "static", text, fix))
+            findings.append(Finding(subject, "fail", "static", "", text, fix))
     return findings
 
 
@@ -219,11 +219,11 @@ def _base_constants(run: Run) -> list[Finding]:
             value, reference = of(ours[name]), of(theirs[name])
             if value and not math.isclose(value, reference, rel_tol=EXACT):
                 text = f"{what} at the base width is {value:.4g}, in sp {reference:.4g}"
-                findings.append(Finding(name, "fail", "static", text, fix=f"{what} x {reference / value:.4g}"))
+                findings.append(Finding(name, "fail", "static", what, text, fix=f"{what} x {reference / value:.4g}"))
     for subject, (value, reference) in pairs.items():
         if not math.isclose(value, reference, rel_tol=EXACT):
             text = f"at the base width it is {value:.4g}, in sp {reference:.4g}: a base constant is missing"
-            findings.append(Finding(subject, "fail", "static", text, fix=f"{subject} x {reference / value:.4g}"))
+            findings.append(Finding(subject, "fail", "static", "", text, fix=f"{subject} x {reference / value:.4g}"))
     return findings
 
 

@@ -121,29 +121,26 @@ def _tolerance(run: Run) -> float:
 
 def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: bool) -> list[Finding]:
     """What training shows and the static part has not said: it read the table, this is what applies it."""
-    findings = []
     if is_zero:
-        return [Finding(line.name, "fail", "coordinates", "is never updated", "look at masks and stopped gradients")]
-    explained = " ".join(finding.text for finding in earlier if finding.level == "fail")
+        fix = "look at masks and stopped gradients"
+        return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]
+    findings = []
+    failed = {finding.about for finding in earlier if finding.level == "fail"}
+    benign = {finding.about: finding for finding in earlier if finding.level == "benign"}
     missing = off(line.initial, line.wants_initial, INITIAL_TOLERANCE)
-    meant = any(f.level == "benign" and f.text.startswith("init ") for f in earlier)
-    known = any(word in explained for word in ("init", "declared"))
-    if missing and line.wants_initial is not None and not known and not meant:
+    if missing and line.wants_initial is not None and not failed & {"role", "init"} and "init" not in benign:
         starts, wants = (power(x) for x in (line.wants_initial + missing, line.wants_initial))
         text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
-        findings.append(Finding(line.name, "fail", "coordinates", text, f"initial size x {power(-missing)}"))
-    misses = [off(slope, line.wants_later, _tolerance(run)) for slope in line.later]
-    largest = max(misses, key=abs)
-    meant = any(f.level == "benign" and f.text.startswith("learning rate ") for f in earlier)
-    if not largest or meant or any(word in explained for word in ("learning rate", "declared", "no power")):
+        findings.append(Finding(line.name, "fail", "coordinates", "init", text, f"initial size x {power(-missing)}"))
+    missing = max((off(slope, line.wants_later, _tolerance(run)) for slope in line.later), key=abs)
+    if not missing or failed & {"role", "learning rate"} or "learning rate" in benign:
         return findings
-    text = f"its update goes as {power(line.wants_later + largest)}, wants {power(line.wants_later)}"
-    eps = [finding for finding in earlier if finding.text.startswith("eps ")]
-    if eps and largest < 0:
-        fix = f"{eps[0].fix} (eps = {run.cfg.optim.eps:g} is not small beside the gradient)"
-        return [*findings, Finding(line.name, "fail", "coordinates", f"{text}; {eps[0].text.partition(';')[0]}", fix)]
-    fix = f"update x {power(-largest)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
-    return [*findings, Finding(line.name, "fail", "coordinates", text, fix)]
+    text = f"its update goes as {power(line.wants_later + missing)}, the limit wants {power(line.wants_later)}"
+    fix = f"update x {power(-missing)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
+    if "eps" in benign and missing < 0:
+        text = f"{text}; {benign['eps'].text.partition(';')[0]}"
+        fix = f"{benign['eps'].fix} (eps = {run.cfg.optim.eps:g} is not small beside the gradient)"
+    return [*findings, Finding(line.name, "fail", "coordinates", "update", text, fix)]
 
 
 def _initial_activation(name: str, run: Run, heads_grow: bool) -> float:
@@ -179,16 +176,16 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
         text = f"{name} goes as {power(miss)} relative to what the limit wants"
         if kind not in FORWARD_SCALES:
             fix = "no tensor explains it: look at the operation that makes it"
-            unexplained.append(Finding(name, "fail", "coordinates", text, fix))
+            unexplained.append(Finding(name, "fail", "coordinates", "", text, fix))
             continue
         scale, made_of = FORWARD_SCALES[kind]
         if scale in failed or any(_absolute(module, part) in misses for part in made_of):
             continue
         if kind == "attention_logits" and -0.5 <= miss < 0:
             text = f"{text}; harmless: at finite width q and k, which pass, line up less in larger models"
-            findings.append(Finding(scale, "benign", "coordinates", text))
+            findings.append(Finding(scale, "benign", "coordinates", "", text))
         else:
-            findings.append(Finding(scale, "fail", "coordinates", text, f"{scale} x {power(-miss)}"))
+            findings.append(Finding(scale, "fail", "coordinates", "", text, f"{scale} x {power(-miss)}"))
     explained = failed or any(finding.level == "fail" for finding in findings)
     return findings if explained else findings + unexplained
 
@@ -201,9 +198,9 @@ def _loss_findings(widths: Sequence[int], losses_WS) -> list[Finding]:
     slope = fit_slope(widths, losses_WS)
     if slope is None:
         worse = [str(w) for w, losses in zip(widths, losses_WS, strict=True) if not all(map(math.isfinite, losses))]
-        return [Finding("loss", "fail", "loss", f"diverged at width {', '.join(worse)}", "a smaller learning rate")]
+        return [Finding("loss", "fail", "loss", "", f"diverged at width {', '.join(worse)}", "a smaller learning rate")]
     narrow, wide = (sum(losses) / len(losses) for losses in (losses_WS[0], losses_WS[-1]))
     if slope.low > 0 and wide > narrow * (1 + LOSS_TOLERANCE):
         text = f"wider is worse: {narrow:.3f} at width {widths[0]}, {wide:.3f} at {widths[-1]}"
-        return [Finding("loss", "fail", "loss", text)]
+        return [Finding("loss", "fail", "loss", "", text)]
     return []
