@@ -323,8 +323,9 @@ def _check_ranges(
 
 
 def _check_base(cfg: RunConfig) -> None:
-    if cfg.parameterization.base_d_head and not hasattr(cfg.model, "d_head"):
-        raise UserError(f"parameterization.base_d_head: model {cfg.model_name!r} has no heads; set it to 0")
+    for name in ("d_head", "num_layers"):
+        if getattr(cfg.parameterization, f"base_{name}") and not hasattr(cfg.model, name):
+            raise UserError(f"parameterization.base_{name}: model {cfg.model_name!r} has no {name}; set it to 0")
     try:
         cfg.base_model  # noqa: B018 - the base model must be a valid model too
     except UserError as e:

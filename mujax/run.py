@@ -9,12 +9,14 @@ import jax
 
 from mujax.config import RunConfig, digest
 from mujax.hps import Hps, as_float32
+from mujax.models import MODELS
 from mujax.optim import OPTIMIZERS
 from mujax.parameterization import (
     PARAMETERIZATIONS,
     ScaleRules,
     Scales,
     apply_overrides,
+    check_depth,
     format_table,
     resolve,
     resolve_scales,
@@ -75,9 +77,10 @@ def make_run(cfg: RunConfig) -> Run:
       UserError: a tensor without a rule, an override that fits nothing, or an optimizer without a column.
     """
     table = PARAMETERIZATIONS[cfg.parameterization.name]
-    metas, base_metas = (_metas(cfg.model_name, model) for model in (cfg.model, cfg.base_model))
+    metas, base_metas = (_metas(cfg.model_name, MODELS[cfg.model_name], model) for model in (cfg.model, cfg.base_model))
     rows, rules = apply_overrides(table, cfg.parameterization.override, metas, PARAMETERIZATIONS)
     scalings = resolve(rows, metas, base_metas, OPTIMIZERS[cfg.optim.name].column)
+    check_depth(table, rows, rules, metas, cfg.model.dims)
     scales = resolve_scales(rules, cfg.model.dims, cfg.base_model.dims)
     hps = Hps(
         learning_rate=cfg.optim.learning_rate,
@@ -105,7 +108,8 @@ def make_run(cfg: RunConfig) -> Run:
 
 
 @functools.lru_cache(maxsize=256)
-def _metas(model_name: str, model_cfg):
+def _metas(model_name: str, model, model_cfg):
+    del model  # what the name stands for: a fork edited in a notebook keeps its name
     return abstract_metas(model_name, model_cfg)
 
 

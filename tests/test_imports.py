@@ -23,14 +23,14 @@ ALLOWED = {
     "data.loader": {"config", "data.corpus"},
     "workdir": {"config", "errors"},
     "metrics": set(),
-    "run": {"config", "hps", "optim", "parameterization", "params", "steps"},
+    "run": {"config", "hps", "models", "optim", "parameterization", "params", "steps"},
     "results": {"run"},
     "lanes": {"steps"},
     "transfer": {"errors", "workdir"},
     "train": {"config", "data.loader", "metrics", "results", "run", "steps", "workdir"},
     "sweep": {"config", "data.loader", "errors", "hps", "lanes", "metrics", "results", "run", "steps", "workdir"},
-    "check": {"config", "data.loader", "errors", "hps", "lanes", "optim", "parameterization", "params", "run", "steps"}
-    | {"workdir"},
+    "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
+    | {"run", "steps", "workdir"},
     "main": {"check", "config", "errors", "parameterization", "sweep", "train", "transfer", "workdir"},
 }
 # Library -> the only modules that may import it

@@ -20,6 +20,7 @@ from mujax.parameterization import (
     Row,
     apply_overrides,
     assign_rows,
+    check_depth,
     is_row,
     is_scaling,
     named_leaves,
@@ -269,7 +270,12 @@ def test_a_table_must_be_whole():
         (("unembed=sp.hiden",), "no row for 'hiden'; did you mean hidden?"),
         (("unembed.rate=2",), "'rate' is no number of a row"),
         (("unembed=2",), "say which number, e.g. 'unembed.lr=2'"),
-        (("unembed.lr=-1",), "must be above 0"),
+        (("unembed.lr=-1",), "must be at least 0"),
+        (("unembed.lr=nan",), "fit float32"),
+        (("unembed.init=1e300",), "fit float32"),
+        (("unembed.eps=0",), "must be above 0"),
+        (("logits=0",), "must be above 0"),
+        (("hidden.readout=2",), "only a tied embedding has a readout factor"),
         (("unembed",), "is not TARGET=VALUE"),
         (("attention.lr=2",), "is one number"),
     ],
@@ -293,6 +299,34 @@ def test_overrides():
     assert run.scales.attention == 0.25
     assert "[override */wq.lr=0.5]" in named_leaves(run.rows, is_row)["blocks/attention/wq"].source
     assert run.table_hash != run_at(64, "mup").table_hash
+
+
+def test_override_takes_the_row_that_the_other_table_has_for_the_tensor():
+    override = ("*/wq=lingle_mup_qzero", "blocks/mlp/wo=factorial", "blocks/attention/wo=factorial.hidden")
+    ours = named_leaves(run_at(64, "mup", parameterization__override=override).scalings, is_scaling)
+    assert ours["blocks/attention/wq"].init == 0
+    assert np.isclose(ours["blocks/mlp/wo"].init, (2 * 2 * 64) ** -0.5)
+    assert np.isclose(ours["blocks/attention/wo"].init, 64**-0.5)
+
+
+def test_depth_needs_a_stack():
+    """Rules for depth where no tensor says how deep it is, and a base depth where layers are not stacked."""
+    flat = {"w": signature("hidden", "embed -> mlp", {"embed": 8, "mlp": 8})}
+    stacked = {"w": signature("hidden", "layers | embed -> mlp", {"layers": 4, "embed": 8, "mlp": 8})}
+    table = PARAMETERIZATIONS["completep_half"]
+    for metas, dims, is_right in (
+        ({**stacked}, {"layers": 4}, True),
+        (flat, {"layers": 1}, True),
+        (flat, {"layers": 4}, False),
+    ):
+        rows = assign_rows(table, metas)
+        if is_right:
+            check_depth(table, rows, table.scales, metas, dims)
+        else:
+            with pytest.raises(UserError, match="stack the layers with nn.scan"):
+                check_depth(table, rows, table.scales, metas, dims)
+    with pytest.raises(UserError, match="base_num_layers must be 0"):
+        run_at(64, "mup", model="mlp", parameterization__base_num_layers=1)
 
 
 def test_features_without_a_rule_are_refused():

@@ -36,7 +36,7 @@ def test_files_of_a_run(tiny, tmp_path):
     row = train(tree, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == row
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == {key: value for key, value in tree.items() if key != "sweep"}
+    assert config == json.loads(json.dumps({key: value for key, value in tree.items() if key != "sweep"}))
     records = list(read_jsonl(tmp_path / "metrics.jsonl"))
     training = [r for r in records if "loss" in r]
     assert [r["step"] for r in training] == list(range(0, 12, 2))

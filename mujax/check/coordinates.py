@@ -13,6 +13,7 @@ import numpy as np
 
 from mujax.hps import stack
 from mujax.lanes import make_lane_fns, over_lanes, sweep_mesh
+from mujax.models.layers import at_least_float32
 from mujax.optim import is_muon
 from mujax.parameterization import named_leaves
 from mujax.params import ParamMeta
@@ -71,13 +72,15 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
     fns, plain = make_lane_fns(program, mesh, not is_cpu, options), make_train_fns(program)
 
     def rms(tree):
-        return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))), tree)
+        return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x))), tree)
 
     def update_size(update, meta):
         return spectral_norm(update, meta) if program.optimizer == "muon" and is_muon(meta) else rms(update)
 
     def measure_lane(first, params, hps, scalings):
-        start, now = (plain.activations(p, probe, hps, scalings) for p in (first, params))
+        start, now = (
+            jax.tree.map(at_least_float32, plain.activations(p, probe, hps, scalings)) for p in (first, params)
+        )
         weight, update = (
             jax.tree.map(lambda w, s: w * s.forward, tree, scalings)
             for tree in (first, jax.tree.map(jnp.subtract, params, first))
@@ -120,7 +123,8 @@ def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
 
     def iterate(_, v_RO):
         v_RO = jnp.einsum("RIO,RI->RO", x_RIO, jnp.einsum("RIO,RO->RI", x_RIO, v_RO))
-        return v_RO / jnp.linalg.norm(v_RO, axis=-1, keepdims=True)
+        norm_R1 = jnp.linalg.norm(v_RO, axis=-1, keepdims=True)
+        return v_RO / jnp.where(norm_R1 > 0, norm_R1, 1.0)  # a matrix of zeros has norm zero
 
     v_RO = jax.lax.fori_loop(0, iterations, iterate, v_RO)
     return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(jnp.einsum("RIO,RO->RI", x_RIO, v_RO)), axis=-1)))

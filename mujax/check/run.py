@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+
 from mujax.check import oracle
 from mujax.check.coordinates import QUICK_COMPILATION, Measurements, measure
 from mujax.check.static import static_findings
@@ -59,9 +61,14 @@ def at_width(cfg: RunConfig, width: int) -> RunConfig:
 
 
 def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
-    """The config as it is checked: constant learning rate from the first step, small batches."""
+    """The config as it is checked: constant learning rate from the first step, small batches, no clip.
+
+    A clip that bites rescales every update by the gradient's norm, which is not constant in width, and would hide
+    what each tensor does by itself. The oracle keeps it.
+    """
     return dataclasses.replace(
         cfg,
+        optim=dataclasses.replace(cfg.optim, grad_clip=0.0),
         schedule=ScheduleConfig("constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
         train=dataclasses.replace(cfg.train, batch_size=min(cfg.train.batch_size, plan.batch_size), eval_batches=1),
         data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)),
@@ -97,8 +104,11 @@ def check(
     widths = tuple(sorted(set(widths or (cfg.parameterization.base_width * k for k in plan.multiples))))
     if len(widths) < 4:
         raise UserError(f"--widths: {len(widths)} distinct widths; a slope with an interval needs at least 4")
-    cfg = check_config(cfg, plan)
-    seeds = tuple(range(cfg.seed, cfg.seed + (num_seeds or plan.num_seeds)))
+    num_seeds = num_seeds or plan.num_seeds
+    if num_seeds < 3:
+        raise UserError(f"--seeds={num_seeds}: an interval over seeds needs at least 3")
+    clip, cfg = cfg.optim.grad_clip, check_config(cfg, plan)
+    seeds = tuple(range(cfg.seed, cfg.seed + num_seeds))
     by_seed = [dataclasses.replace(cfg, seed=seed) for seed in seeds]
     groups = {width: [make_run(at_width(c, width)) for c in by_seed] for width in widths}
     findings = static_findings(static_runs(cfg, widths))
@@ -107,7 +117,9 @@ def check(
 
     progress("symmetry oracle")
     rows = [batches[cfg.seed][t] for t in range(ORACLE_STEPS)]
-    symmetry = oracle.symmetry(groups[widths[0]][0], rows, compiler_options=QUICK_COMPILATION)
+    clipped = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, grad_clip=clip))
+    quick = QUICK_COMPILATION if jax.default_backend() == "cpu" else None
+    symmetry = oracle.symmetry(make_run(at_width(clipped, widths[0])), rows, compiler_options=quick)
     findings += oracle.symmetry_findings(symmetry)
     measured = {}
     for width, runs in groups.items():

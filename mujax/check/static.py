@@ -14,7 +14,8 @@ import numpy as np
 from mujax.check.findings import Finding, power
 from mujax.errors import UserError
 from mujax.optim import OPTIMIZERS, is_muon
-from mujax.parameterization import PARAMETERIZATIONS, Parameterization, is_scaling, named_leaves
+from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling, is_scaling, named_leaves
+from mujax.parameterization.table import BASIC_ROLES
 from mujax.params import ParamMeta
 from mujax.run import Run, make_run
 
@@ -51,22 +52,34 @@ def growth(narrow: ParamMeta, wide: ParamMeta, width_ratio: float) -> Growth:
     return Growth(exponent(narrow.fan_in, wide.fan_in), exponent(narrow.fan_out, wide.fan_out))
 
 
-def wanted(meta: ParamMeta, grows: Growth, optimizer: str) -> Wanted:
+def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
     """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update must be of
-    order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i (its logits vanish)."""
+    order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i (its logits vanish).
+
+    initial: the exponent that the weight really has, see initial_exponent; Adafactor's updates are relative to it.
+    A gradient falls as the readout does, n^-o, or n^-o/2 in a table that means its initial logits to be of order 1.
+    """
+    optimizer = run.cfg.optim.name
+    intended = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("initial logits")
     is_readout = grows.fan_out == 0 and meta.role == "output"
     init = -grows.fan_in if is_readout else -grows.fan_in / 2
     update = -grows.fan_in
-    gradient = 0.0 if is_readout else -grows.fan_out
+    gradient = 0.0 if is_readout else grows.fan_out * (intended.exponent if intended else -1.0)
     lr = {
         "adam": update,
         "sgd": update - gradient,
-        "adafactor": update - (0.0 if meta.dist == "zeros" else init),
+        "adafactor": update - initial,
         "muon": (grows.fan_out - grows.fan_in) / 2 if is_muon(meta) else update,
     }[OPTIMIZERS[optimizer].column]
     if optimizer == "muon" and is_muon(meta):
         update = lr  # as a spectral norm
     return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0: no minus zero
+
+
+def initial_exponent(widths: Sequence[int], scalings: Sequence[Scaling]) -> float:
+    """Exponent of the effective weight's size; 0 for ones, and for zeros, whose size Adafactor takes as a constant."""
+    sizes = [float(s.init * s.forward) for s in scalings]
+    return fit_power(widths, sizes)[0] if all(sizes) else 0.0
 
 
 ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where either will do
@@ -91,7 +104,7 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
         scalings = [scalings[name] for scalings in by_width]
         # Under a wrong role every number is wrong: no use in listing them
-        findings += _role(name, meta, grows) or _tensor(name, meta, grows, table, narrow, widths, scalings)
+        findings += _role(name, meta, grows) or _tensor(name, meta, grows, narrow, widths, scalings)
     findings += _scales(table, runs)
     if table.relative:
         findings += _base_constants(narrow)
@@ -101,7 +114,7 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
 def _role(name: str, meta: ParamMeta, grows: Growth) -> list[Finding]:
     for side, wants in zip(("fan_in", "fan_out"), ROLE_GROWTH[meta.role], strict=True):
         if wants is not None and (getattr(grows, side) > 0) != wants:
-            fits = [role for role, sides in ROLE_GROWTH.items() if _fits(sides, grows) and role != "tied"]
+            fits = [role for role, sides in ROLE_GROWTH.items() if _fits(sides, grows) and role in BASIC_ROLES]
             does = "grows" if not wants else "does not grow"
             text = f"declared {meta.role!r} by {meta.text!r}, but its {side} {does} with width"
             return [Finding(name, "fail", "static", "role", text, fix=f"declare it {' or '.join(map(repr, fits))}")]
@@ -113,9 +126,9 @@ def _fits(sides, grows: Growth) -> bool:
     return all(wants is None or (exponent > 0) == wants for wants, exponent in pairs)
 
 
-def _tensor(name, meta, grows, table: Parameterization, run: Run, widths, scalings) -> list[Finding]:
+def _tensor(name, meta, grows, run: Run, widths, scalings) -> list[Finding]:
     optimizer = OPTIMIZERS[run.cfg.optim.name]
-    want = wanted(meta, grows, run.cfg.optim.name)
+    want = wanted(meta, grows, run, initial_exponent(widths, scalings))
     rates = [s.lr * s.forward**optimizer.gauge for s in scalings]
     sizes = {
         "init": ([s.init * s.forward for s in scalings], want.init),
@@ -128,16 +141,21 @@ def _tensor(name, meta, grows, table: Parameterization, run: Run, widths, scalin
         del sizes["eps"]
     decay = [s.weight_decay for s in scalings]
     if float(run.hps.weight_decay) > 0 and any(decay):
-        sizes["decay"] = {
-            "decoupled": ([rate * d for rate, d in zip(rates, decay, strict=True)], 0.0),
-            # The decay term beside the gradient, as a gradient: both fall alike
-            "l2": (decay, want.eps - (want.init if meta.dist == "normal" else 0.0)),
-        }.get(run.cfg.optim.decay_form, (decay, 0.0))
+        form = run.cfg.optim.decay_form
+        if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # in SGD they are one
+            sizes["decay"] = ([rate * d for rate, d in zip(rates, decay, strict=True)], 0.0)
+        elif form == "l2":  # as large beside the gradient at every width
+            sizes["decay"] = (decay, want.eps - (want.init if meta.dist == "normal" else 0.0))
+        else:
+            sizes["decay"] = (decay, 0.0)
 
     findings = []
     for what, (values, target) in sizes.items():
-        if not any(values):
-            continue  # drawn as zeros
+        if what == "init" and not any(values):
+            continue  # zero-init
+        if not all(value > 0 for value in values):
+            findings.append(Finding(name, "fail", "static", what, f"{what} is zero at width {widths[0]}"))
+            continue
         exponent, error = fit_power(widths, values)
         if error > EXACT:
             shown = ", ".join(f"{v:.4g} at {w}" for v, w in zip(values, widths, strict=True))
@@ -145,26 +163,28 @@ def _tensor(name, meta, grows, table: Parameterization, run: Run, widths, scalin
             fix = "use the exact ratio of widths, not an integer division"
             findings.append(Finding(name, "fail", "static", what, text, fix))
         elif abs(exponent - target) > TOLERANCE:
-            findings.append(_wrong_exponent(name, meta, table, what, exponent, target))
+            findings.append(_wrong_exponent(name, meta, run, what, exponent, target))
     return findings
 
 
-def _wrong_exponent(name, meta: ParamMeta, table: Parameterization, what: str, exponent, target) -> Finding:
+def _wrong_exponent(name, meta: ParamMeta, run: Run, what: str, exponent, target) -> Finding:
     says = f"{what} goes as {power(exponent)}, the limit wants {power(target)}"
     intention = {
         "init": "initial logits" if meta.role == "output" else "",
         "learning rate": "embedding rate" if meta.role == "input" else "",
         "decay": "decay",
     }.get(what, "")
-    if intention in table.intends:
-        return Finding(name, "benign", "static", what, f"{says}; meant so: {table.intends[intention]}")
+    meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get(intention)
+    if meant and abs(exponent - meant.exponent) <= TOLERANCE:
+        return Finding(name, "benign", "static", what, f"{says}; meant so: {meant.reason}")
     if what == "eps":
         return Finding(
             name, "benign", "static", what, f"{says}; too small to matter as long as updates keep their exponent",
             fix=f"eps x {power(target - exponent)}",
         )  # fmt: skip
     if what == "decay":
-        says = f"decay a step goes as {power(exponent)}, so its timescale depends on width"
+        how = "beside the gradient, decay" if run.cfg.optim.decay_form == "l2" else "the timescale of decay"
+        says = f"{how} depends on width: {power(exponent)} where the limit wants {power(target)}"
     return Finding(name, "fail", "static", what, says, fix=f"{what} x {power(target - exponent)}")
 
 

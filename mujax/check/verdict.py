@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from mujax.check.coordinates import Measurements, Quantity, Slope, fit_slope
 from mujax.check.findings import Finding, power, worst
-from mujax.check.static import growth, wanted
+from mujax.check.static import growth, initial_exponent, wanted
 from mujax.optim import OPTIMIZERS
-from mujax.parameterization import PARAMETERIZATIONS, named_leaves
+from mujax.parameterization import PARAMETERIZATIONS, is_scaling, named_leaves
 from mujax.run import Run
 
 # How far a slope may be off. The mildest bugs are off by 1/2; what a right model of width 32 to 256 shows
@@ -25,6 +25,14 @@ FORWARD_SCALES = {
     "logits": ("logits scale", ("final",)),
     "residual": ("residual scale", ("attention_out", "mlp_out", "/embedding")),
     "embedding": ("embedding scale", ()),
+}
+
+
+# Changes that may decline, up to this exponent, though all is right; a wrong scale shows at initialization too.
+LARGEST_DECLINE = -0.6
+HARMLESS_DECLINE = {
+    "attention_logits": "at finite width q and k, which pass, line up less in larger models",
+    "logits": "after few or small steps the initial readout, of size width^-1/2, has most of a part in their change",
 }
 
 
@@ -82,10 +90,11 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
 
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
+    scalings = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
     tensors, findings = [], list(earlier)
     for name, meta in named_leaves(run.metas).items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
-        want = wanted(meta, grows, run.cfg.optim.name)
+        want = wanted(meta, grows, run, initial_exponent(widths, [by_name[name] for by_name in scalings]))
         is_drawn = meta.dist == "normal"
         later = tuple(slope("update", name, horizon) for horizon in horizons)
         initial = (slope("weight", name), want.init) if is_drawn else (None, None)
@@ -99,8 +108,8 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
     activations = []
     for name in (quantity.name for quantity in first if quantity.kind == "activation"):
         later = tuple(slope("change", name, horizon) for horizon in horizons)
-        wants_initial = _initial_activation(name, run, heads_grow)
-        activations.append(Line(name, "", slope("activation", name), wants_initial, later, 0.0))
+        wants_initial = _initial_activation(name, tensors, heads_grow)
+        activations.append(Line(name, "", slope("activation", name), wants_initial, later, _change(name, run)))
     findings += _activation_findings(activations, run, findings)
     findings += _loss_findings(widths, [measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
     return Verdict(tuple(tensors), tuple(activations), tuple(findings))
@@ -121,6 +130,9 @@ def _tolerance(run: Run) -> float:
 
 def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: bool) -> list[Finding]:
     """What training shows and the static part has not said: it read the table, this is what applies it."""
+    if any(slope is None for slope in line.later) and not is_zero:
+        text = "its update is zero or not finite at some widths and not at others"
+        return [Finding(line.name, "fail", "coordinates", "update", text)]
     if is_zero:
         fix = "look at masks and stopped gradients"
         return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]
@@ -143,22 +155,33 @@ def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: 
     return [*findings, Finding(line.name, "fail", "coordinates", "update", text, fix)]
 
 
-def _initial_activation(name: str, run: Run, heads_grow: bool) -> float:
-    """Logits of a muP readout vanish as 1/sqrt(width); q.k / d_head of independent q, k as 1/sqrt(d_head)."""
-    table = PARAMETERIZATIONS[run.cfg.parameterization.name]
+def _initial_activation(name: str, tensors: Sequence[Line], heads_grow: bool) -> float | None:
+    """A random sum over width for the logits, over d_head for q.k / d_head; of order 1 else.
+
+    None for the logits of a tied embedding: a token's own is no random sum.
+    """
     kind = name.rpartition("/")[2]
     if kind == "logits":
-        return 0.0 if "initial logits" in table.intends else -0.5
+        readout = [line.initial for line in tensors if line.role == "output" and line.initial]
+        return readout[0].mean + 0.5 if readout else None
     return -0.5 if kind == "attention_logits" and heads_grow else 0.0
 
 
-def _misses(line: Line, run: Run) -> float:
-    """By how much an activation misses. Growth counts at any horizon, decline at the last alone: before
-    that a change still carries what initialization leaves, which vanishes with width."""
-    tolerance = _tolerance(run)
-    misses = [off(slope, line.wants_later, tolerance) for slope in line.later]
-    candidates = [off(line.initial, line.wants_initial, INITIAL_TOLERANCE), *(m for m in misses if m > 0), misses[-1]]
-    return max(candidates, key=abs)
+def _change(name: str, run: Run) -> float:
+    """Of order 1, but of the embedding, which changes at the rate its table means."""
+    meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("embedding rate")
+    return meant.exponent if meant and name.rpartition("/")[2] == "embedding" else 0.0
+
+
+def _misses(line: Line, run: Run) -> tuple[float, float]:
+    """By how much an activation misses, at initialization and in its change.
+
+    Growth counts at any horizon, decline at the last alone: before that a change still carries what
+    initialization leaves, which vanishes with width.
+    """
+    changes = [off(slope, line.wants_later, _tolerance(run)) for slope in line.later]
+    change = max((*(miss for miss in changes if miss > 0), changes[-1]), key=abs)
+    return off(line.initial, line.wants_initial, INITIAL_TOLERANCE), change
 
 
 def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Finding]) -> list[Finding]:
@@ -169,11 +192,13 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
     failed = {finding.subject for finding in earlier if finding.level == "fail"}
     if failed & set(named_leaves(run.metas)):
         return []
-    misses = {line.name: miss for line in lines if (miss := _misses(line, run))}
+    misses = {line.name: miss for line in lines if any(miss := _misses(line, run))}
     findings, unexplained = [], []
-    for name, miss in misses.items():
+    for name, (initial, change) in misses.items():
         module, _, kind = name.rpartition("/")
-        text = f"{name} goes as {power(miss)} relative to what the limit wants"
+        miss = max(initial, change, key=abs)
+        when = "starts" if abs(initial) >= abs(change) else "changes"
+        text = f"{name} {when} as {power(miss)} relative to what the limit wants"
         if kind not in FORWARD_SCALES:
             fix = "no tensor explains it: look at the operation that makes it"
             unexplained.append(Finding(name, "fail", "coordinates", "", text, fix))
@@ -181,8 +206,8 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
         scale, made_of = FORWARD_SCALES[kind]
         if scale in failed or any(_absolute(module, part) in misses for part in made_of):
             continue
-        if kind == "attention_logits" and -0.5 <= miss < 0:
-            text = f"{text}; harmless: at finite width q and k, which pass, line up less in larger models"
+        if kind in HARMLESS_DECLINE and not initial and LARGEST_DECLINE <= change < 0:
+            text = f"{text}; harmless: {HARMLESS_DECLINE[kind]}"
             findings.append(Finding(scale, "benign", "coordinates", "", text))
         else:
             findings.append(Finding(scale, "fail", "coordinates", "", text, f"{scale} x {power(-miss)}"))

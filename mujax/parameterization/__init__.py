@@ -6,6 +6,7 @@ from mujax.parameterization.resolve import (
     Scales,
     Scaling,
     assign_rows,
+    check_depth,
     format_table,
     is_row,
     is_scaling,
@@ -15,7 +16,7 @@ from mujax.parameterization.resolve import (
     table_hash,
     tensor_name,
 )
-from mujax.parameterization.table import Parameterization, Power, Row, ScaleRules, Size, size_of
+from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules, Size, size_of
 
 _TABLES = (
     sp.SP,
@@ -33,6 +34,7 @@ _TABLES = (
 PARAMETERIZATIONS: dict[str, Parameterization] = {table.name: table for table in _TABLES}
 
 __all__ = [
+    "Intention",
     "PARAMETERIZATIONS",
     "Parameterization",
     "Power",
@@ -43,6 +45,7 @@ __all__ = [
     "Size",
     "apply_overrides",
     "assign_rows",
+    "check_depth",
     "format_table",
     "is_row",
     "is_scaling",

@@ -20,7 +20,7 @@ Here n is relative to the base width, where all of them equal sp.
 import dataclasses
 
 from mujax.parameterization.sp import FAN_IN
-from mujax.parameterization.table import ONE, Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import ONE, Intention, Parameterization, Power, Row, ScaleRules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def per_layer(name: str, alignment: str) -> Parameterization:
             "vector": Row(f"{source}; as an embedding", lr=vector_lr, eps=Power(ratio_out=-readout_scale)),
         },
         scales=ScaleRules(attention=FAN_IN),
-        intends={"initial logits": reason} if readout_scale == 0.5 else {},
+        intends={"initial logits": Intention(-0.5, reason)} if readout_scale == 0.5 else {},
     )
 
 

@@ -10,7 +10,7 @@ the authors' related code (inferred); their learning rate is eta / n, not eta / 
 import itertools
 
 from mujax.parameterization.sp import FAN_IN
-from mujax.parameterization.table import ONE, ZERO, Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import ONE, ZERO, Intention, Parameterization, Power, Row, ScaleRules
 
 _INTO, _OUT_OF = Power(fan_out=-1), Power(fan_in=-1)
 
@@ -51,8 +51,8 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
         scales=ScaleRules(attention=_OUT_OF if attn else FAN_IN),
         relative=False,
         intends={
-            **({} if last else {"initial logits": "the switch Last is off: unembedding of variance 1/n (2605.21486)"}),
-            **({"embedding rate": "the switch Embd is at sqrt(width) (2506.15025)"} if embd == "sqrt" else {}),
+            **({} if last else {"initial logits": Intention(-0.5, "Last is off: variance 1/n (2605.21486)")}),
+            **({"embedding rate": Intention(-0.5, "Embd is at sqrt(width) (2506.15025)")} if embd == "sqrt" else {}),
         },
     )
 

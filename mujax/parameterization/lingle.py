@@ -8,11 +8,14 @@ which is that of F too.
 """
 
 from mujax.parameterization.sp import FAN_IN
-from mujax.parameterization.table import ONE, ZERO, Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import ONE, ZERO, Intention, Parameterization, Power, Row, ScaleRules
 
 _INVERSE = Power(fan_in=-1)
 _MATRIX_LR = {"sp": ONE, "mup": Power(ratio_in=-1), "abs_mup": _INVERSE}
 _U_INIT = {"sp": FAN_IN, "mup": _INVERSE, "zero": ZERO}
+
+
+_SP_READOUT = {"initial logits": Intention(-0.5, "W_U of variance 1/M on purpose (2404.05728, u_init sp)")}
 
 
 def lingle(optim_rule: str, variant: str = "") -> Parameterization:
@@ -41,7 +44,7 @@ def lingle(optim_rule: str, variant: str = "") -> Parameterization:
         tensors={pattern: hidden.replace(init=ZERO, source=f"{source}, {variant}") for pattern in zeroed},
         scales=ScaleRules(attention=FAN_IN if optim_rule == "sp" else _INVERSE),
         relative=False,
-        intends={"initial logits": "W_U of variance 1/M on purpose (2404.05728, u_init sp)"} if u_init == "sp" else {},
+        intends=_SP_READOUT if u_init == "sp" else {},
     )
 
 

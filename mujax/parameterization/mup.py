@@ -12,11 +12,11 @@ follow the hidden matrices, with the learning rate of SGD at fan_out / fan_in of
 """
 
 from mujax.parameterization.sp import FAN_IN, SPECTRAL
-from mujax.parameterization.table import ONE, Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import ONE, Intention, Parameterization, Power, Row, ScaleRules
 
 # The gradient of an effective weight falls as 1 / fan_out wherever fan_out grows with width (one of
 # fan_out coordinates that together move the loss by order 1), and not at all for the readout. Adam's
-# eps is compared with that gradient, so it follows fan_out, not the learning rate
+# eps is compared with that gradient, so it follows fan_out, not the learning rate; the readout's is 1
 # (Yang & Littwin 2023, 2308.01814, on eps; the exponents are measured in tests/test_parameterization.py).
 # A weight with forward factor f sees gradients f times as large, and its eps is f times as large.
 EPS = Power(ratio_out=-1)
@@ -38,7 +38,7 @@ MUP = Parameterization(
     rows={
         "input": Row(_TABLE_3, lr=INPUT_LR, eps=EPS),
         "hidden": Row(_TABLE_3, init=FAN_IN, lr=HIDDEN_LR, eps=EPS),
-        "output": Row(_TABLE_3, init=FAN_IN * HALF, lr=OUTPUT_LR, eps=EPS),
+        "output": Row(_TABLE_3, init=FAN_IN * HALF, lr=OUTPUT_LR),
         "vector": Row(_TABLE_3, lr=INPUT_LR, eps=EPS),
         "tied": Row(_TABLE_8, lr=INPUT_LR, eps=EPS, readout=FAN_IN * HALF),
         "kv": Row(
@@ -61,7 +61,7 @@ MUP_TABLE8 = MUP.replace(
             init=FAN_IN * Power(ratio_in=0.5),
             forward=INVERSE,
             lr={"adam": ONE, "sgd": Power(ratio_in=1), "adafactor": ONE, "muon": ONE},
-            eps=EPS * INVERSE,
+            eps=INVERSE,
         ),
     },
 )
@@ -83,7 +83,7 @@ MUP_TABLE9 = MUP.replace(
             init=FAN_IN,
             forward=HALF,
             lr={"adam": HALF, "sgd": ONE, "adafactor": ONE, "muon": HALF},
-            eps=EPS * HALF,
+            eps=HALF,
         ),
     },
 )
@@ -103,5 +103,9 @@ MUP_SQRT_EMBEDDING = MUP.replace(
             eps=EPS,
         ),
     },
-    intends={"embedding rate": "embedding rate / hidden rate = sqrt(width), for large vocabularies (2506.15025)"},
+    intends={
+        "embedding rate": Intention(
+            -0.5, "embedding rate / hidden rate = sqrt(width), for large vocabularies (2506.15025)"
+        )
+    },
 )

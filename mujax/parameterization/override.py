@@ -93,7 +93,7 @@ def apply_overrides(
             targets.setdefault(name, []).append(override)
 
     whole = {
-        name: _row(override, metas_by_name[name].role, tables)
+        name: _row(override, name, metas_by_name[name].role, tables)
         for name, entries in targets.items()
         for override in entries
         if not override.number
@@ -105,41 +105,53 @@ def apply_overrides(
     def changed(path, row: Row) -> Row:
         for override in targets.get(tensor_name(path), ()):
             if override.number:
-                row = _with_number(row, override, metas_by_name[tensor_name(path)].role, tables)
+                name = tensor_name(path)
+                row = _with_number(row, override, name, metas_by_name[name].role, tables)
         return row
 
     rows = jax.tree_util.tree_map_with_path(changed, rows, is_leaf=is_row)
     return rows, dataclasses.replace(scale_rules(table, rows, metas), **rules)
 
 
-def _row(override: Override, role: str, tables: Mapping[str, Parameterization]) -> Row:
+def _row(override: Override, tensor: str, role: str, tables: Mapping[str, Parameterization]) -> Row:
+    """The row that a table has for this tensor, or for the role that the override names."""
     name, _, other_role = override.value.partition(".")
     table = _table(override, name, tables)
+    own = [row for pattern, row in table.tensors.items() if fnmatchcase(tensor, pattern)]
     role = other_role or role
     if role not in table.rows:
         raise UserError(f"{_here(override.text)}: table {name!r} has no row for {role!r}{suggest(role, table.rows)}")
-    row = table.rows[role]
+    row = own[0] if own and not other_role else table.rows[role]
     return row.replace(source=f"{row.source} [override {override.text}]")
 
 
-def _with_number(row: Row, override: Override, role: str, tables: Mapping[str, Parameterization]) -> Row:
+def _with_number(row: Row, override: Override, tensor: str, role: str, tables: Mapping[str, Parameterization]) -> Row:
     constant = _as_number(override.value)
+    if override.number == "readout" and role != "tied":
+        raise UserError(f"{_here(override.text)}: {tensor} is {role!r}; only a tied embedding has a readout factor")
     if constant is None:
-        value = getattr(_row(override, role, tables), override.number)
-    elif override.number == "lr":
-        value = {column: Power(coefficient=constant) for column in COLUMNS}
-    else:
-        value = Power(coefficient=constant)
-    if constant is not None and (constant < 0 or constant == 0 and override.number in ("forward", "eps")):
-        raise UserError(f"{_here(override.text)}: {override.number} must be above 0")
+        value = getattr(_row(override, tensor, role, tables), override.number)
+        return row.replace(**{override.number: value}, source=f"{row.source} [override {override.text}]")
+    # Zero-init, a frozen tensor and no decay are choices; a factor of zero on anything else is a mistake
+    _check_number(override, constant, may_be_zero=override.number in ("init", "lr", "weight_decay"))
+    power = Power(coefficient=constant)
+    value = dict.fromkeys(COLUMNS, power) if override.number == "lr" else power
     return row.replace(**{override.number: value}, source=f"{row.source} [override {override.text}]")
 
 
 def _scale(override: Override, tables: Mapping[str, Parameterization]) -> Power:
     constant = _as_number(override.value)
-    if constant is not None:
-        return Power(coefficient=constant)
-    return getattr(_table(override, override.value, tables).scales, override.target)
+    if constant is None:
+        return getattr(_table(override, override.value, tables).scales, override.target)
+    _check_number(override, constant, may_be_zero=False)
+    return Power(coefficient=constant)
+
+
+def _check_number(override: Override, value: float, may_be_zero: bool) -> None:
+    fits = may_be_zero and value == 0 or 1e-37 < value < 1e38
+    if not fits:
+        bound = "at least 0" if may_be_zero else "above 0"
+        raise UserError(f"{_here(override.text)}: the number must be {bound} and fit float32")
 
 
 def _table(override: Override, name: str, tables: Mapping[str, Parameterization]) -> Parameterization:

@@ -91,8 +91,14 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
       column: of learning rates, one of COLUMNS.
 
     Raises:
-      UserError: a row has no learning rate for the column, or the two trees declare a tensor differently.
+      UserError: a row has no learning rate for the column, or the two trees have other tensors.
     """
+
+    if changed := sorted(set(named_leaves(metas)) ^ set(named_leaves(base_metas))):
+        raise UserError(
+            f"{changed[0]} is in the model or in the model at the base sizes, but not in both: its layers are no stack "
+            f"(nn.scan), so parameterization.base_num_layers must be 0"
+        )
 
     def scaling(path, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
         name = tensor_name(path)
@@ -113,6 +119,23 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
         )
 
     return jax.tree_util.tree_map_with_path(scaling, rows, metas, base_metas, is_leaf=is_row)
+
+
+def check_depth(table: Parameterization, rows, rules: ScaleRules, metas, dims: Mapping[str, int]) -> None:
+    """A rule for depth reads it off the axis `layers` of a stacked tensor: there must be such an axis.
+
+    Raises:
+      UserError: rules depend on depth, the model has several layers, and no tensor says so.
+    """
+    powers = [*jax.tree.leaves([list(vars(rules).values())])]
+    for row in jax.tree.leaves(rows, is_leaf=is_row):
+        powers += [row.init, row.forward, row.eps, row.weight_decay, *row.lr.values()]
+    is_stacked = any("layers" in meta.batch for meta in jax.tree.leaves(metas))
+    if dims.get("layers", 1) > 1 and not is_stacked and any(power.needs_depth for power in powers):
+        raise UserError(
+            f"parameterization {table.name!r} has rules for depth, but no tensor of the model is repeated over "
+            "'layers': stack the layers with nn.scan"
+        )
 
 
 def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:

@@ -3,7 +3,8 @@
 from mujax.parameterization.table import COLUMNS, ONE, Parameterization, Power, Row, ScaleRules
 
 _SOURCE = "2203.03466 Table 3, SP"
-# Muon's update is an orthogonal matrix; its own rule, in every table that has one, see mup.SPECTRAL.
+# Of Muon's orthogonalized update: spectral norm sqrt(fan_out / fan_in) (2310.17813), in every table that has a
+# rule for it; whoever trains SP with Muon does nearly the same (kellerjordan.github.io/posts/muon).
 SPECTRAL = Power(fan_in=-0.5, fan_out=0.5)
 FLAT: dict[str, Power] = dict.fromkeys(COLUMNS, ONE)
 FLAT_MATRIX = {**FLAT, "muon": SPECTRAL}

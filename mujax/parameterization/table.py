@@ -7,6 +7,7 @@ that `resolve` makes of a table.
 import dataclasses
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import NamedTuple
 
 from mujax.errors import UserError, suggest
 from mujax.params import ROLES, ParamMeta
@@ -50,6 +51,10 @@ class Power:
             * (size.fan_out / base.fan_out) ** self.ratio_out
             * (size.layers / base.layers) ** self.ratio_layers
         )
+
+    @property
+    def needs_depth(self) -> bool:
+        return bool(self.layers or self.ratio_layers)
 
     def __mul__(self, other: "Power") -> "Power":
         exponents = {name: getattr(self, name) + getattr(other, name) for name in _SYMBOLS}
@@ -134,6 +139,13 @@ class ScaleRules:
     embedding: Power = ONE
 
 
+class Intention(NamedTuple):
+    """A deviation that its source wants: of the effective weight, rate or decay a step, as a power of the width."""
+
+    exponent: float
+    reason: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
     """A table.
@@ -143,8 +155,8 @@ class Parameterization:
     tensors: name pattern (fnmatch) -> Row, for tensors that differ from the others of their role.
     relative: the table equals `sp` at the base width, so that a base learning rate means the same there.
     repeated: axes a matrix may be repeated over, each copy scaled as a matrix of its own.
-    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> why; `check`
-      reports it as benign.
+    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> the exponent in
+      the width that is meant, and why; `check` reports that exponent, and no other, as benign.
 
     Raises:
       UserError: an unknown or missing role, column or intention.
@@ -157,7 +169,7 @@ class Parameterization:
     tensors: Mapping[str, Row] = dataclasses.field(default_factory=dict)
     relative: bool = True
     repeated: tuple[str, ...] = ("layers",)
-    intends: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    intends: Mapping[str, "Intention"] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         here = f"parameterization {self.name!r}"

@@ -7,7 +7,7 @@ branches so against the embedding, up to a factor common to the whole stream, wh
 The learning rate has L^-1/2 for every tensor of the stack, as in their library. eps and decay are not scaled.
 """
 
-from mujax.parameterization.table import Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules
 
 _SOURCE = "2407.17465 Table 2"
 _INVERSE, _HALF = Power(fan_in=-1), Power(fan_in=-0.5)
@@ -24,5 +24,5 @@ U_MUP = Parameterization(
     },
     scales=ScaleRules(attention=_INVERSE, residual=_DEPTH),
     relative=False,
-    intends={"embedding rate": "the embedding trains at 1/sqrt(fan_out) (2407.17465, Section 4.4)"},
+    intends={"embedding rate": Intention(-0.5, "the embedding trains at 1/sqrt(fan_out) (2407.17465)")},
 )
