@@ -81,7 +81,7 @@ def cross_entropy(logits_BTV, targets_BT):
 
 
 def make_train_fns(program: Program) -> TrainFns:
-    """Returns the three functions of a program.
+    """Returns the functions of a program.
 
     init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on
       the seed and its name alone.

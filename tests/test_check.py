@@ -410,3 +410,9 @@ def test_divergence_is_not_blamed_on_the_symmetry():
     run = make_run(make_run_config({key: value for key, value in tree.items() if key != "sweep"}))
     result = symmetry(run, np.random.default_rng(0).integers(0, 256, (10, 4, 17)))
     assert [finding.subject for finding in symmetry_findings(result)] == ["loss"]
+
+
+def test_diverged_training_blames_no_tensor(text_file):
+    verdict = judge_one(config("mup", text_file, optim__name="sgd", optim__learning_rate=1e30), widths=(16, 32))
+    assert verdict.culprits == ("loss",)
+    assert "diverged at width 16, 32" in next(f.text for f in verdict.findings if f.subject == "loss")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,13 +114,11 @@ def _under(cfg: RunConfig, table: str) -> RunConfig:
     return dataclasses.replace(cfg, parameterization=plain)
 
 
-def _heading(description: Mapping[str, Any]) -> str:
-    d = description
+def _heading(d: Mapping[str, Any], one_width: bool = True) -> str:
     lines = [f"{d['parameterization']}: {d['source']}"]
     lines += [f"override: {override}" for override in d["overrides"]]
-    lines.append(
-        f"{d['model']}, {d['optimizer']}, decay {d['decay_form']}; width {d['width']}, base width {d['base_width']}"
-    )
+    width = f"width {d['width']}, " if one_width else ""
+    lines.append(f"{d['model']}, {d['optimizer']}, decay {d['decay_form']}; {width}base width {d['base_width']}")
     return "\n".join(textwrap.fill(line, COLUMNS, subsequent_indent="  ") for line in lines)
 
 
@@ -185,8 +184,7 @@ def _cell(tensor: Mapping[str, Any], number: str) -> str:
 
 def _several(descriptions: Sequence[Mapping[str, Any]]) -> str:
     """Each number that varies with width: a line a tensor, a column a width."""
-    heading = _heading(descriptions[0]).replace(f"width {descriptions[0]['width']}, ", "", 1)
-    blocks = [heading]
+    blocks = [_heading(descriptions[0], one_width=False)]
     widths = [f"{d['width']}" for d in descriptions]
     names = list(descriptions[0]["tensors"])
     for number in NUMBERS:
@@ -216,14 +214,14 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         other = theirs["tensors"][name]
         for number in NUMBERS:
             a, b = _cell(other, number), _cell(tensor, number)
-            if a != b:
+            if not _same(other[number], tensor[number]):
                 rule = {"learning_rate": "lr", "decay_steps": "weight_decay"}.get(number, number)
                 rows.append(
                     [name, SHORT.get(number, number), a, b, other["rules"].get(rule, ""), tensor["rules"][rule]]
                 )
     for name, scale in ours["scales"].items():
         other = theirs["scales"][name]
-        if f"{scale['value']:.4g}" != f"{other['value']:.4g}":
+        if not _same(scale["value"], other["value"]):
             cells = [f"{x['value']:.4g}" for x in (other, scale)]
             rows.append([f"{name} scale", "", *cells, other["rule"], scale["rule"]])
     title = _heading(ours) + f"\nagainst {theirs['parameterization']}: {theirs['source']}"
@@ -231,6 +229,11 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         return f"{title}\n\nno difference"
     head = ["tensor", "number", "there", "here", "rule there", "rule here"]
     return f"{title}\n\n{format_columns([head, *rows])}"
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    """Equal as float32 numbers are, or both absent."""
+    return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
 
 
 def format_columns(rows: Sequence[Sequence[str]], width: int = COLUMNS) -> str:

@@ -60,7 +60,7 @@ def _slope(slope: Slope | None) -> str:
 def _fraction(exponent: float | None) -> str:
     if exponent is None:
         return ""
-    return f"{exponent + 0.0:g}"  # + 0.0: no minus zero
+    return f"{round(exponent, 2) + 0.0:g}"  # + 0.0: no minus zero
 
 
 def _scales(report: Report) -> str:

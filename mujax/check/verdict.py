@@ -1,8 +1,9 @@
 """From slopes to a verdict: which tensor or forward scale is wrong, and by which power of the width."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from mujax.check.coordinates import Measurements, Quantity, Slope, fit_slope
 from mujax.check.findings import Finding, power, worst
@@ -91,10 +92,13 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
     scalings = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
-    tensors, findings = [], list(earlier)
+    tensors, findings, logits_start_as = [], list(earlier), None
     for name, meta in named_leaves(run.metas).items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
-        want = wanted(meta, grows, run, initial_exponent(widths, [by_name[name] for by_name in scalings]))
+        starts_as = initial_exponent(widths, [by_name[name] for by_name in scalings])
+        want = wanted(meta, grows, run, starts_as)
+        if meta.role == "output":
+            logits_start_as = starts_as + grows.fan_in / 2  # a random sum over width
         is_drawn = meta.dist == "normal"
         later = tuple(slope("update", name, horizon) for horizon in horizons)
         initial = (slope("weight", name), want.init) if is_drawn else (None, None)
@@ -108,10 +112,13 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
     activations = []
     for name in (quantity.name for quantity in first if quantity.kind == "activation"):
         later = tuple(slope("change", name, horizon) for horizon in horizons)
-        wants_initial = _initial_activation(name, tensors, heads_grow)
+        wants_initial = _initial_activation(name, logits_start_as, heads_grow)
         activations.append(Line(name, "", slope("activation", name), wants_initial, later, _change(name, run)))
     findings += _activation_findings(activations, run, findings)
-    findings += _loss_findings(widths, [measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
+    losses_WS = np.stack([measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
+    if not np.all(np.isfinite(losses_WS)):  # nothing else can be said of the training
+        findings = list(earlier)
+    findings += _loss_findings(widths, losses_WS)
     return Verdict(tuple(tensors), tuple(activations), tuple(findings))
 
 
@@ -155,15 +162,14 @@ def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: 
     return [*findings, Finding(line.name, "fail", "coordinates", "update", text, fix)]
 
 
-def _initial_activation(name: str, tensors: Sequence[Line], heads_grow: bool) -> float | None:
-    """A random sum over width for the logits, over d_head for q.k / d_head; of order 1 else.
+def _initial_activation(name: str, logits_start_as: float | None, heads_grow: bool) -> float | None:
+    """As the readout lets the logits start; q.k / d_head as a random sum over d_head; of order 1 else.
 
     None for the logits of a tied embedding: a token's own is no random sum.
     """
     kind = name.rpartition("/")[2]
     if kind == "logits":
-        readout = [line.initial for line in tensors if line.role == "output" and line.initial]
-        return readout[0].mean + 0.5 if readout else None
+        return logits_start_as
     return -0.5 if kind == "attention_logits" and heads_grow else 0.0
 
 
@@ -219,13 +225,13 @@ def _absolute(module: str, part: str) -> str:
     return part[1:] if part.startswith("/") else f"{module}/{part}".lstrip("/")
 
 
-def _loss_findings(widths: Sequence[int], losses_WS) -> list[Finding]:
-    slope = fit_slope(widths, losses_WS)
-    if slope is None:
-        worse = [str(w) for w, losses in zip(widths, losses_WS, strict=True) if not all(map(math.isfinite, losses))]
+def _loss_findings(widths: Sequence[int], losses_WS: np.ndarray) -> list[Finding]:
+    if not np.all(np.isfinite(losses_WS)):
+        worse = [str(width) for width, losses in zip(widths, losses_WS, strict=True) if not np.all(np.isfinite(losses))]
         return [Finding("loss", "fail", "loss", "", f"diverged at width {', '.join(worse)}", "a smaller learning rate")]
-    narrow, wide = (sum(losses) / len(losses) for losses in (losses_WS[0], losses_WS[-1]))
-    if slope.low > 0 and wide > narrow * (1 + LOSS_TOLERANCE):
+    slope = fit_slope(widths, losses_WS)
+    narrow, wide = losses_WS[0].mean(), losses_WS[-1].mean()
+    if slope and slope.low > 0 and wide > narrow * (1 + LOSS_TOLERANCE):
         text = f"wider is worse: {narrow:.3f} at width {widths[0]}, {wide:.3f} at {widths[-1]}"
         return [Finding("loss", "fail", "loss", "", text)]
     return []
