@@ -107,37 +107,43 @@ Flags
   --diff=TABLE             only what differs from another table
   --json                   JSON on stdout, with everything
 
-An override (config.parameterization.override, a tuple of strings) is TARGET=VALUE or TARGET.NUMBER=VALUE:
-a role, a tensor or pattern ('blocks/*/wq'), or a forward scale (attention, residual, logits, embedding);
-a number is init, forward, lr, eps, weight_decay or readout; a value is a table, its row ('sp.hidden'), or,
-for a single number or scale, the number itself.
+Overrides (config.parameterization.override, a tuple of strings) are TARGET=VALUE or
+TARGET.NUMBER=VALUE
+  TARGET                   a role, a tensor, a pattern of tensors ('blocks/*/wq'), or a forward
+                           scale (attention, residual, logits, embedding)
+  NUMBER                   init, forward, lr, eps, weight_decay or readout
+  VALUE                    a table, a row of one ('sp.hidden'), or, for a single number or a scale,
+                           the number itself
 
 Tables
 {tables}
 Exit codes: 0 printed, 2 something to fix in the command or config."""
 
 _CHECK_HELP = """\
-mujax check - is this model right under this parameterization and optimizer, and which tensor is not?
+mujax check - is the model right under its parameterization and optimizer, and which tensor is not?
 
   mujax check --config=configs/quickstart.py --workdir=runs/check --fast
-  mujax check --config=configs/quickstart.py --workdir=runs/check-sp --config.parameterization.name=sp
+  mujax check --config=configs/quickstart.py --workdir=runs/check-sp \\
+      --config.parameterization.name=sp
   mujax check --config=configs/base.py --workdir=runs/check-sgd \\
       --config.optim.name=sgd --config.optim.learning_rate=0.5
 
-Trains small models of several widths, at the config's learning rate, held constant, and compares how every weight,
-update and activation grows with width with what the maximal-update limit wants. Before that it reads
-the table's exponents, and rescales stored weights, which must change nothing (float64).
+Reads the exponents of the resolved table; rescales stored weights, which must change nothing
+(float64); and trains small models of several widths, at the config's learning rate held constant
+and without clipping, to compare how every weight, update and activation grows with width with what
+the maximal-update limit wants.
 
 Flags
 {config}
   --workdir=DIR            where check.json and check.png are written
   --fast                   4 widths, 3 seeds, 10 steps; without it 5 widths, 5 seeds, 30 steps
   --widths=W,W,...         other widths than 1, 2, 4, 8 (and 16) times parameterization.base_width
-  --seeds=N                another number of seeds
+  --seeds=N                another number of seeds, at least 3
 
 With parameterization.base_d_head set, heads grow with width and their number stays.
 A workdir that holds an earlier check keeps it, in earlier/N.
-Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in the command or config."""
+Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in the command or
+config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +355,8 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
             node = node[name]
 
 
-def _help(verb: str) -> str:
+def help_text(verb: str) -> str:
+    """What mujax VERB --help prints."""
     if verb != "explain":
         return VERBS[verb].help
     from mujax.parameterization import PARAMETERIZATIONS
@@ -379,7 +386,7 @@ def run(argv: Sequence[str]) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}; one of {', '.join(VERBS)} (mujax --help)")
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
-            print(_help(verb))
+            print(help_text(verb))
             return FINISHED
         return VERBS[verb].run(**parse(verb, rest))
     except (UserError, OSError) as e:  # OSError: a full disk, a file taken away

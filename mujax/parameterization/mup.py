@@ -9,6 +9,8 @@ biases the multiplier of the input weights; here vectors keep the form of Table 
 since gains start at one and not at a draw that an init could scale down. Shared keys and values (`kv`)
 follow the hidden matrices, with the learning rate of SGD at fan_out / fan_in of the spectral condition
 (2310.17813) as their fan_out may not grow; so they do in Lingle 2024 (2404.05728) for multi-query attention.
+eps: the paper (appendix B.3) scales that of all parameters by 1 / fan_in, which is exact for the readout in the
+form of Table 8 alone; here it follows the gradient in every form. microsoft/mup leaves eps as it is.
 """
 
 from mujax.parameterization.sp import FAN_IN, SPECTRAL
