@@ -95,8 +95,9 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
 
     measure_lanes = over_lanes(measure_lane, mesh, not is_cpu, options)
     # The last run is repeated until the devices have equal shares.
-    num_lanes = -(-len(runs) // num_devices) * num_devices
-    runs = [*runs, *[runs[-1]] * (num_lanes - len(runs))]
+    num_runs = len(runs)
+    num_lanes = -(-num_runs // num_devices) * num_devices
+    runs = [*runs, *[runs[-1]] * (num_lanes - num_runs)]
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     seeds = [run.cfg.seed for run in runs]
     no_bound = np.full(num_lanes, np.inf, np.float32)
@@ -112,7 +113,7 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
         for kind, tree in measure_lanes(first, lanes.train.params, hps, scalings).items():
             for name, values in named_leaves(tree).items():
                 horizon = 0 if kind in ("weight", "activation") else end
-                measured[Quantity(kind, name, horizon)] = np.asarray(values, np.float64)[: len(runs)]
+                measured[Quantity(kind, name, horizon)] = np.asarray(values, np.float64)[:num_runs]
     return measured
 
 
@@ -131,7 +132,7 @@ def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
 
 
 class Slope(NamedTuple):
-    """d log(quantity) / d log(width): mean over seeds, half-width of its 95% interval, and the values themselves."""
+    """d log(quantity) / d log(width): mean over seeds, and half-width of its 95% interval."""
 
     mean: float
     half_width: float
@@ -139,10 +140,6 @@ class Slope(NamedTuple):
     @property
     def low(self) -> float:
         return self.mean - self.half_width
-
-    @property
-    def high(self) -> float:
-        return self.mean + self.half_width
 
 
 def fit_slope(widths: Sequence[int], values_WS) -> Slope | None:
