@@ -223,10 +223,10 @@ def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
 
 
 def quickstart_flags(text_file):
-    """The quickstart at one small width and few steps, on a small text: 16 points, a second or so each chunk."""
+    """The quickstart at one small width and few steps, on a small text: 16 points, long enough to be cut short."""
     return [
         "--config=configs/quickstart.py", "--config.data.name=text", f"--config.data.path={text_file}",
-        "--config.sweep.model.d_model=(16,)", "--config.train.steps=40", "--config.train.batch_size=4",
+        "--config.sweep.model.d_model=(16,)", "--config.train.steps=200", "--config.train.batch_size=4",
         "--config.train.eval_batches=2", "--config.data.seq_len=16",
     ]  # fmt: skip
 
