@@ -4,10 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-
 from mujax.check import oracle
-from mujax.check.coordinates import QUICK_COMPILATION, Measurements, measure
+from mujax.check.coordinates import Measurements, measure, quick_compilation
 from mujax.check.static import static_findings
 from mujax.check.verdict import Verdict, judge
 from mujax.config import RunConfig, ScheduleConfig
@@ -118,8 +116,7 @@ def check(
     progress("symmetry oracle")
     rows = [batches[cfg.seed][t] for t in range(ORACLE_STEPS)]
     clipped = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, grad_clip=clip))
-    quick = QUICK_COMPILATION if jax.default_backend() == "cpu" else None
-    symmetry = oracle.symmetry(make_run(at_width(clipped, widths[0])), rows, compiler_options=quick)
+    symmetry = oracle.symmetry(make_run(at_width(clipped, widths[0])), rows, compiler_options=quick_compilation())
     findings += oracle.symmetry_findings(symmetry)
     measured = {}
     for width, runs in groups.items():
