@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4", "plotly>=6,<8"]
-TEST = [*REPORT, "pytest>=8", "pytest-xdist>=3.5"]
+TENSORBOARD = ["tensorboardX>=2.6.1"]
+TEST = [*REPORT, *TENSORBOARD, "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
     name="mujax",
@@ -33,6 +34,8 @@ setup(
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "data": ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
         "report": REPORT,
+        "tensorboard": TENSORBOARD,
+        "wandb": ["wandb>=0.27"],
         "test": TEST,
         "dev": [*TEST, "basedpyright>=1.30", "pre-commit>=4", "ruff>=0.12"],
     },

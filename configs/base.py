@@ -81,6 +81,10 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.train.eval_batches = 16  # batches of batch_size, the same at every evaluation
     c.train.log_interval = 10  # steps between lines of metrics.jsonl
     c.train.divergence_loss = 20.0  # nats a token; a run above it, or at NaN, counts as diverged
+    # Early stopping, which changes the science: a run whose validation loss, at an evaluation at or after
+    # give_up_step, is above give_up_loss (nats a token) is stopped, and has no final loss. 0: never.
+    c.train.give_up_step = 0
+    c.train.give_up_loss = 0.0
 
     c.data = ConfigDict()
     c.data.name = "embedded"  # embedded: Python's standard library; text: data.path
@@ -88,7 +92,22 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.data.glob = "**/*.txt"  # which files of a folder
     c.data.seq_len = 64  # tokens (bytes) of context
 
+    # Devices that one run of a sweep is split over, for models too large or too slow for one; the rest of the
+    # devices hold more runs. No part of a run's id: the numbers are the same but for rounding.
+    c.mesh = ConfigDict()
+    c.mesh.data = 1  # splits the batch
+    c.mesh.fsdp = 1  # splits the batch, and what is stored of weights and optimizer
+    c.mesh.tensor = 1  # splits heads, MLP and vocabulary
+
     # A sweep is the product of the axes named here, in the shape of the config itself, e.g.
     #   c.sweep.optim = {"learning_rate": (2.0**-8, 2.0**-7)}
+    # and of c.sweep.points, which mujax.grid builds for all that is not a plain product.
     c.sweep = ConfigDict()
+
+    # A second pass, after the points of the sweep: more points around the best value of a field, until both its
+    # neighbours are worse and no further than log2_step from it.
+    c.refine = ConfigDict()
+    c.refine.field = "optim.learning_rate"
+    c.refine.log2_step = 0.0  # 0: no second pass
+    c.refine.max_extension = 4.0  # how far a grid whose best value is at its edge may grow, each way, in log2
     return c

@@ -1,13 +1,11 @@
-"""ConfigDict -> typed, frozen, validated RunConfig; sweeps as lists of them; run ids.
+"""ConfigDict -> typed, frozen, validated RunConfig; run ids.
 
 `configs/base.py` names every field; nothing here has a default. All errors are UserError, raised
 before any compilation or data work.
 """
 
-import copy
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -60,6 +58,8 @@ class TrainConfig:
     eval_batches: int
     log_interval: int
     divergence_loss: float
+    give_up_step: int
+    give_up_loss: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +70,25 @@ class DataConfig:
     seq_len: int
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices that one run is split over; a sweep fills the others with more runs."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
 SECTIONS = {
     "parameterization": ParameterizationConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
     "train": TrainConfig,
     "data": DataConfig,
+    "mesh": MeshConfig,
 }
+# Sections that speak of many runs, or of where they run, and are no part of what a run is.
+STUDY_SECTIONS = ("sweep", "refine")
 DATASETS = ("embedded", "text")
 DTYPES = ("float32", "bfloat16")
 ZERO_MEANS_NONE = ("num_kv_heads",)
@@ -94,6 +106,7 @@ class RunConfig:
     schedule: ScheduleConfig
     train: TrainConfig
     data: DataConfig
+    mesh: MeshConfig
 
     @property
     def base_model(self):
@@ -114,8 +127,8 @@ class RunConfig:
 
     @property
     def id(self) -> str:
-        """First 12 hex of the SHA-256 of the resolved config: names the run and its directory."""
-        return digest(self.as_dict())
+        """First 12 hex of the SHA-256 of the resolved config without its mesh: names the run and its directory."""
+        return digest({key: value for key, value in self.as_dict().items() if key != "mesh"})
 
 
 def digest(tree) -> str:
@@ -124,21 +137,21 @@ def digest(tree) -> str:
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Nested mapping (ConfigDict.to_dict(), without `sweep`) -> RunConfig.
+    """Nested mapping (ConfigDict.to_dict()) -> the RunConfig of the run it names; `sweep` and `refine` are ignored.
 
     Raises:
       UserError: an unknown or missing field, a wrong type, a value out of range, or a combination
         that cannot work; the message names the field.
     """
+    tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
     _check_names(tree, ("seed", "model", *SECTIONS), "")
-    for key in ("model", *SECTIONS):
-        if not isinstance(tree[key], Mapping):
-            raise UserError(f"{key} = {tree[key]!r} is not a section of fields")
+    sections = {key: typed_section(cls, tree[key], key) for key, cls in SECTIONS.items()}
+    if not isinstance(tree["model"], Mapping):
+        raise UserError(f"model = {tree['model']!r} is not a section of fields")
     model_tree = dict(tree["model"])
     model_name = model_tree.pop("name", None)
     _one_of("model.name", model_name, MODELS)
     model_cls = MODELS[model_name][0]
-    sections = {key: _typed(cls, tree[key], key) for key, cls in SECTIONS.items()}
     model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=("vocab_size",))
     _check_model_ranges(model_kwargs)
     seed = _cast(tree["seed"], int, "seed")
@@ -151,70 +164,38 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     return cfg
 
 
-def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[dict[str, Any], RunConfig]]:
-    """Config with `sweep` -> its points as (overrides by dotted field, RunConfig), in product order.
-
-    `sweep` mirrors the config, with a tuple of values at each leaf: the points are their product.
-
-    Raises:
-      UserError: no axis, an empty axis, an axis over a field that does not exist, two equal points,
-        or a point that is not a valid config.
-    """
-    base = {key: value for key, value in tree.items() if key != "sweep"}
-    sweep = tree.get("sweep", {})
-    if not isinstance(sweep, Mapping):
-        raise UserError(f"sweep = {sweep!r} is not a section of axes")
-    axes = dict(_leaves(sweep))
-    if not axes:
-        raise UserError("sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config")
-    for field, values in axes.items():
-        if not isinstance(values, tuple | list) or not values:
-            raise UserError(f"sweep.{field} = {values!r} is not a non-empty tuple of values")
-    points, seen = [], {}
-    for values in itertools.product(*axes.values()):
-        overrides = dict(zip(axes, values, strict=True))
-        point = copy.deepcopy(base)
-        for field, value in overrides.items():
-            _set(point, field, value)
-        cfg = make_run_config(point)
-        if cfg.id in seen:
-            raise UserError(f"sweep has the point {overrides} twice; make the values of each axis distinct")
-        seen[cfg.id] = overrides
-        points.append((overrides, cfg))
-    return points
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Fields in which two nested configs differ, as 'optim.learning_rate: 0.1 -> 0.2'."""
-    a, b = dict(_leaves(old)), dict(_leaves(new))
+    a, b = dict(leaves(old)), dict(leaves(new))
     return [
-        f"{field}: {a.get(field, 'absent')} -> {b.get(field, 'absent')}"
+        f"{field}: {_short(a.get(field, 'absent'))} -> {_short(b.get(field, 'absent'))}"
         for field in sorted(a.keys() | b.keys())
         if a.get(field) != b.get(field)
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a nested config."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _set(tree: dict[str, Any], field: str, value) -> None:
-    """Sets a dotted field that must exist."""
-    *sections, last = field.split(".")
-    for section in sections:
-        tree = tree.get(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"sweep.{field}: {section} is a field, not a section")
-    if last not in tree:
-        raise UserError(f"sweep.{field}: the config has no field {field}{suggest(last, tree)}")
-    tree[last] = value
+def typed_section(cls, tree: Mapping[str, Any], where: str):
+    """A section of the config as the dataclass that names its fields.
 
-
-def _typed(cls, tree: Mapping[str, Any], where: str):
+    Raises:
+      UserError: an unknown or missing field, or a wrong type.
+    """
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} = {tree!r} is not a section of fields")
     return cls(**_typed_fields(cls, tree, where))
 
 
@@ -282,6 +263,7 @@ def _check_ranges(
     schedule: ScheduleConfig,
     train: TrainConfig,
     data: DataConfig,
+    mesh: MeshConfig,
 ) -> None:
     _one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
     _positive("parameterization.base_width", parameterization.base_width)
@@ -300,6 +282,13 @@ def _check_ranges(
 
     for name in ("steps", "batch_size", "eval_interval", "eval_batches", "log_interval", "divergence_loss"):
         _positive(f"train.{name}", getattr(train, name))
+    for name in ("give_up_step", "give_up_loss"):
+        _at_least(f"train.{name}", getattr(train, name), 0)
+    if bool(train.give_up_step) != bool(train.give_up_loss):
+        raise UserError(
+            f"train.give_up_step = {train.give_up_step} with train.give_up_loss = {train.give_up_loss:g}: "
+            "the rule needs both, or neither"
+        )
 
     _one_of("schedule.name", schedule.name, SCHEDULES)
     _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
@@ -315,6 +304,13 @@ def _check_ranges(
     if schedule.warmup_steps + schedule.decay_steps > train.steps:
         total = schedule.warmup_steps + schedule.decay_steps
         raise UserError(f"{used} = {total} exceeds train.steps = {train.steps}")
+
+    for name in ("data", "fsdp", "tensor"):
+        _positive(f"mesh.{name}", getattr(mesh, name))
+    if train.batch_size % (mesh.data * mesh.fsdp):
+        raise UserError(
+            f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size = {train.batch_size}"
+        )
 
     _one_of("data.name", data.name, DATASETS)
     _positive("data.seq_len", data.seq_len)

@@ -1,18 +1,24 @@
-"""Lanes: many runs of one program, side by side, as a pure function of numbers.
+"""Lanes: many runs of one program, side by side, as pure functions of numbers.
 
-A lane is one run. Lanes are split over the devices of a `sweep` mesh axis, with nothing exchanged
-between them; the lanes of one device run one after the other, or vmapped, which fills an accelerator.
+A lane is one run. Lanes are split over the mesh axis `sweep`, with nothing exchanged between them; the
+lanes of one slot of that axis run one after the other, or vmapped, which fills an accelerator. The other
+axes of the mesh split each single lane, see mujax.sharding; such lanes are always vmapped.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mujax.steps import METRICS, Program, TrainState, make_train_fns
+from mujax.hps import Hps, as_float32
+from mujax.parameterization import Scaling
+from mujax.sharding import batch_sharding, is_split, tensor_sharding
+from mujax.steps import METRICS, Program, TrainState, abstract_metas, init_options, make_train_fns
 
 Options = dict[str, Any] | None  # of XLA, for one program
 
@@ -25,39 +31,45 @@ class LaneState(NamedTuple):
 
 
 class LaneFns(NamedTuple):
-    """Jitted functions over N lanes; K steps, E batches, B batch, T seq_len. See make_lane_fns."""
+    """Jitted functions over N lanes; see make_lane_fns."""
 
     init: Callable
+    replace: Callable
     train: Callable
     evaluate: Callable
 
 
-def sweep_mesh(num_devices: int) -> Mesh:
-    """A mesh of the first devices along the axis `sweep`."""
-    devices = jax.devices()[:num_devices]
-    return jax.make_mesh((num_devices,), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
-
-
 def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options: Options = None) -> LaneFns:
-    """Returns the functions of a program over lanes split along the mesh axis `sweep`.
+    """Returns the functions of a program over N lanes; N is a multiple of the mesh axis `sweep`.
 
-    The lanes of one device are vmapped, or else run one after the other.
+    K steps, E batches, B batch, T seq_len; hps and scalings are trees of float32 [N]. The lanes of one
+    slot are vmapped, or else run one after the other.
 
-    init(seeds_N, hps, scalings) -> LaneState.
-    train(lanes, rows [N, K, B, T + 1], num_steps, hps, scalings, divergence_loss_N)
-      -> (LaneState, {metric: [N, K]}): num_steps <= K updates of each lane; a lane whose
-      loss is not finite or above its bound keeps the state it had, and is not stepped again.
-    evaluate(lanes, rows [E, B, T + 1], hps, scalings) -> mean loss in nats [N].
-    hps and scalings are trees of float32 [N]; N is a multiple of the mesh axis.
+    init(seeds_N, hps, scalings) -> LaneState; a lane's draws depend on its seed alone.
+    replace(lanes, new_lanes, is_new_N) -> LaneState: new lanes where is_new, the others untouched.
+    train(lanes, rows [U, K, B, T + 1], row_set_N, active_N, num_steps, hps, scalings, divergence_loss_N)
+      -> (LaneState, {metric: [N, K]}): num_steps <= K updates of each active lane on the rows of its
+      set; a lane whose loss is not finite or above its bound keeps the state it had, and is not
+      stepped again.
+    evaluate(lanes, rows [E, B, T + 1], active_N, hps, scalings) -> mean loss in nats [N], NaN if not active.
     """
     fns = make_train_fns(program)
+    shardings = _lane_shardings(program, mesh)
+    one_lane = jax.tree.map(lambda s: NamedSharding(mesh, P(*s.spec[1:])), shardings)
 
-    def train_lane(lane: LaneState, rows_KBT, num_steps, hps, scalings, divergence_loss):
+    def split(lane: LaneState) -> LaneState:
+        return jax.lax.with_sharding_constraint(lane, one_lane) if is_split(mesh) else lane
+
+    def split_batch(rows):
+        sharding = batch_sharding(mesh, batch_axis=rows.ndim - 2, ndim=rows.ndim)
+        return jax.lax.with_sharding_constraint(rows, sharding) if is_split(mesh) else rows
+
+    def train_lane(lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss):
         def attempt(lane: LaneState, rows_BT):
-            new_state, metrics = fns.step(lane.train, rows_BT, hps, scalings)
+            new_state, metrics = fns.step(lane.train, split_batch(rows_BT), hps, scalings)
             diverged = ~(metrics["loss"] <= divergence_loss)  # also true at NaN
             state = jax.tree.map(lambda old, new: jnp.where(diverged, old, new), lane.train, new_state)
-            return LaneState(state, jnp.where(diverged, lane.train.step, -1)), metrics
+            return split(LaneState(state, jnp.where(diverged, lane.train.step, -1))), metrics
 
         def skip(lane: LaneState, rows_BT):
             del rows_BT
@@ -66,25 +78,77 @@ def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options:
         def body(k, carry):
             lane, history = carry
             # Under vmap the branch becomes a select; on its own it saves a dead lane's arithmetic.
-            lane, metrics = jax.lax.cond(lane.diverged_at < 0, attempt, skip, lane, rows_KBT[k])
+            alive = active & (lane.diverged_at < 0)
+            lane, metrics = jax.lax.cond(alive, attempt, skip, lane, rows_UKBT[row_set, k])
             history = jax.tree.map(lambda h_K, value: h_K.at[k].set(value), history, metrics)
             return lane, history
 
-        empty_K = jnp.full(rows_KBT.shape[0], jnp.nan, jnp.float32)
+        empty_K = jnp.full(rows_UKBT.shape[1], jnp.nan, jnp.float32)
         return jax.lax.fori_loop(0, num_steps, body, (lane, dict.fromkeys(METRICS, empty_K)))
 
     def init_lane(seed, hps, scalings):
-        return LaneState(fns.init(seed, hps, scalings), jnp.int32(-1))
+        return split(LaneState(fns.init(seed, hps, scalings), jnp.int32(-1)))
 
-    def evaluate_lane(lane: LaneState, rows_EBT, hps, scalings):
-        losses_E = jax.lax.map(lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT)
-        return jnp.mean(losses_E)
+    def replace_lane(lane: LaneState, new_lane: LaneState, is_new):
+        return jax.tree.map(lambda old, new: jnp.where(is_new, new, old), lane, new_lane)
 
+    def evaluate_lane(lane: LaneState, rows_EBT, active, hps, scalings):
+        def mean_loss(rows_EBT):
+            losses_E = jax.lax.map(lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT)
+            return jnp.mean(losses_E)
+
+        return jax.lax.cond(active, mean_loss, lambda _: jnp.float32(jnp.nan), split_batch(rows_EBT))
+
+    per_lane = NamedSharding(mesh, P("sweep"))
     return LaneFns(
-        init=over_lanes(init_lane, mesh, vmapped, compiler_options),
-        train=over_lanes(train_lane, mesh, vmapped, compiler_options, shared=(2,), donate=(0,)),
-        evaluate=over_lanes(evaluate_lane, mesh, vmapped, compiler_options, shared=(1,)),
+        init=over_lanes(init_lane, mesh, vmapped, compiler_options or init_options(), out_shardings=shardings),
+        replace=over_lanes(replace_lane, mesh, vmapped, compiler_options, donate=(0,), out_shardings=shardings),
+        train=over_lanes(
+            train_lane,
+            mesh,
+            vmapped,
+            compiler_options,
+            shared=(1, 4),
+            donate=(0,),
+            out_shardings=(shardings, dict.fromkeys(METRICS, per_lane)),
+        ),
+        evaluate=over_lanes(evaluate_lane, mesh, vmapped, compiler_options, shared=(1,), out_shardings=per_lane),
     )
+
+
+def abstract_lanes(program: Program, mesh: Mesh, num_lanes: int) -> LaneState:
+    """Shapes, types and shardings of the state of so many lanes; allocates and compiles nothing."""
+    lane, shardings = abstract_lane(program), _lane_shardings(program, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s), lane, shardings)
+
+
+def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
+    """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
+    metas = abstract_metas(program.model_name, program.model)
+    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
+
+
+@functools.lru_cache(maxsize=8)
+def abstract_lane(program: Program) -> LaneState:
+    """Shapes and types of the state of one lane."""
+    state = jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
+    return jax.eval_shape(LaneState, state, jax.ShapeDtypeStruct((), jnp.int32))
+
+
+def _lane_shardings(program: Program, mesh: Mesh) -> LaneState:
+    """Parameters, and what of the optimizer's state has their structure, by their axes; the rest whole."""
+    lane = abstract_lane(program)
+    metas = abstract_metas(program.model_name, program.model)
+    structure = jax.tree.structure(lane.train.params)
+    of_params = jax.tree.map(lambda m: NamedSharding(mesh, P("sweep", *tensor_sharding(m, mesh).spec)), metas)
+
+    def is_like_params(x):
+        return jax.tree.structure(x) == structure
+
+    def shardings(x):
+        return of_params if is_like_params(x) else NamedSharding(mesh, P("sweep"))
+
+    return jax.tree.map(shardings, lane, is_leaf=is_like_params)
 
 
 def over_lanes(
@@ -94,18 +158,22 @@ def over_lanes(
     compiler_options: Options = None,
     shared: tuple[int, ...] = (),
     donate: tuple[int, ...] = (),
+    out_shardings: Any = None,
 ) -> Callable:
     """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in `shared`."""
 
     def batched(*args):
-        if vmapped:
-            return jax.vmap(lane_fn, in_axes=[None if i in shared else 0 for i in range(len(args))])(*args)
+        if vmapped or is_split(mesh):
+            in_axes = [None if i in shared else 0 for i in range(len(args))]
+            return jax.vmap(lane_fn, in_axes, spmd_axis_name="sweep" if is_split(mesh) else None)(*args)
         own = {i: arg for i, arg in enumerate(args) if i not in shared}
         return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)
 
     def sharded(*args):
+        if is_split(mesh):  # what is split by the compiler cannot be split by hand too: XLA aborts on its gathers
+            return batched(*args)
         specs = tuple(P() if i in shared else P("sweep") for i in range(len(args)))
         return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
 
     sharded.__name__ = lane_fn.__name__  # names the executable
-    return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options)
+    return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options, out_shardings=out_shardings)

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,151 +14,21 @@ from ml_collections import ConfigDict, config_flags
 
 import mujax
 from mujax.errors import UserError, suggest
+from mujax.help import help_text, overview
 
 FINISHED, CHECK_FAILED, USAGE_ERROR, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
-
-_OVERVIEW = """\
-mujax - does a hyperparameter tuned on a small model stay right on a large one?
-
-Usage: mujax VERB [flags]          (the same as: python -m mujax VERB [flags])
-
-{verbs}
-
-mujax VERB --help explains a verb, its flags and what it writes, with examples.
-"""
-
-_CONFIG_HELP = """\
-  --config=FILE.py         a Python file with get_config(); configs/base.py names every field
-  --config=FILE.py:ARG     the same, calling get_config(ARG)
-  --config.FIELD=VALUE     sets one field, e.g. --config.optim.learning_rate=0.01"""
-
-_TRAIN_HELP = """\
-mujax train - trains one model.
-
-  mujax train --config=configs/base.py --workdir=runs/base
-  mujax train --config=configs/base.py --workdir=runs/sp256 \\
-      --config.model.d_model=256 --config.parameterization.name=sp
-  mujax train --config=configs/base.py:mlp --workdir=runs/mlp
-
-Flags
-{config}
-  --workdir=DIR            where the run is written; one run a folder
-
-Leaves in DIR
-  config.json              every field of the run
-  metrics.jsonl            a line every train.log_interval steps, and one an evaluation
-  result.json              the result row, when the run has finished
-
-A workdir that holds the finished run is left alone; an interrupted run starts again.
-Exit codes: 0 finished, 2 something to fix in the command or config, 3 the run diverged,
-75 interrupted."""
-
-_SWEEP_HELP = """\
-mujax sweep - trains every point of config.sweep, side by side on all cores or devices.
-
-  mujax sweep --config=configs/quickstart.py --workdir=runs/quickstart
-  mujax sweep --config=configs/quickstart.py --workdir=runs/wider \\
-      --config.sweep.model.d_model="(64, 128, 256)"
-
-The points are the product of the axes in config.sweep. Points that differ in numbers alone
-(parameterization, learning rate, seed, ...) share one compiled program.
-
-Flags
-{config}
-  --workdir=DIR            where the sweep is written; one sweep a folder
-
-Leaves in DIR
-  manifest.json            the config, and the fields that each point overrides
-  results.jsonl            one row a finished point; a diverged point has null losses
-  points/ID/metrics.jsonl  the training curve of a point
-
-Stopped by Ctrl-C or SIGTERM, it keeps what has finished; the same command goes on from there.
-Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
-or config, 75 interrupted."""
-
-_REPORT_HELP = """\
-mujax report - where the best learning rate lies at each width, and how it moves.
-
-  mujax report --workdir=runs/quickstart
-
-Flags
-  --workdir=DIR            a folder that mujax sweep or mujax train has written
-
-Prints the table of optima, and leaves in DIR
-  report.html              curves, optima, training curves, config; one file, needs no network
-  figures/*.png, *.pdf     loss against learning rate, optimum against width
-  transfer.json            the curves, optima and drift as numbers
-Exit codes: 0 written, 2 something to fix in the command or the folder."""
-
-
-_EXPLAIN_HELP = """\
-mujax explain - every number of a parameterization, tensor by tensor, and where it came from.
-
-  mujax explain --config=configs/quickstart.py
-  mujax explain --config=configs/quickstart.py --diff=sp
-  mujax explain --config=configs/quickstart.py --widths=32,128,512
-  mujax explain --config=configs/base.py --config.parameterization.name=mup_table8 \\
-      --config.parameterization.override="('unembed.lr=0.5', 'input=sp')"
-
-Flags
-{config}
-  --widths=W,W,...         the numbers at several widths side by side
-  --diff=TABLE             only what differs from another table
-  --json                   JSON on stdout, with everything
-
-Overrides (config.parameterization.override, a tuple of strings) are TARGET=VALUE or
-TARGET.NUMBER=VALUE
-  TARGET                   a role, a tensor, a pattern of tensors ('blocks/*/wq'), or a forward
-                           scale (attention, residual, logits, embedding)
-  NUMBER                   init, forward, lr, eps, weight_decay or readout
-  VALUE                    a table, a row of one ('sp.hidden'), or, for a single number or a scale,
-                           the number itself
-
-Tables
-{tables}
-Exit codes: 0 printed, 2 something to fix in the command or config."""
-
-_CHECK_HELP = """\
-mujax check - is the model right under its parameterization and optimizer, and which tensor is not?
-
-  mujax check --config=configs/quickstart.py --workdir=runs/check --fast
-  mujax check --config=configs/quickstart.py --workdir=runs/check-sp \\
-      --config.parameterization.name=sp
-  mujax check --config=configs/base.py --workdir=runs/check-sgd \\
-      --config.optim.name=sgd --config.optim.learning_rate=0.5
-
-Reads the exponents of the resolved table; rescales stored weights, which must change nothing
-(float64); and trains small models of several widths, at the config's learning rate held constant
-and without clipping, to compare how every weight, update and activation grows with width with what
-the maximal-update limit wants.
-
-Flags
-{config}
-  --workdir=DIR            where check.json and check.png are written
-  --fast                   4 widths, 3 seeds, 10 steps; without it 5 widths, 5 seeds, 30 steps
-  --widths=W,W,...         other widths than 1, 2, 4, 8 (and 16) times parameterization.base_width
-  --seeds=N                another number of seeds, at least 3
-
-With parameterization.base_d_head set, heads grow with width and their number stays.
-A workdir that holds an earlier check keeps it, in earlier/N.
-Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in the command or
-config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A command: its help (first line: 'mujax NAME - summary.'), its function, whose keyword arguments are its
-    flags, and of these the ones that must be given and those that take no value."""
+    """A command: its function, whose keyword arguments are its flags, and of these the ones that must be given and
+    those that take no value."""
 
-    help: str
     run: Callable[..., int]
     flags: tuple[str, ...]
     required: tuple[str, ...] = ("config", "workdir")
     switches: tuple[str, ...] = ()
-
-    @property
-    def summary(self) -> str:
-        return self.help.splitlines()[0].partition(" - ")[2]
+    takes_argv: bool = False  # its own command line too
 
 
 def _train(config: ConfigDict, workdir: str) -> int:
@@ -187,13 +56,44 @@ def _make_cores_devices() -> None:
         jax.config.update("jax_num_cpu_devices", num_cores())
 
 
-def _sweep(config: ConfigDict, workdir: str) -> int:
+def _sweep(
+    config: ConfigDict,
+    workdir: str | None,
+    dry_run: bool,
+    shard: str | None,
+    tensorboard: bool,
+    wandb_mode: str | None,
+    argv: Sequence[str],
+) -> int:
+    from mujax.points import Shard
+
+    part = Shard.parse(shard) if shard else Shard()
+    if dry_run:
+        from mujax import dry_run as dry
+
+        print(dry.dry_run(config.to_dict(), part, [arg for arg in _joined(argv) if arg.startswith("--config")]))
+        return FINISHED
+    if not workdir:
+        raise UserError("sweep needs --workdir=DIR")
     _make_cores_devices()
+    from mujax.mirrors import open_mirrors
     from mujax.sweep import sweep
 
-    rows = sweep(config.to_dict(), workdir)
-    diverged = sum(row["status"] == "diverged" for row in rows)
-    print(f"{len(rows)} points finished, {diverged} of them diverged; see them with: mujax report --workdir={workdir}")
+    study = Path(workdir).name
+    rows = sweep(config.to_dict(), workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or ""))
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("diverged", "stopped")}
+    stopped = f" and {counts['stopped']} given up" if counts["stopped"] else ""
+    print(
+        f"{len(rows)} points finished, {counts['diverged']} of them diverged{stopped}; "
+        f"see them with: mujax report --workdir={workdir}"
+    )
+    return FINISHED
+
+
+def _merge(workdir: str, sources: str) -> int:
+    from mujax.merge import merge
+
+    print(merge(workdir, sources.split(",")))
     return FINISHED
 
 
@@ -245,7 +145,7 @@ def _check(config: ConfigDict, workdir: str, fast: bool, widths: str | None, see
 def _without_sweep(config: ConfigDict) -> Any:
     from mujax.config import make_run_config
 
-    return make_run_config({key: value for key, value in config.to_dict().items() if key != "sweep"})
+    return make_run_config(config.to_dict())
 
 
 def _numbers(flag: str, text: str | None) -> list[int]:
@@ -260,18 +160,18 @@ def _numbers(flag: str, text: str | None) -> list[int]:
 
 
 VERBS = {
-    "train": Verb(_TRAIN_HELP.format(config=_CONFIG_HELP), _train, ("config", "workdir")),
-    "sweep": Verb(_SWEEP_HELP.format(config=_CONFIG_HELP), _sweep, ("config", "workdir")),
-    "report": Verb(_REPORT_HELP, _report, ("workdir",), required=("workdir",)),
-    "explain": Verb(
-        _EXPLAIN_HELP, _explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)
+    "train": Verb(_train, ("config", "workdir")),
+    "sweep": Verb(
+        _sweep,
+        ("config", "workdir", "dry_run", "shard", "tensorboard", "wandb_mode"),
+        required=("config",),
+        switches=("dry_run", "tensorboard"),
+        takes_argv=True,
     ),
-    "check": Verb(
-        _CHECK_HELP.format(config=_CONFIG_HELP),
-        _check,
-        ("config", "workdir", "fast", "widths", "seeds"),
-        switches=("fast",),
-    ),
+    "merge": Verb(_merge, ("workdir", "sources"), required=("workdir", "sources")),
+    "report": Verb(_report, ("workdir",), required=("workdir",)),
+    "explain": Verb(_explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)),
+    "check": Verb(_check, ("config", "workdir", "fast", "widths", "seeds"), switches=("fast",)),
 }
 
 
@@ -299,8 +199,9 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"{_one_line(e)}; see mujax {verb} --help") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
-    if "workdir" in VERBS[verb].required and not values.workdir:
-        raise UserError(f"{verb} needs --workdir=DIR")
+    for name in VERBS[verb].required:
+        if not values[name].value:
+            raise UserError(f"{verb} needs --{name}=DIR")
     return {name: values[name].value for name in VERBS[verb].flags}
 
 
@@ -355,19 +256,6 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
             node = node[name]
 
 
-def help_text(verb: str) -> str:
-    """What mujax VERB --help prints."""
-    if verb != "explain":
-        return VERBS[verb].help
-    from mujax.parameterization import PARAMETERIZATIONS
-
-    tables = "\n".join(
-        textwrap.fill(f"{name}: {table.source}", 100, initial_indent="  ", subsequent_indent="      ")
-        for name, table in PARAMETERIZATIONS.items()
-    )
-    return _EXPLAIN_HELP.format(config=_CONFIG_HELP, tables=tables)
-
-
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
@@ -375,8 +263,7 @@ def _one_line(error: BaseException) -> str:
 def run(argv: Sequence[str]) -> int:
     """Runs `mujax ARGV` and returns the exit code."""
     if not argv or argv[0] in ("--help", "-h", "help"):
-        verbs = "\n".join(f"  {name:<8} {verb.summary}" for name, verb in VERBS.items())
-        print(_OVERVIEW.format(verbs=verbs))
+        print(overview())
         return FINISHED if argv else USAGE_ERROR
     if argv[0] in ("--version", "version"):
         print(f"mujax {mujax.__version__}")
@@ -388,13 +275,14 @@ def run(argv: Sequence[str]) -> int:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
             print(help_text(verb))
             return FINISHED
-        return VERBS[verb].run(**parse(verb, rest))
+        raw = {"argv": rest} if VERBS[verb].takes_argv else {}
+        return VERBS[verb].run(**parse(verb, rest), **raw)
     except (UserError, OSError) as e:  # OSError: a full disk, a file taken away
         print(f"mujax: {_one_line(e)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         is_sweep = verb == "sweep"
-        after = "finished points are kept, the same command goes on" if is_sweep else "the same command starts it again"
+        after = "what was done is kept, the same command goes on" if is_sweep else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
 

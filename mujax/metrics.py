@@ -13,39 +13,27 @@ def is_bad(loss: float, bound: float) -> bool:
     return not loss <= bound
 
 
-def find_divergence(frozen_at: int, eval_losses: Sequence[tuple[int, float]], bound: float) -> int | None:
-    """The step at which a run diverged, or None.
-
-    Args:
-      frozen_at: step whose training loss was bad, -1 if none was.
-      eval_losses: (step, loss); the last weights are seen by an evaluation alone.
-    """
-    bad = [frozen_at] if frozen_at >= 0 else []
-    bad += [step for step, loss in eval_losses if is_bad(loss, bound)]
-    return min(bad, default=None)
+def is_given_up(step: int, eval_loss: float, give_up_step: int, give_up_loss: float) -> bool:
+    """Whether the rule of train.give_up_step stops a run at this evaluation; it looks at this run alone."""
+    return give_up_step > 0 and step >= give_up_step and eval_loss > give_up_loss
 
 
 def metric_records(
-    history: Mapping[str, Sequence[float]],
-    eval_losses: Sequence[tuple[int, float]],
-    log_interval: int,
-    diverged_at: int | None,
+    history: Mapping[str, Sequence[float]], eval_losses: Sequence[tuple[int, float]], log_interval: int
 ) -> list[dict[str, Any]]:
-    """Records in order of step, evaluation before training, up to the step of a divergence.
+    """Records in order of step, evaluation before training.
 
     Args:
-      history: each metric at steps 0, 1, ...
+      history: each metric at steps 0, 1, ..., as far as the run was trained.
       eval_losses: (step, loss).
       log_interval: steps between training records.
     """
     num_steps = len(next(iter(history.values())))
-    end = math.inf if diverged_at is None else diverged_at
     records = [
         {"step": step, **{name: json_number(values[step]) for name, values in history.items()}}
         for step in range(0, num_steps, log_interval)
-        if step <= end
     ]
-    records += [{"step": step, "eval_loss": json_number(loss)} for step, loss in eval_losses if step <= end]
+    records += [{"step": step, "eval_loss": json_number(loss)} for step, loss in eval_losses]
     return sorted(records, key=lambda record: (record["step"], "loss" in record))
 
 

@@ -16,17 +16,18 @@ from mujax.run import Run, device_description
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of results.jsonl. Losses are nats a token on the validation split, null where diverged.
+    """A line of results.jsonl. Losses are nats a token on the validation split, null unless the status is ok.
 
-    group: Run.group. eval_losses: [step, loss] pairs, up to a divergence. overrides: the point's own
-    fields of the sweep. steps, tokens: as configured, also where the run diverged before. seconds: wall
-    time of the run; in a sweep, of its chunk divided by the points in it.
+    group: Run.group. status stopped: given up early by train.give_up_step. eval_losses: [step, loss] pairs.
+    overrides: the point's own fields of the sweep. steps, tokens: as configured, also where the run ended
+    before. seconds: wall time of the run; in a sweep, its share of that of the lanes beside it.
     """
 
     id: str
     group: str
-    status: str  # ok or diverged
+    status: str  # ok, diverged or stopped
     diverged_at_step: int | None
+    stopped_at_step: int | None
     model: str
     width: int
     depth: int
@@ -56,21 +57,22 @@ def make_row(
     *,
     overrides: Mapping[str, Any],
     diverged_at_step: int | None,
+    stopped_at_step: int | None,
     eval_losses: Sequence[tuple[int, float]],
     data_fingerprint: str,
     seconds: float,
 ) -> dict[str, Any]:
-    """The row of a finished run. A diverged run carries null losses, never a number an argmin could take."""
+    """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
     cfg = run.cfg
-    diverged = diverged_at_step is not None
-    end = math.inf if diverged_at_step is None else diverged_at_step
-    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss) and step <= end]
-    best_step, best_loss = min(finite, key=lambda pair: pair[1]) if not diverged else (None, None)
+    status = "diverged" if diverged_at_step is not None else "stopped" if stopped_at_step is not None else "ok"
+    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss)]
+    best_step, best_loss = min(finite, key=lambda pair: pair[1]) if status == "ok" else (None, None)
     row = Row(
         id=cfg.id,
         group=run.group,
-        status="diverged" if diverged else "ok",
+        status=status,
         diverged_at_step=diverged_at_step,
+        stopped_at_step=stopped_at_step,
         model=cfg.model_name,
         width=cfg.model.d_model,
         depth=cfg.model.num_layers,
@@ -81,7 +83,7 @@ def make_row(
         seed=cfg.seed,
         steps=cfg.train.steps,
         tokens=cfg.train.steps * run.tokens_per_step,
-        final_loss=None if diverged else eval_losses[-1][1],
+        final_loss=eval_losses[-1][1] if status == "ok" else None,
         best_loss=best_loss,
         best_step=best_step,
         eval_losses=finite,

@@ -41,7 +41,7 @@ class Run:
     @property
     def group(self) -> str:
         """Names the compiled program and all else that lanes of one chunk must share."""
-        shared = (self.program, self.cfg.train, self.cfg.data)
+        shared = (self.program, self.cfg.train, self.cfg.data, self.cfg.mesh)
         return digest([dataclasses.asdict(part) for part in shared])
 
     @property

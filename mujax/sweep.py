@@ -1,190 +1,232 @@
-"""Many points: grouped by program, trained in chunks of lanes, one row each, none ever lost."""
+"""Many points: grouped, trained side by side, one row each; none is lost, and none is done twice."""
 
-import dataclasses
+import contextlib
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from tqdm import tqdm
 
 from mujax import workdir as files
-from mujax.config import expand_sweep
-from mujax.data.loader import TrainBatches, load_batches
+from mujax.checkpoint import load_parked, save_parked
+from mujax.data.loader import load_batches
+from mujax.engine import Chunk, Parked, Progress, train_runs
 from mujax.errors import UserError
-from mujax.hps import stack
-from mujax.lanes import LaneFns, make_lane_fns, sweep_mesh
-from mujax.metrics import find_divergence, metric_records
-from mujax.results import make_row
-from mujax.run import Run, make_run
+from mujax.lanes import abstract_lane
+from mujax.metrics import metric_records
+from mujax.mirrors import Mirror
+from mujax.points import Point, Shard, group_points, make_points
+from mujax.refine import propose, refine_config
+from mujax.results import code_version, make_row
 from mujax.steps import METRICS
 
-# A signal is served, and the bar moves, between two calls of the compiled program.
-MAX_STEPS_PER_CALL = 25
+# What is in flight is saved at a signal, and this often against being killed without one.
+SAVE_SECONDS = 60.0
 
 Row = dict[str, Any]
-Records = list[dict[str, Any]]
+Mirrors = Callable[[Path], Sequence[Mirror]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One point of a sweep: the fields it overrides, and the run they resolve to."""
-
-    overrides: dict[str, Any]
-    run: Run
-
-    @property
-    def id(self) -> str:
-        return self.run.cfg.id
-
-
-def plan_groups(tree: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Config with `sweep` -> points by group, cheapest first; the points of a group share every shape.
-
-    Raises:
-      UserError: see mujax.config.expand_sweep.
-    """
-    points = [Point(overrides, make_run(cfg)) for overrides, cfg in expand_sweep(tree)]
-    groups: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda p: p.run.flops_per_step):
-        groups.setdefault(point.run.group, []).append(point)
-    return groups
-
-
-def sweep(tree: Mapping[str, Any], workdir: str | Path) -> list[dict[str, Any]]:
+def sweep(
+    tree: Mapping[str, Any],
+    workdir: str | Path,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+    open_mirrors: Mirrors = lambda root: (),
+) -> list[Row]:
     """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all points.
 
     A finished point leaves points/<id>/metrics.jsonl and, as the mark of its completion, its line of
-    results.jsonl. An interrupted point leaves nothing and runs again.
+    results.jsonl. Interrupted, the sweep saves what is in flight in in_flight/ and raises KeyboardInterrupt;
+    the same call goes on. With `refine`, points are added until each curve's optimum is settled.
+
+    Args:
+      open_mirrors: given the workdir, what finished points are copied to.
 
     Raises:
-      UserError: a bad config, data source or workdir; nothing has been compiled.
+      UserError: a bad config, data source or workdir, or a workdir in use; nothing has been compiled.
     """
-    groups = plan_groups(tree)
-    points = [point for members in groups.values() for point in members]
-    root = files.open_workdir(workdir, "manifest.json", tree)
-    # Reads the text, so that a bad source, or another one than before, is known before anything compiles
-    firsts = [members[0].run.cfg for members in groups.values()]
-    fingerprints = sorted({load_batches(cfg.data, cfg.train, seeds=())[2] for cfg in firsts})
-    manifest = {"config": tree, "data": fingerprints, "points": {p.id: p.overrides for p in points}}
-    if (root / "manifest.json").exists():
-        recorded = files.read_json(root / "manifest.json").get("data")
-        if recorded != fingerprints:
+    grid = make_points(tree)
+    refinement = refine_config(tree, grid)
+    grid = shard.take(grid, refinement.field if refinement else None)
+    if not grid:
+        raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
+    root = files.open_workdir(workdir, "manifest.json", tree, free=("mesh", "refine"))
+    with files.locked(root), _deferred_signals() as is_interrupted:
+        study = _Study(tree, root, grid, open_mirrors(root), is_interrupted)
+        points, notes = grid, []
+        while True:
+            study.run(points, notes)
+            if refinement is None:
+                break
+            new, notes = propose(tree, grid, points, study.rows, refinement)
+            print("\n".join(notes), file=sys.stderr)
+            points = [*points, *new]
+            if not new:
+                study.run(points, notes)  # every point has its row; leaves the last notes
+                break
+        return [study.rows[point.id] for point in points]
+
+
+class _Study:
+    """A workdir, and what is in it."""
+
+    def __init__(self, tree, root: Path, grid: Sequence[Point], mirrors: Sequence[Mirror], is_interrupted):
+        self._tree, self._root, self._mirrors, self._is_interrupted = tree, root, mirrors, is_interrupted
+        # Reads the text, so that a bad source, or another one than before, is known before anything compiles
+        firsts = [members[0].run.cfg for members in group_points(grid)]
+        self._data = sorted({load_batches(cfg.data, cfg.train, seeds=())[2] for cfg in firsts})
+        manifest_file = root / "manifest.json"
+        self._recorded = files.read_json(manifest_file) if manifest_file.exists() else {}
+        if self._recorded.get("data", self._data) != self._data:
             raise UserError(
-                f"--workdir={workdir} was begun on other text (fingerprint {recorded}, now {fingerprints}); "
+                f"--workdir={root} was begun on other text (fingerprint {self._recorded['data']}, now {self._data}); "
                 "choose a new workdir"
             )
-    files.write_json(root / "manifest.json", manifest)
-    results = root / "results.jsonl"
-    if files.drop_torn_line(results):
-        print(f"{results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
-    rows = {str(row.get("id")): row for row in files.read_jsonl(results)} if results.exists() else {}
+        self._check_tables(grid)
+        self._results = root / "results.jsonl"
+        if files.drop_torn_line(self._results):
+            print(f"{self._results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
+        recorded = files.read_jsonl(self._results) if self._results.exists() else ()
+        self.rows: dict[str, Row] = {str(row.get("id")): row for row in recorded}
 
-    with _Progress(points, rows) as progress:
-        for members in groups.values():
-            todo = [point for point in members if point.id not in rows]
-            if not todo:
-                continue
-            for point, row, records in _run_group(todo, progress):
-                files.write_jsonl(root / "points" / point.id / "metrics.jsonl", records)
-                files.append_jsonl(results, row)
-                rows[point.id] = row
-                progress.finished(row)
-    return [rows[point.id] for point in points]
+    def _check_tables(self, points: Sequence[Point]) -> None:
+        """A workdir whose tables were others is another study, although its config reads the same."""
+        for point in points:
+            recorded = self._recorded.get("points", {}).get(point.id, {}).get("table_hash", point.run.table_hash)
+            if recorded != point.run.table_hash:
+                raise UserError(
+                    f"--workdir={self._root} was begun with another parameterization table: {point.overrides} resolved "
+                    f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go back to that code"
+                )
 
+    def run(self, points: Sequence[Point], refinement: Sequence[str]) -> None:
+        """Trains the points that have no row yet."""
+        self._check_tables(points)
+        entries = {p.id: {"overrides": p.overrides, "table_hash": p.run.table_hash} for p in points}
+        known = self._recorded.get("points", {})  # another shard may have been run here
+        self._recorded = {"config": self._tree, "data": self._data, "points": {**known, **entries}}
+        files.write_json(self._root / "manifest.json", {**self._recorded, "refinement": list(refinement)})
+        todo = [point for point in points if point.id not in self.rows]
+        groups = group_points(todo)
+        total = sum(point.flops for point in todo)
+        for number, members in enumerate(groups, start=1):
+            self._stop_if_interrupted()
+            done = len(points) - sum(point.id not in self.rows for point in points)
+            title = f"group {number}/{len(groups)}, {_title(members)}; {done}/{len(points)} points finished"
+            print(title, file=sys.stderr)
+            with _Bar(members, total, self.rows.values()) as bar:
+                self._run_group(members, bar)
+            total -= sum(point.flops for point in members)
 
-def _run_group(points: Sequence[Point], progress: "_Progress") -> Iterator[tuple[Point, Row, Records]]:
-    """Trains the points of one group, chunk by chunk, and yields each with what it measured."""
-    cfg = points[0].run.cfg  # train and data are the same in the whole group
-    num_devices = min(jax.device_count(), len(points))
-    # CPU: a lane a device, so that every point is finished, and safe, as early as possible.
-    is_cpu = jax.default_backend() == "cpu"
-    per_device = 1 if is_cpu else math.ceil(len(points) / num_devices)
-    num_lanes = per_device * num_devices
-    fns = make_lane_fns(points[0].run.program, sweep_mesh(num_devices), vmapped=not is_cpu)
-    seeds = {point.run.cfg.seed for point in points}
-    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, seeds)
+    def _run_group(self, members: Sequence[Point], bar: "_Bar") -> None:
+        cfg = members[0].run.cfg  # train and data are the same in the whole group
+        batches, validation, fingerprint = load_batches(cfg.data, cfg.train, {p.run.cfg.seed for p in members})
+        ids = [point.id for point in members]
+        file = self._root / "in_flight" / f"{members[0].run.group}.npz"
+        saved_at = time.time()
 
-    for first in range(0, len(points), num_lanes):
-        chunk = points[first : first + num_lanes]
-        start = time.time()
-        # A short last chunk is filled with copies of its last point, whose results are dropped.
-        runs = [point.run for point in chunk] + [chunk[-1].run] * (num_lanes - len(chunk))
-        lanes, evals, history = _train_lanes(fns, runs, batches, validation, lambda n, c=chunk: progress.trained(c, n))
-        seconds = (time.time() - start) / len(chunk)
-        for i, point in enumerate(chunk):
-            eval_losses = [(step, float(loss_N[i])) for step, loss_N in evals]
-            diverged_at = find_divergence(int(lanes.diverged_at[i]), eval_losses, cfg.train.divergence_loss)
+        def interrupt(chunk: Chunk) -> None:
+            nonlocal saved_at
+            if self._is_interrupted() or time.time() - saved_at > SAVE_SECONDS:
+                save_parked(file, chunk.park(), ids, code_version())
+                saved_at = time.time()
+            self._stop_if_interrupted()
+
+        parked = self._parked(file, members)
+        bar.trained([entry.index for entry in parked], [entry.progress.done for entry in parked])
+        runs = [point.run for point in members]
+        advanced = lambda indices, steps: bar.trained(indices, [steps] * len(indices))  # noqa: E731
+        for i, progress in train_runs(runs, batches, validation, parked, advanced, interrupt):
             row = make_row(
-                point.run,
-                overrides=point.overrides,
-                diverged_at_step=diverged_at,
-                eval_losses=eval_losses,
+                runs[i],
+                overrides=members[i].overrides,
+                diverged_at_step=progress.diverged_at,
+                stopped_at_step=progress.stopped_at,
+                eval_losses=progress.evals,
                 data_fingerprint=fingerprint,
-                seconds=seconds,
+                seconds=progress.seconds,
             )
-            own = {name: values_NT[i] for name, values_NT in history.items()}
-            yield point, row, metric_records(own, eval_losses, cfg.train.log_interval, diverged_at)
+            self._keep(members[i], row, progress)
+            bar.finished(i, row, progress.done)
+        file.unlink(missing_ok=True)
+
+    def _keep(self, point: Point, row: Row, progress: Progress) -> None:
+        history = dict(zip(METRICS, progress.history.tolist(), strict=True))
+        records = metric_records(history, progress.evals, point.run.cfg.train.log_interval)
+        files.write_jsonl(self._root / "points" / point.id / "metrics.jsonl", records)
+        files.append_jsonl(self._results, row)
+        self.rows[point.id] = row
+        for mirror in self._mirrors:
+            mirror.point(row, records, point.run.cfg.as_dict())
+
+    def _parked(self, file: Path, members: Sequence[Point]) -> list[Parked]:
+        """What an interrupted call has left of these points."""
+        if not file.exists():
+            return []
+        try:
+            indices = {point.id: i for i, point in enumerate(members)}
+            return load_parked(file, abstract_lane(members[0].run.program), indices, code_version())
+        except ValueError as e:
+            print(f"{file}: {e}; its points start again", file=sys.stderr)
+            return []
+
+    def _stop_if_interrupted(self) -> None:
+        if self._is_interrupted():
+            raise KeyboardInterrupt
 
 
-def _train_lanes(fns: LaneFns, runs: Sequence[Run], batches: Mapping[int, TrainBatches], validation, report_steps):
-    """Trains one lane a run to the end, or until all have diverged.
+@contextlib.contextmanager
+def _deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at once."""
+    received = threading.Event()
 
-    Returns:
-      (LaneState, [(step, losses [N])], {metric: [N, steps]}), metrics NaN where a lane was frozen.
-    """
-    train = runs[0].cfg.train
-    hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
-    seeds = [run.cfg.seed for run in runs]
-    bounds = np.full(len(runs), train.divergence_loss, np.float32)
-    steps_per_call = min(train.eval_interval, train.steps, MAX_STEPS_PER_CALL)
+    def note(signum, frame):
+        if received.is_set():
+            raise KeyboardInterrupt
+        received.set()
+        print("\nsaving what is in flight; once more to stop at once", file=sys.stderr)
 
-    def rows_NKBT(first: int, num_steps: int) -> np.ndarray:
-        """Batches first .. first + num_steps of each run, filled up to one length: one shape, one program."""
-        steps = [min(first + k, first + num_steps - 1) for k in range(steps_per_call)]
-        by_seed = {seed: np.stack([batches[seed][t] for t in steps]) for seed in set(seeds)}
-        return np.stack([by_seed[seed] for seed in seeds])
-
-    lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
-    evals, history, done = [], [], 0
-    while True:
-        if done % train.eval_interval == 0 or done == train.steps:
-            evals.append((done, fns.evaluate(lanes, validation, hps, scalings)))
-        if done == train.steps:
-            break
-        num_steps = min(steps_per_call, train.steps - done, train.eval_interval - done % train.eval_interval)
-        lanes, metrics = fns.train(lanes, rows_NKBT(done, num_steps), num_steps, hps, scalings, bounds)
-        history.append({name: np.asarray(values)[:, :num_steps] for name, values in metrics.items()})
-        done += num_steps
-        report_steps(num_steps)
-        if np.all(np.asarray(lanes.diverged_at) >= 0):
-            report_steps(train.steps - done)
-            break
-    merged = {name: np.concatenate([part[name] for part in history], axis=1) for name in METRICS}
-    return lanes, evals, merged
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+        yield received.is_set
+        return
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received.is_set
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-class _Progress:
-    """A bar over the arithmetic of all points, so that its ETA holds although widths differ in cost."""
+def _title(members: Sequence[Point]) -> str:
+    cfg = members[0].run.cfg
+    names = list(dict.fromkeys(point.run.cfg.parameterization.name for point in members))
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"width {cfg.model.d_model}, depth {cfg.model.num_layers}, {shown}: {len(members)} points"
 
-    def __init__(self, points: Sequence[Point], rows: Mapping[str, Row]):
-        todo = [point for point in points if point.id not in rows]
-        self._num_points, self._num_done = len(points), len(points) - len(todo)
-        self._best: dict[tuple[str, int], Row] = {}
-        for row in rows.values():
+
+class _Bar:
+    """Progress of one group: how much of its training is done, tokens a second, and its best point so far."""
+
+    def __init__(self, members: Sequence[Point], flops_left: float, rows):
+        self._members = members
+        self._tokens = 0
+        self._start = time.time()
+        self._share = flops_left / sum(point.flops for point in members)  # of all that is left to do, per this group
+        self._best: Row | None = None
+        self._width = members[0].run.cfg.model.d_model
+        for row in rows:
             self._keep_best(row)
-        total = sum(point.run.flops_per_step * point.run.cfg.train.steps for point in todo)
+        self._num_done = 0
         self._bar = tqdm(
-            desc=self._points_done(),
-            total=total,
-            bar_format="{desc} |{bar:24}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
+            total=sum(point.run.cfg.train.steps for point in members),
+            bar_format="  {n_fmt}/{total_fmt} steps |{bar:20}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
             mininterval=0.2 if sys.stderr.isatty() else 20,
             dynamic_ncols=True,
-            disable=not todo,
         )
 
     def __enter__(self):
@@ -193,24 +235,27 @@ class _Progress:
     def __exit__(self, *exc_info):
         self._bar.close()
 
-    def trained(self, chunk: Sequence[Point], num_steps: int) -> None:
-        self._bar.update(sum(point.run.flops_per_step for point in chunk) * num_steps)
+    def trained(self, indices: Sequence[int], steps: Sequence[int]) -> None:
+        """Runs have advanced by so many steps each."""
+        self._tokens += sum(self._members[i].run.tokens_per_step * n for i, n in zip(indices, steps, strict=True))
+        self._bar.set_postfix_str(self._postfix(), refresh=False)
+        self._bar.update(sum(steps))
 
-    def finished(self, row: Row) -> None:
+    def finished(self, index: int, row: Row, steps: int) -> None:
         self._num_done += 1
         self._keep_best(row)
-        self._bar.set_description_str(self._points_done(), refresh=False)
-        best = self._best.get((row["parameterization"], row["width"]))
-        if best:
-            name = f"{row['parameterization']} width {row['width']}"
-            self._bar.set_postfix_str(
-                f"best {name}: {best['final_loss']:.3f} at LR {best['learning_rate']:.3g}", refresh=False
-            )
+        self._bar.set_postfix_str(self._postfix(), refresh=False)
+        self._bar.update(max(0, self._members[index].run.cfg.train.steps - steps))  # what it will not train
 
     def _keep_best(self, row: Row) -> None:
-        key = (row["parameterization"], row["width"])
-        if row["status"] == "ok" and row["final_loss"] < self._best.get(key, {"final_loss": math.inf})["final_loss"]:
-            self._best[key] = row
+        if row["status"] == "ok" and row["width"] == self._width:
+            if row["final_loss"] < (self._best or {"final_loss": math.inf})["final_loss"]:
+                self._best = row
 
-    def _points_done(self) -> str:
-        return f"{self._num_done}/{self._num_points} points"
+    def _postfix(self) -> str:
+        rate = self._tokens / max(time.time() - self._start, 1e-9)
+        parts = [f"{self._num_done}/{len(self._members)} points", f"{rate:.3g} tokens/s"]
+        if best := self._best:
+            where = f"{best['parameterization']} at LR {best['learning_rate']:.3g}"
+            parts.append(f"best of width {self._width} {best['final_loss']:.3f} ({where})")
+        return ", ".join(parts)

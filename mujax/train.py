@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from mujax import workdir as files
-from mujax.config import make_run_config
+from mujax.config import MeshConfig, make_run_config
 from mujax.data.loader import load_batches
-from mujax.metrics import is_bad, json_number
+from mujax.errors import UserError
+from mujax.metrics import is_bad, is_given_up, json_number
 from mujax.results import make_row
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.run import Run, make_run
+from mujax.steps import init_options, make_train_fns
 
 
 def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
@@ -28,12 +29,19 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     Raises:
       UserError: a bad config, data source or workdir; nothing has been compiled.
     """
-    run = make_run(make_run_config({key: value for key, value in tree.items() if key != "sweep"}))
-    cfg = run.cfg
-    root = files.open_workdir(workdir, "config.json", cfg.as_dict())
+    run = make_run(make_run_config(tree))
+    if run.cfg.mesh != MeshConfig(1, 1, 1):
+        raise UserError(f"{run.cfg.mesh}: train runs on one device; mujax sweep splits runs over a mesh")
+    root = files.open_workdir(workdir, "config.json", run.cfg.as_dict())
     if (root / "result.json").exists():
         return files.read_json(root / "result.json")
-    batches, validation, fingerprint = load_batches(cfg.data, cfg.train, [cfg.seed])
+    data = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
+    with files.locked(root):
+        return _train(run, root, data)
+
+
+def _train(run: Run, root: Path, data) -> dict[str, Any]:
+    cfg, (batches, validation, fingerprint) = run.cfg, data
     files.write_json(root / "config.json", cfg.as_dict())
     metrics_file = root / "metrics.jsonl"
     if metrics_file.exists():
@@ -42,10 +50,12 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
 
     start = time.time()
     fns = make_train_fns(run.program)
-    init, step_fn, evaluate = jax.jit(fns.init), jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
+    init = jax.jit(fns.init, compiler_options=init_options())
+    step_fn, evaluate = jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
     state = init(np.uint32(cfg.seed), run.hps, run.scalings)
     eval_losses: list[tuple[int, float]] = []
     diverged_at: int | None = None
+    stopped_at: int | None = None
 
     def look(step: int, metrics: Mapping[str, Any]) -> None:
         """Reads the metrics of a step already dispatched; notes a divergence."""
@@ -59,15 +69,17 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
             diverged_at = step
 
     def look_at_validation(step: int) -> None:
-        nonlocal diverged_at
+        nonlocal diverged_at, stopped_at
         losses = [evaluate(state.params, rows, run.hps, run.scalings) for rows in validation]
         loss = float(np.mean([float(x) for x in losses]))
         eval_losses.append((step, loss))
         files.append_jsonl(metrics_file, {"step": step, "eval_loss": json_number(loss)})
         tokens_per_second = step * run.tokens_per_step / (time.time() - start)
         print(f"step {step}/{cfg.train.steps}  eval loss {loss:.4f}  {tokens_per_second:.0f} tokens/s", file=sys.stderr)
-        if diverged_at is None and is_bad(loss, cfg.train.divergence_loss):
+        if is_bad(loss, cfg.train.divergence_loss):
             diverged_at = step
+        elif is_given_up(step, loss, cfg.train.give_up_step, cfg.train.give_up_loss):
+            stopped_at = step
 
     # The loop dispatches step t before it reads the metrics of step t - 1
     pending = None
@@ -78,7 +90,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
                 pending = None
             if diverged_at is None:
                 look_at_validation(t)
-        if diverged_at is not None:
+        if diverged_at is not None or stopped_at is not None:
             break
         state, metrics = step_fn(state, batches[cfg.seed][t], run.hps, run.scalings)
         if pending:
@@ -86,13 +98,14 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
         pending = (t, metrics)
     if pending:
         look(*pending)
-    if diverged_at is None:
+    if diverged_at is None and stopped_at is None:
         look_at_validation(cfg.train.steps)
 
     row = make_row(
         run,
         overrides={},
         diverged_at_step=diverged_at,
+        stopped_at_step=stopped_at,
         eval_losses=eval_losses,
         data_fingerprint=fingerprint,
         seconds=time.time() - start,

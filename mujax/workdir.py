@@ -1,12 +1,16 @@
 """What a workdir holds: files written whole or appended a line at a time, never two studies in one."""
 
+import contextlib
 import errno
+import fcntl
 import itertools
 import json
 import os
+import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mujax.config import differences
 from mujax.errors import UserError
@@ -50,13 +54,42 @@ def set_aside(root: Path, names: Iterable[str]) -> None:
             (root / name).rename(root / "earlier" / str(n) / name)
 
 
-def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) -> Path:
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Holds a workdir for this process alone; the lock of a process that was killed ends with it.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with open(root / "lock", "a+", encoding="utf-8") as stream:
+        stream.seek(0)
+        holder = stream.read()
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--workdir={root} is in use by {holder or 'another process'}; wait until it has ended, or give this "
+                "one a workdir of its own"
+            ) from None
+        except OSError as e:
+            print(f"{root} cannot be locked ({e.strerror}); see that no other process uses it", file=sys.stderr)
+        if holder:
+            print(f"{root}: {holder} did not end cleanly; going on from what it has left", file=sys.stderr)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        yield
+        stream.truncate(0)
+
+
+def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any], free: tuple[str, ...] = ()) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 
     Args:
       record: the file that says what a workdir is for: config.json (a run, which it holds itself) or
         manifest.json (a sweep, which it holds under `config`). The caller writes it.
       config: JSON values; must equal the recorded ones if there are any.
+      free: sections of it that may differ.
 
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
@@ -67,7 +100,11 @@ def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) ->
             raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
     if (root / record).exists():
         recorded = read_json(root / record)
-        changes = differences(recorded.get("config", recorded), json.loads(json.dumps(config)))
+        old, new = (
+            {key: value for key, value in tree.items() if key not in free}
+            for tree in (recorded.get("config", recorded), json.loads(json.dumps(config)))
+        )
+        changes = differences(old, new)
         if changes:
             more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
             raise UserError(f"--workdir={workdir} belongs to another config: {changes[0]}{more}; choose a new workdir")
@@ -85,13 +122,23 @@ def write_jsonl(file: Path, records) -> None:
 
 
 def _write_whole(file: Path, text: str) -> None:
+    with replacing(file) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of `file` if all of it could be written and synced, else nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def append_jsonl(file: Path, record) -> None:

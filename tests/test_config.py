@@ -13,7 +13,8 @@ from conftest import ROOT, run_mujax, tiny_tree
 
 from configs import base, quickstart
 from mujax import main
-from mujax.config import SECTIONS, differences, expand_sweep, make_run_config
+from mujax.config import SECTIONS, differences, make_run_config
+from mujax.grid import expand_sweep
 from mujax.models import MODELS
 
 
@@ -188,7 +189,7 @@ def test_bad_command_line(argv, complaint, capsys):
     refused(argv, capsys, complaint)
 
 
-@pytest.mark.parametrize("verb", ["train", "sweep", "report"])
+@pytest.mark.parametrize("verb", ["train", "sweep", "merge", "report"])
 def test_help_has_an_example_and_says_what_is_left_behind(verb, capsys):
     assert main.run([verb, "--help"]) == 0
     text = capsys.readouterr().out

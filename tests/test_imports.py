@@ -25,13 +25,26 @@ ALLOWED = {
     "metrics": set(),
     "run": {"config", "hps", "models", "optim", "parameterization", "params", "steps"},
     "results": {"run"},
-    "lanes": {"steps"},
+    "sharding": {"params"},
+    "lanes": {"hps", "parameterization", "sharding", "steps"},
+    "mirrors": {"errors"},
+    "grid": {"config", "errors"},
+    "points": {"config", "errors", "grid", "run"},
+    "refine": {"config", "errors", "grid", "points", "run"},
+    "dry_run": {"lanes", "points", "refine", "run", "steps"},
+    "executables": {"config", "errors", "lanes", "run", "sharding", "steps"},
+    "engine": {"config", "data.loader", "executables", "hps", "lanes", "metrics", "run", "steps"},
+    "checkpoint": {"engine", "lanes", "workdir"},
+    "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
-    "train": {"config", "data.loader", "metrics", "results", "run", "steps", "workdir"},
-    "sweep": {"config", "data.loader", "errors", "hps", "lanes", "metrics", "results", "run", "steps", "workdir"},
+    "train": {"config", "data.loader", "errors", "metrics", "results", "run", "steps", "workdir"},
+    "sweep": {"checkpoint", "data.loader", "engine", "errors", "lanes", "metrics", "mirrors", "points", "refine"}
+    | {"results", "steps", "workdir"},
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
-    | {"run", "steps", "workdir"},
-    "main": {"check", "config", "errors", "parameterization", "sweep", "train", "transfer", "workdir"},
+    | {"run", "sharding", "steps", "workdir"},
+    "help": {"parameterization"},
+    "main": {"check", "config", "dry_run", "errors", "help", "merge", "mirrors", "points", "sweep", "train", "transfer"}
+    | {"workdir"},
 }
 # Library -> the only modules that may import it
 CONFINED = {
@@ -43,6 +56,8 @@ CONFINED = {
     "seqio": {"data.prepare"},
     "matplotlib": {"check", "transfer"},
     "plotly": {"transfer"},
+    "tensorboardX": {"mirrors"},
+    "wandb": {"mirrors"},
     "absl": {"main"},
     "ml_collections": {"main"},
 }

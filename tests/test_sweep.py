@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, count_compilations, run_mujax
-from jax.sharding import AxisType
 
-from mujax.config import expand_sweep
 from mujax.data.corpus import load_corpus
 from mujax.errors import UserError
+from mujax.grid import expand_sweep
 from mujax.hps import stack
 from mujax.lanes import make_lane_fns
 from mujax.results import Row
 from mujax.run import make_run
+from mujax.sharding import sweep_mesh
 from mujax.steps import make_train_fns
 from mujax.sweep import sweep
 from mujax.train import train
@@ -49,7 +49,7 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_
     """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
     tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
     tree["sweep"]["seed"] = (0, 1)
-    monkeypatch.setattr("mujax.sweep.MAX_STEPS_PER_CALL", 3)  # of an evaluation's 5 steps: calls of 3, 2, 3, 2, 2
+    monkeypatch.setattr("mujax.executables.MAX_STEPS_PER_CALL", 3)  # of an evaluation's 5 steps: calls of 3, 2, 3, 2, 2
     training, evaluation = count_compilations("train_lane"), count_compilations("evaluate_lane")
     rows = sweep(tree, tmp_path / "sweep")
     assert len(rows) == 24
@@ -77,13 +77,19 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_
 
 
 def run_lanes(runs, rows_NKBT, num_devices=1, vmapped=False):
-    devices = jax.devices()[:num_devices]
-    mesh = jax.make_mesh((len(devices),), ("sweep",), axis_types=(AxisType.Auto,), devices=devices)
-    fns = make_lane_fns(runs[0].program, mesh, vmapped)
+    fns = make_lane_fns(runs[0].program, sweep_mesh(num_devices), vmapped)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = fns.init(np.zeros(len(runs), np.uint32), hps, scalings)
-    bounds = np.full(len(runs), 20.0, np.float32)
-    return fns.train(lanes, rows_NKBT, rows_NKBT.shape[1], hps, scalings, bounds)
+    return fns.train(lanes, rows_NKBT, *control(len(runs), rows_NKBT.shape[1]), hps, scalings, bounds(len(runs)))
+
+
+def control(num_lanes, num_steps):
+    """Each lane on its own rows, all active."""
+    return np.arange(num_lanes, dtype=np.int32), np.ones(num_lanes, bool), np.int32(num_steps)
+
+
+def bounds(num_lanes):
+    return np.full(num_lanes, 20.0, np.float32)
 
 
 @pytest.mark.parametrize(("num_devices", "vmapped"), [(3, False), (1, False), (1, True)])
@@ -135,12 +141,11 @@ def test_lanes_exchange_nothing(tiny):
     tree = tiny()
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
     runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
-    mesh = jax.make_mesh((2,), ("sweep",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
-    fns = make_lane_fns(runs[0].program, mesh, vmapped=True)
+    fns = make_lane_fns(runs[0].program, sweep_mesh(2), vmapped=True)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = jax.eval_shape(fns.init, np.zeros(2, np.uint32), hps, scalings)
-    rows, bounds = np.zeros((2, 3, 4, 17), np.uint8), np.full(2, 20.0, np.float32)
-    text = fns.train.lower(lanes, rows, 3, hps, scalings, bounds).compile().as_text()
+    rows = np.zeros((2, 3, 4, 17), np.uint8)
+    text = fns.train.lower(lanes, rows, *control(2, 3), hps, scalings, bounds(2)).compile().as_text()
     assert "while" in text
     assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
 
@@ -257,7 +262,7 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 75
-        assert "finished points are kept, the same command goes on" in stderr
+        assert "what was done is kept, the same command goes on" in stderr
         assert "Traceback" not in stderr
     assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
     assert results.read_text().splitlines()[: len(kept)] == kept

@@ -2,14 +2,13 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from mujax import main
 from mujax.errors import UserError
-from mujax.metrics import find_divergence, metric_records
+from mujax.sweep import sweep
 from mujax.train import train
 from mujax.workdir import read_jsonl
 
@@ -36,7 +35,7 @@ def test_files_of_a_run(tiny, tmp_path):
     row = train(tree, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == row
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == json.loads(json.dumps({key: value for key, value in tree.items() if key != "sweep"}))
+    assert config == json.loads(json.dumps({k: v for k, v in tree.items() if k not in ("sweep", "refine")}))
     records = list(read_jsonl(tmp_path / "metrics.jsonl"))
     training = [r for r in records if "loss" in r]
     assert [r["step"] for r in training] == list(range(0, 12, 2))
@@ -76,12 +75,16 @@ def test_diverged_run_exits_with_3(text_file, tmp_path, capsys):
     assert main.run(argv) == 3  # finished, and still diverged
 
 
-def test_divergence_is_found_in_training_or_evaluation():
-    evals = [(0, 5.0), (10, 4.0), (20, float("nan"))]
-    assert find_divergence(7, evals, 20.0) == 7
-    assert find_divergence(-1, evals, 20.0) == 20
-    assert find_divergence(-1, evals[:2], 20.0) is None
-    assert find_divergence(-1, evals[:2], 4.5) == 0
-    records = metric_records({"loss": jnp.arange(20.0)}, evals, 5, diverged_at=10)
-    kinds = [(r["step"], "eval_loss" in r) for r in records]
-    assert kinds == [(0, True), (0, False), (5, False), (10, True), (10, False)]
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_a_hopeless_run_is_given_up(verb, tiny, tmp_path):
+    """At the first evaluation at or after the step, not before; it has no loss, and its curve ends there."""
+    tree = tiny(train__give_up_step=6, train__give_up_loss=0.5, sweep={"seed": (0,)})
+    row = train(tree, tmp_path) if verb == "train" else sweep(tree, tmp_path)[0]
+    assert (row["status"], row["stopped_at_step"], row["diverged_at_step"]) == ("stopped", 10, None)
+    assert (row["final_loss"], row["best_loss"], row["steps"]) == (None, None, 12)
+    assert [step for step, _ in row["eval_losses"]] == [0, 5, 10]
+    curve = tmp_path / "metrics.jsonl" if verb == "train" else tmp_path / "points" / row["id"] / "metrics.jsonl"
+    records = list(read_jsonl(curve))
+    assert [(r["step"], "eval_loss" in r) for r in records][-2:] == [(8, False), (10, True)]
+    with pytest.raises(UserError, match="give_up_loss = 0: the rule needs both"):
+        train(tiny(train__give_up_step=6), tmp_path / "x")

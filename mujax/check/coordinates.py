@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax.hps import stack
-from mujax.lanes import make_lane_fns, over_lanes, sweep_mesh
+from mujax.lanes import make_lane_fns, over_lanes
 from mujax.models.layers import at_least_float32
 from mujax.optim import is_muon
 from mujax.parameterization import named_leaves
 from mujax.params import ParamMeta
 from mujax.run import Run
+from mujax.sharding import sweep_mesh
 from mujax.steps import make_train_fns
 
 
@@ -117,6 +118,9 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
     runs = [*runs, *[runs[-1]] * (num_lanes - num_runs)]
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     seeds = [run.cfg.seed for run in runs]
+    row_sets = list(dict.fromkeys(seeds))
+    row_set_N = np.asarray([row_sets.index(seed) for seed in seeds], np.int32)
+    active = np.ones(num_lanes, bool)
     no_bound = np.full(num_lanes, np.inf, np.float32)
 
     lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
@@ -125,8 +129,8 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
     measured: Measurements = {}
     for begin, end in zip([0, *horizons], horizons, strict=False):
         steps = [min(begin + k, end - 1) for k in range(num_rows)]
-        rows = {seed: np.stack([batches[seed][t] for t in steps]) for seed in set(seeds)}
-        lanes, _ = fns.train(lanes, np.stack([rows[seed] for seed in seeds]), end - begin, hps, scalings, no_bound)
+        rows = np.stack([np.stack([batches[seed][t] for t in steps]) for seed in row_sets])
+        lanes, _ = fns.train(lanes, rows, row_set_N, active, np.int32(end - begin), hps, scalings, no_bound)
         for kind, tree in measure_lanes(first, lanes.train.params, hps, scalings).items():
             for name, values in named_leaves(tree).items():
                 horizon = 0 if kind in ("weight", "activation") else end

@@ -54,7 +54,7 @@ def _is_number(x) -> bool:
 # What the report reads of a row, and what it must be
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "id": lambda x: isinstance(x, str),
-    "status": lambda x: x in ("ok", "diverged"),
+    "status": lambda x: x in ("ok", "diverged", "stopped"),
     "diverged_at_step": lambda x: x is None or _is_number(x),
     "width": lambda x: type(x) is int and x > 0,
     "parameterization": lambda x: isinstance(x, str),
@@ -111,9 +111,13 @@ def warnings(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
     found = []
     if (root / "manifest.json").exists():
-        num_points = len(files.read_json(root / "manifest.json").get("points", ()))
+        manifest = files.read_json(root / "manifest.json")
+        num_points = len(manifest.get("points", ()))
         if len(rows) < num_points:
             found.append(f"{len(rows)} of {num_points} points have finished; curves are incomplete")
+        found += [f"refinement of {note}" for note in manifest.get("refinement", ()) if "no further" in note]
+    if stopped := sum(row["status"] == "stopped" for row in rows):
+        found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
     for field in ("data_fingerprint", "code_version", "jax_version"):
         values = dict.fromkeys(str(row[field]) for row in rows if field in row)
         if len(values) > 1:

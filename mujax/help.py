@@ -1,0 +1,183 @@
+"""What the command line says of itself: the text of mujax --help and of mujax VERB --help.
+
+The first line of a verb's text is 'mujax NAME - summary.'
+"""
+
+import textwrap
+
+OVERVIEW = """\
+mujax - does a hyperparameter tuned on a small model stay right on a large one?
+
+Usage: mujax VERB [flags]          (the same as: python -m mujax VERB [flags])
+
+{verbs}
+
+mujax VERB --help explains a verb, its flags and what it writes, with examples.
+"""
+
+_CONFIG = """\
+  --config=FILE.py         a Python file with get_config(); configs/base.py names every field
+  --config=FILE.py:ARG     the same, calling get_config(ARG)
+  --config.FIELD=VALUE     sets one field, e.g. --config.optim.learning_rate=0.01"""
+
+TRAIN = """\
+mujax train - trains one model.
+
+  mujax train --config=configs/base.py --workdir=runs/base
+  mujax train --config=configs/base.py --workdir=runs/sp256 \\
+      --config.model.d_model=256 --config.parameterization.name=sp
+  mujax train --config=configs/base.py:mlp --workdir=runs/mlp
+
+Flags
+{config}
+  --workdir=DIR            where the run is written; one run a folder
+
+Leaves in DIR
+  config.json              every field of the run
+  metrics.jsonl            a line every train.log_interval steps, and one an evaluation
+  result.json              the result row, when the run has finished
+
+A workdir that holds the finished run is left alone; an interrupted run starts again.
+Exit codes: 0 finished, 2 something to fix in the command or config, 3 the run diverged,
+75 interrupted."""
+
+SWEEP = """\
+mujax sweep - trains every point of config.sweep, side by side on all cores or devices.
+
+  mujax sweep --config=configs/quickstart.py --workdir=runs/quickstart
+  mujax sweep --config=configs/quickstart.py --workdir=runs/wider \\
+      --config.sweep.model.d_model="(64, 128, 256)"
+  mujax sweep --config=configs/quickstart.py --dry_run
+  mujax sweep --config=configs/quickstart.py --workdir=runs/part0 --shard=0/4
+  mujax sweep --config=configs/quickstart.py --workdir=runs/fine \\
+      --config.refine.log2_step=0.5
+
+The points are the product of the axes in config.sweep, and of config.sweep.points, built with
+mujax.grid. Points that differ in numbers alone (parameterization, learning rate, decay,
+multipliers, warm-up, seed, ...) share one compiled program and train side by side; those that
+differ in width, depth, batch, steps, model options or optimizer are other groups. With
+config.refine.log2_step, points are added around the best value of each curve until it is bracketed.
+
+Flags
+{config}
+  --workdir=DIR            where the sweep is written; one sweep a folder, one process at a time
+  --dry_run                only says what would run: groups, programs, tokens, FLOPs, memory,
+                           and for each point the command that trains it alone
+  --shard=I/N              every N-th point, from the I-th on (0 is the first); each shard needs a
+                           workdir of its own, and mujax merge joins them
+  --tensorboard            also copies each finished point to DIR/tensorboard
+  --wandb_mode=MODE        also copies each finished point to Weights & Biases: offline or online
+
+Leaves in DIR
+  manifest.json            the config, and the fields that each point overrides
+  results.jsonl            one row a finished point; only one that came through has a loss
+  points/ID/metrics.jsonl  the training curve of a point
+  in_flight/               points that have not finished, while there are any
+
+Stopped by Ctrl-C or SIGTERM, it saves what is in flight; the same command goes on from there.
+Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
+or config, 75 interrupted."""
+
+MERGE = """\
+mujax merge - joins the results of several workdirs into one, without duplicates.
+
+  mujax merge --workdir=runs/all --sources=runs/part0,runs/part1
+  mujax merge --workdir=runs/all --sources="runs/part*"
+
+Flags
+  --workdir=DIR            where the results are written; may hold earlier ones, which stay first
+  --sources=DIR,DIR,...    workdirs of mujax sweep, or patterns of them
+
+Leaves in DIR results.jsonl, manifest.json and points/, as mujax sweep does. If all workdirs are
+parts of one sweep, mujax sweep goes on in DIR with what is still missing.
+Exit codes: 0 written, 2 something to fix in the command or the folders, nothing written."""
+
+REPORT = """\
+mujax report - where the best learning rate lies at each width, and how it moves.
+
+  mujax report --workdir=runs/quickstart
+
+Flags
+  --workdir=DIR            a folder that mujax sweep or mujax train has written
+
+Prints the table of optima, and leaves in DIR
+  report.html              curves, optima, training curves, config; one file, needs no network
+  figures/*.png, *.pdf     loss against learning rate, optimum against width
+  transfer.json            the curves, optima and drift as numbers
+Exit codes: 0 written, 2 something to fix in the command or the folder."""
+
+
+EXPLAIN = """\
+mujax explain - every number of a parameterization, tensor by tensor, and where it came from.
+
+  mujax explain --config=configs/quickstart.py
+  mujax explain --config=configs/quickstart.py --diff=sp
+  mujax explain --config=configs/quickstart.py --widths=32,128,512
+  mujax explain --config=configs/base.py --config.parameterization.name=mup_table8 \\
+      --config.parameterization.override="('unembed.lr=0.5', 'input=sp')"
+
+Flags
+{config}
+  --widths=W,W,...         the numbers at several widths side by side
+  --diff=TABLE             only what differs from another table
+  --json                   JSON on stdout, with everything
+
+Overrides (config.parameterization.override, a tuple of strings) are TARGET=VALUE or
+TARGET.NUMBER=VALUE
+  TARGET                   a role, a tensor, a pattern of tensors ('blocks/*/wq'), or a forward
+                           scale (attention, residual, logits, embedding)
+  NUMBER                   init, forward, lr, eps, weight_decay or readout
+  VALUE                    a table, a row of one ('sp.hidden'), or, for a single number or a scale,
+                           the number itself
+
+Tables
+{tables}
+Exit codes: 0 printed, 2 something to fix in the command or config."""
+
+CHECK = """\
+mujax check - is the model right under its parameterization and optimizer, and which tensor is not?
+
+  mujax check --config=configs/quickstart.py --workdir=runs/check --fast
+  mujax check --config=configs/quickstart.py --workdir=runs/check-sp \\
+      --config.parameterization.name=sp
+  mujax check --config=configs/base.py --workdir=runs/check-sgd \\
+      --config.optim.name=sgd --config.optim.learning_rate=0.5
+
+Reads the exponents of the resolved table; rescales stored weights, which must change nothing
+(float64); and trains small models of several widths, at the config's learning rate held constant
+and without clipping, to compare how every weight, update and activation grows with width with what
+the maximal-update limit wants.
+
+Flags
+{config}
+  --workdir=DIR            where check.json and check.png are written
+  --fast                   4 widths, 3 seeds, 10 steps; without it 5 widths, 5 seeds, 30 steps
+  --widths=W,W,...         other widths than 1, 2, 4, 8 (and 16) times parameterization.base_width
+  --seeds=N                another number of seeds, at least 3
+
+With parameterization.base_d_head set, heads grow with width and their number stays.
+A workdir that holds an earlier check keeps it, in earlier/N.
+Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in the command or
+config."""
+
+
+TEXTS = {"train": TRAIN, "sweep": SWEEP, "merge": MERGE, "report": REPORT, "explain": EXPLAIN, "check": CHECK}
+
+
+def overview() -> str:
+    """What mujax --help prints."""
+    summaries = {verb: text.splitlines()[0].partition(" - ")[2] for verb, text in TEXTS.items()}
+    return OVERVIEW.format(verbs="\n".join(f"  {verb:<8} {summary}" for verb, summary in summaries.items()))
+
+
+def help_text(verb: str) -> str:
+    """What mujax VERB --help prints."""
+    if verb != "explain":
+        return TEXTS[verb].format(config=_CONFIG)
+    from mujax.parameterization import PARAMETERIZATIONS
+
+    tables = "\n".join(
+        textwrap.fill(f"{name}: {table.source}", 100, initial_indent="  ", subsequent_indent="      ")
+        for name, table in PARAMETERIZATIONS.items()
+    )
+    return EXPLAIN.format(config=_CONFIG, tables=tables)

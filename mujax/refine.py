@@ -1,0 +1,118 @@
+"""The second pass of a sweep: points around the best value of a field, until it is bracketed and resolved.
+
+A pure function of the points and their rows, so that a sweep which was cut short proposes the same again.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mujax.config import typed_section
+from mujax.errors import UserError
+from mujax.grid import point_config
+from mujax.points import Point, curve_of, field_value
+from mujax.run import make_run
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """See configs/base.py; log2_step 0 means no second pass."""
+
+    field: str
+    log2_step: float
+    max_extension: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """What one curve still needs: log2 values to add, none when it is settled, and in words where it stands."""
+
+    add: tuple[float, ...]
+    note: str
+
+
+def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineConfig | None:
+    """The section `refine`, checked against the points; None if it asks for nothing.
+
+    Raises:
+      UserError: a wrong type or range, or a field that no point has as a positive number.
+    """
+    cfg = typed_section(RefineConfig, tree["refine"], "refine") if "refine" in tree else None
+    if cfg is None or not cfg.log2_step:
+        return None
+    for name in ("log2_step", "max_extension"):
+        if getattr(cfg, name) < 0:
+            raise UserError(f"refine.{name} = {getattr(cfg, name):g} must be at least 0")
+    for point in points:
+        value = field_value(point, cfg.field)
+        if not (type(value) is float and value > 0):
+            raise UserError(f"refine.field = {cfg.field!r} is {value!r} in a point; it must be a number above 0")
+    return cfg
+
+
+def propose(
+    tree: Mapping[str, Any], grid: Sequence[Point], points: Sequence[Point], rows: Mapping[str, Any], cfg: RefineConfig
+) -> tuple[list[Point], list[str]]:
+    """The points that the next round adds, and a line a curve that says why, or where its optimum is.
+
+    Args:
+      grid: the points of the config; points: these and what earlier rounds have added. rows: by id, of all points.
+    """
+    curves: dict[str, list[Point]] = {}
+    for point in points:
+        curves.setdefault(curve_of(point, cfg.field), []).append(point)
+    in_grid = {point.id for point in grid}
+    new, notes = [], []
+    for members in curves.values():
+        by_x: dict[float, list[Point]] = {}
+        for point in members:
+            by_x.setdefault(math.log2(field_value(point, cfg.field)), []).append(point)
+        losses = {x: _mean([rows[point.id]["final_loss"] for point in at_x]) for x, at_x in by_x.items()}
+        original = [x for x, at_x in by_x.items() if any(point.id in in_grid for point in at_x)]
+        proposal = refine_curve(losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension)
+        templates = by_x[original[0]]  # one for each seed
+        for x in proposal.add:
+            for template in templates:
+                overrides = {**template.overrides, cfg.field: 2.0**x}
+                new.append(Point(overrides, make_run(point_config(tree, overrides))))
+        fixed = {k: v for k, v in templates[0].overrides.items() if k not in (cfg.field, "seed")}
+        name = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in fixed.items())
+        notes.append(f"{name}: {proposal.note}" if name else proposal.note)
+    return new, notes
+
+
+def refine_curve(
+    losses: Mapping[float, float | None], grid: tuple[float, float], log2_step: float, max_extension: float
+) -> Proposal:
+    """What a curve needs until its best value has a worse neighbour on each side, within log2_step.
+
+    Args:
+      losses: log2 value -> loss; None where a run diverged, which is worse than any loss.
+      grid: lowest and highest log2 value of the config's own grid.
+      max_extension: how far beyond the grid values may be added, each way.
+    """
+    xs = sorted(losses)
+    finite = [x for x in xs if losses[x] is not None]
+    best = min(finite, key=lambda x: losses[x] or 0.0) if finite else xs[0]  # all diverged: try lower
+    i = xs.index(best)
+    for is_edge, neighbour, sign in ((i == 0, 1, -1), (i == len(xs) - 1 and bool(finite), -2, 1)):
+        if not is_edge:
+            continue
+        step = abs(xs[neighbour] - best) if len(xs) > 1 else log2_step
+        beyond = best + sign * step
+        edge = f"the best value is at the edge of the grid, 2^{best:g}" if finite else "every point diverged"
+        if sign * (beyond - grid[sign > 0]) > max_extension * (1 + 1e-9):
+            return Proposal((), f"{edge}; refine.max_extension = {max_extension:g} lets it grow no further")
+        return Proposal((beyond,), f"{edge}; extended to 2^{beyond:g}")
+    gaps = [(xs[i - 1], best), (best, xs[i + 1])]
+    halves = tuple((low + high) / 2 for low, high in gaps if high - low > log2_step * (1 + 1e-9))
+    if halves:
+        added = " and ".join(f"2^{x:g}" for x in halves)
+        return Proposal(halves, f"bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}; added {added}")
+    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}")
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) / len(finite) if len(finite) == len(losses) else None
