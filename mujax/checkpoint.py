@@ -1,6 +1,7 @@
 """Runs in flight, saved to one file: written whole or not at all, and trusted only by the code that wrote it."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def load_parked(file: Path, abstract: LaneState, indices: Mapping[str, int], cod
             expected, structure = jax.tree.flatten(abstract)
             leaves = [content[f"state_{i}"] for i in range(len(expected))]
             history = content["history"]
-    except (OSError, KeyError, EOFError) as e:
+    except (OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"it cannot be read ({e})") from e
     for leaf, x in zip(leaves, expected, strict=True):
         if leaf.shape[1:] != x.shape or leaf.dtype != x.dtype:

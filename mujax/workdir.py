@@ -78,8 +78,10 @@ def locked(root: Path) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
-        yield
-        stream.truncate(0)
+        try:
+            yield
+        finally:
+            stream.truncate(0)
 
 
 def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any], free: tuple[str, ...] = ()) -> Path:

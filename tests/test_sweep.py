@@ -1,6 +1,7 @@
 """Lanes equal single runs, divergence stays alone, one program a width, and nothing finished is lost."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -19,6 +20,8 @@ from mujax.errors import UserError
 from mujax.grid import expand_sweep
 from mujax.hps import stack
 from mujax.lanes import make_lane_fns
+from mujax.merge import merge
+from mujax.points import Shard
 from mujax.results import Row
 from mujax.run import make_run
 from mujax.sharding import sweep_mesh
@@ -136,16 +139,17 @@ def test_lanes_equal_single_steps_however_they_are_laid_out(tiny):
         np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
 
 
-def test_lanes_exchange_nothing(tiny):
-    """The compiled training program over a mesh of devices has no collective."""
+@pytest.mark.parametrize("vmapped", [True, False])
+def test_lanes_exchange_nothing(tiny, vmapped):
+    """The compiled training program over a mesh of 8 devices has no collective."""
     tree = tiny()
-    tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
+    tree["sweep"] = {"optim": {"learning_rate": tuple(0.01 * i for i in range(1, 9))}}
     runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
-    fns = make_lane_fns(runs[0].program, sweep_mesh(2), vmapped=True)
+    fns = make_lane_fns(runs[0].program, sweep_mesh(8), vmapped)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
-    lanes = jax.eval_shape(fns.init, np.zeros(2, np.uint32), hps, scalings)
-    rows = np.zeros((2, 3, 4, 17), np.uint8)
-    text = fns.train.lower(lanes, rows, *control(2, 3), hps, scalings, bounds(2)).compile().as_text()
+    lanes = jax.eval_shape(fns.init, np.zeros(8, np.uint32), hps, scalings)
+    rows = np.zeros((8, 3, 4, 17), np.uint8)
+    text = fns.train.lower(lanes, rows, *control(8, 3), hps, scalings, bounds(8)).compile().as_text()
     assert "while" in text
     assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
 
@@ -227,6 +231,137 @@ def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
     assert list(read_jsonl(file)) == [{"id": 1}, {"id": 3}]
 
 
+def interrupted_at(monkeypatch, call, signum=signal.SIGTERM):
+    """Sends this process a signal in the middle of the given call of the training program; counts steps."""
+    from mujax.engine import Chunk
+
+    train_chunk, trained, calls = Chunk.train, [], itertools.count(1)
+
+    def counted(self):
+        if next(calls) == call:
+            os.kill(os.getpid(), signum)
+        num_lanes = len(self.busy)
+        steps, ended = train_chunk(self)
+        trained.append(steps * num_lanes)
+        return steps, ended
+
+    monkeypatch.setattr(Chunk, "train", counted)
+    return trained
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
+    """No step is trained twice, no row is lost, and losses and curves are those of an undisturbed sweep, to the bit."""
+    tree = sweep_tree(tiny, seed=())
+    tree["sweep"]["seed"] = (0, 1, 2, 3)
+    whole = sweep(tree, tmp_path / "whole")
+    trained = interrupted_at(monkeypatch, call=2, signum=signum)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tree, tmp_path / "cut")
+    assert len(list((tmp_path / "cut" / "in_flight").iterdir())) == 1
+    assert not list(read_rows(tmp_path / "cut"))
+    rows = sweep(tree, tmp_path / "cut")
+    assert sum(trained) == 12 * 12
+    assert not list((tmp_path / "cut" / "in_flight").iterdir())
+    assert len(read_rows(tmp_path / "cut")) == 12
+    assert [dict(row, seconds=0) for row in rows] == [dict(row, seconds=0) for row in whole]
+    for row in rows:
+        curves = [tmp_path / w / "points" / row["id"] / "metrics.jsonl" for w in ("whole", "cut")]
+        assert curves[0].read_bytes() == curves[1].read_bytes()
+
+
+def read_rows(root):
+    file = root / "results.jsonl"
+    return list(read_jsonl(file)) if file.exists() else []
+
+
+def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny, tmp_path, monkeypatch, capsys):
+    tree = sweep_tree(tiny)
+    trained = interrupted_at(monkeypatch, call=2)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tree, tmp_path)
+    file = next((tmp_path / "in_flight").iterdir())
+    content = file.read_bytes()
+    for damaged, other_code, complaint in (
+        (content[: len(content) // 2], False, "cannot be read"),
+        (content, True, "saved by other code"),
+    ):
+        trained.clear()
+        (tmp_path / "results.jsonl").unlink(missing_ok=True)
+        file.write_bytes(damaged)
+        with monkeypatch.context() as patch:
+            if other_code:
+                patch.setattr("mujax.sweep.code_version", lambda: "other")
+            rows = sweep(tree, tmp_path)
+        assert sum(trained) == 3 * 12  # from the start
+        assert len(rows) == 3
+        assert complaint in capsys.readouterr().err
+
+
+def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, capsys):
+    """A process that holds the lock refuses others in one line; once it is killed, the next one goes on."""
+    tree = sweep_tree(tiny)
+    sweep(tree, tmp_path)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"from pathlib import Path; from mujax.workdir import locked\nimport time\n"
+         f"with locked(Path({str(tmp_path)!r})):\n  print('held', flush=True); time.sleep(60)"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; wait until it has ended"):
+        sweep(tree, tmp_path)
+    holder.kill()
+    holder.wait()
+    capsys.readouterr()
+    assert len(sweep(tree, tmp_path)) == 3
+    assert f"process {holder.pid}" in (err := capsys.readouterr().err)
+    assert "did not end cleanly" in err
+    sweep(tree, tmp_path)
+    assert "did not end cleanly" not in capsys.readouterr().err
+
+
+def test_a_workdir_of_another_table_is_refused(tiny, tmp_path, monkeypatch):
+    """The same config, but the code's table has changed since: one line, and nothing touched."""
+    from mujax.parameterization import PARAMETERIZATIONS
+
+    tree = sweep_tree(tiny, parameterization__name=("mup",), model__d_model=(32,))
+    sweep(tree, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    monkeypatch.setitem(PARAMETERIZATIONS, "mup", PARAMETERIZATIONS["sp"])
+    with pytest.raises(UserError, match="was begun with another parameterization table"):
+        sweep(tree, tmp_path)
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
+    """Three shards, one of them twice, merged: every point once, and the sweep finds nothing left to do."""
+    tree = sweep_tree(tiny, parameterization__name=("sp", "mup"))
+    whole = sweep(tree, tmp_path / "whole")
+    for i in range(3):
+        assert len(sweep(tree, tmp_path / f"part{i}", Shard(i, 3))) == 2
+    message = merge(str(tmp_path / "all"), [str(tmp_path / "part*"), str(tmp_path / "part1")])
+    assert message.endswith("6 rows added, 2 were there already, 6 in all")
+    started = count_compilations("train_lane")
+    rows = sweep(tree, tmp_path / "all")
+    assert not started
+    assert [dict(row, seconds=0) for row in rows] == [dict(row, seconds=0) for row in whole]
+    assert (tmp_path / "all" / "points" / rows[0]["id"] / "metrics.jsonl").exists()
+    content = (tmp_path / "all" / "results.jsonl").read_bytes()
+    assert merge(str(tmp_path / "all"), [str(tmp_path / "part2")]).endswith(
+        "0 rows added, 2 were there already, 6 in all"
+    )
+    assert (tmp_path / "all" / "results.jsonl").read_bytes() == content
+    # Results of another table under the same id are not joined, and nothing is written
+    rows = read_rows(tmp_path / "part0")
+    (tmp_path / "part0" / "results.jsonl").write_text(json.dumps({**rows[0], "table_hash": "x"}) + "\n")
+    with pytest.raises(UserError, match="has table_hash x, elsewhere"):
+        merge(str(tmp_path / "all"), [str(tmp_path / "part0")])
+    with pytest.raises(UserError, match="holds no manifest.json"):
+        merge(str(tmp_path / "new"), [str(tmp_path)])
+    with pytest.raises(UserError, match="no folder"):
+        merge(str(tmp_path / "new"), [str(tmp_path / "nothing*")])
+
+
 def quickstart_flags(text_file):
     """The quickstart at one small width and few steps, on a small text: 16 points, long enough to be cut short."""
     return [
@@ -264,6 +399,7 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
         assert process.returncode == 75
         assert "what was done is kept, the same command goes on" in stderr
         assert "Traceback" not in stderr
+        assert list((tmp_path / "cut" / "in_flight").iterdir())
     assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
     assert results.read_text().splitlines()[: len(kept)] == kept
     cut, whole = (
@@ -272,3 +408,29 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
     )
     assert len(cut) == 16
     assert cut == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_twenty_interruptions(signum, text_file, tmp_path, undisturbed):
+    """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep."""
+    command = [sys.executable, "-m", "mujax", "sweep", *quickstart_flags(text_file), f"--workdir={tmp_path}"]
+    random, cuts = np.random.default_rng(0), 0
+    while cuts < 20:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            process.communicate(timeout=random.uniform(1, 22))
+            break  # finished before its time
+        except subprocess.TimeoutExpired:
+            process.send_signal(signum)
+            process.communicate(timeout=120)
+            cuts += 1
+            assert process.returncode in (-signum, 75), process.returncode
+    assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={tmp_path}").returncode == 0
+    cut, whole = (
+        sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
+        for rows in (read_rows(tmp_path), undisturbed)
+    )
+    assert len(cut) == 16
+    assert cut == whole
+    assert cuts >= 3

@@ -1,0 +1,90 @@
+"""Refinement: from a coarse grid to a bracketed optimum, bounded, and the same again after an interruption."""
+
+import math
+
+import pytest
+
+from mujax.errors import UserError
+from mujax.points import make_points
+from mujax.refine import refine_config, refine_curve
+from mujax.sweep import sweep
+from mujax.workdir import read_json, read_jsonl
+
+
+def settle(loss, grid, log2_step=0.5, max_extension=4.0):
+    """Adds what is asked for until nothing is: (losses, last note)."""
+    losses = {float(x): loss(x) for x in grid}
+    ends = (min(losses), max(losses))
+    for _ in range(40):
+        proposal = refine_curve(losses, ends, log2_step, max_extension)
+        if not proposal.add:
+            return losses, proposal.note
+        assert not set(proposal.add) & set(losses)
+        losses.update({x: loss(x) for x in proposal.add})
+    raise AssertionError("never settled")
+
+
+@pytest.mark.parametrize("optimum", [-6.3, -5.0, -4.01, -8.7, -1.2])
+@pytest.mark.parametrize("log2_step", [1.0, 0.5, 0.125])
+def test_finds_the_vertex_of_a_parabola(optimum, log2_step):
+    """From a grid of -7, -5, -3, also where the vertex lies outside of it; off by at most half a step."""
+    losses, note = settle(lambda x: (x - optimum) ** 2, (-7, -5, -3), log2_step)
+    xs = sorted(losses)
+    i = min(range(len(xs)), key=lambda k: losses[xs[k]])
+    assert abs(xs[i] - optimum) <= log2_step / 2 + 1e-9
+    assert max(xs[i + 1] - xs[i], xs[i] - xs[i - 1]) <= log2_step
+    assert "bracketed" in note
+    assert len(losses) <= 3 + 4 + 2 * math.ceil(math.log2(2 / log2_step)) + 4
+
+
+def test_extension_is_bounded_and_says_so():
+    losses, note = settle(lambda x: x, (-7, -5, -3), 0.5, max_extension=4.0)
+    assert sorted(losses) == [-11, -9, -7, -5, -3]
+    assert "edge of the grid" in note
+    assert "no further" in note
+    losses, note = settle(lambda x: -x, (-7, -5, -3), 0.5, max_extension=0.0)
+    assert sorted(losses) == [-7, -5, -3]
+
+
+def test_divergence_brackets_from_above_but_is_no_optimum():
+    losses, note = settle(lambda x: -x if x < -4.5 else None, (-7, -5, -3), 0.5)
+    best = min((x for x in losses if losses[x] is not None), key=lambda x: losses[x])
+    assert best == -5.0
+    assert losses[min(x for x in losses if x > best)] is None
+    losses, note = settle(lambda x: None, (-7, -5), 0.5, max_extension=2.0)
+    assert "every point diverged" in note
+    assert min(losses) == -9
+
+
+def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
+    """Two tables, a grid too low: extended, bracketed, recorded; a second call adds nothing and recomputes nothing."""
+    tree = tiny("mlp", train__steps=30, train__eval_interval=30, optim__grad_clip=0.0)
+    tree["sweep"] = {"optim": {"learning_rate": (2.0**-12, 2.0**-11)}, "parameterization": {"name": ("sp", "mup")}}
+    coarse = sweep(tree, tmp_path)
+    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 2.0, "max_extension": 3.0}
+    rows = sweep(tree, tmp_path)
+    assert rows[:4] == coarse  # a second pass over a finished sweep keeps it
+    assert "extended to 2^-10" in capsys.readouterr().err
+    for name in ("sp", "mup"):
+        lrs = sorted(math.log2(row["learning_rate"]) for row in rows if row["parameterization"] == name)
+        assert lrs == [-12, -11, -10, -9, -8]
+    notes = read_json(tmp_path / "manifest.json")["refinement"]
+    assert len(notes) == 2
+    assert all("lets it grow no further" in note for note in notes)
+    content = (tmp_path / "results.jsonl").read_bytes()
+    assert sweep(tree, tmp_path) == rows
+    assert (tmp_path / "results.jsonl").read_bytes() == content
+    assert len(list(read_jsonl(tmp_path / "results.jsonl"))) == 10
+
+
+def test_bad_refinement(tiny):
+    tree = tiny(sweep={"seed": (0, 1)})
+    for changes, complaint in (
+        ({"log2_step": -1.0}, "refine.log2_step = -1 must be at least 0"),
+        ({"field": "optim.lr"}, "refine.field = 'optim.lr' is None"),
+        ({"field": "model.d_model"}, "it must be a number above 0"),
+        ({"log2_step": "x"}, "refine.log2_step = 'x' is str"),
+    ):
+        tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, **changes}
+        with pytest.raises(UserError, match=complaint):
+            refine_config(tree, make_points(tree))
