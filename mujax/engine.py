@@ -1,13 +1,12 @@
 """Trains many runs of one program to their ends, side by side in the slots of a chunk. No files.
 
-A chunk has a fixed number of lanes. Whenever a run has finished or diverged, its lane is given to the next
-run that waits, so no device idles while there is work. What a run computes depends on neither its lane nor
-its neighbours.
+A chunk has a fixed number of lanes. When a run has finished or diverged, its lane is given to the next run
+that waits, as soon as the other lanes have an evaluation before them. What a run computes depends on neither
+its lane nor its neighbours.
 """
 
 import collections
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,7 +57,7 @@ def train_runs(
     validation: np.ndarray,
     parked: Sequence[Parked] = (),
     report: Callable[[Sequence[int], int], None] = lambda indices, steps: None,
-    interrupt: Callable[["Chunk"], None] = lambda chunk: None,
+    interrupt: Callable[[Callable[[], list[Parked]]], None] = lambda park: None,
     vmapped: bool | None = None,
 ) -> Iterator[tuple[int, Progress]]:
     """Trains runs that share their program, data, and lengths; yields (index, Progress) as each ends.
@@ -67,8 +66,8 @@ def train_runs(
       batches: seed -> Batches. validation: [E, B, T + 1].
       parked: runs among these that go on from an earlier chunk; the others start at step 0.
       report: called with the indices of runs that have advanced, and by how many steps.
-      interrupt: called between two calls of the program with the chunk, whose `park` gives what is in
-        flight; may raise to end the work here.
+      interrupt: called between two calls of the program, with a function that returns all runs in flight;
+        may raise to end the work here.
       vmapped: whether the lanes of a device are vmapped; None: on accelerators.
 
     Raises:
@@ -79,13 +78,13 @@ def train_runs(
     waiting.extend(i for i in range(len(runs)) if i not in started)
     if vmapped is None:
         vmapped = jax.default_backend() != "cpu"
-    chunk = Chunk(runs, batches, validation, choose_lanes(runs, validation, vmapped), vmapped)
+    chunk = Chunk(runs, batches, validation, choose_lanes(runs, validation, vmapped))
     while waiting or chunk.busy:
         chunk.refill(waiting)
         yield from chunk.evaluate()
         if not chunk.busy:
             continue
-        interrupt(chunk)
+        interrupt(lambda chunk=chunk: [*chunk.park(), *(entry for entry in waiting if isinstance(entry, Parked))])
         if not waiting:
             chunk = chunk.compacted()
         before = chunk.busy
@@ -97,16 +96,16 @@ def train_runs(
 class Chunk:
     """Lanes on the devices, and beside each what the host knows of the run in it."""
 
-    def __init__(self, runs, batches, validation, executables: Executables, vmapped: bool):
+    def __init__(self, runs, batches, validation, executables: Executables):
         self._runs, self._batches, self._validation = runs, batches, validation
-        self._executables, self._vmapped = executables, vmapped
+        self._executables = executables
         self._train_cfg: TrainConfig = runs[0].cfg.train
         self._slots: list[tuple[int, Progress] | None] = [None] * executables.num_lanes
         self._numbers = self._stack([0] * executables.num_lanes)
         self._lanes: LaneState | None = None
-        self._num_row_sets = num_row_sets(runs, executables.num_lanes, vmapped)
+        self._num_row_sets = num_row_sets(runs, executables.num_lanes, executables.vmapped)
         self._seconds_per_step = math.nan
-        self._rows = functools.lru_cache(maxsize=2 * executables.num_lanes)(self._read_rows)
+        self._read_ahead: dict[tuple[int, int], np.ndarray] = {}
 
     @property
     def busy(self) -> list[tuple[int, Progress]]:
@@ -179,7 +178,8 @@ class Chunk:
         num_steps = min(steps_per_call(self._train_cfg), *to_stop)
         keys = self._row_sets()
         sets = list(dict.fromkeys(key for key in keys if key))
-        rows = [self._rows(*key) for key in sets]
+        rows = [self._read_ahead.pop(key, None) for key in sets]
+        rows = [self._read_rows(*key) if x is None else x for key, x in zip(sets, rows, strict=True)]
         rows_UKBT = np.stack(rows + rows[:1] * (self._num_row_sets - len(rows)))
         row_set_N = np.asarray([sets.index(key) if key else 0 for key in keys], np.int32)
         active_N = np.asarray([slot is not None for slot in self._slots])
@@ -190,9 +190,11 @@ class Chunk:
         )
         self._lanes = lanes
         # Read while the devices work, for the next call; in vain only for a run that diverges in this one
-        for seed, done in sets:
-            if done + num_steps < cfg.steps:
-                self._rows(seed, done + num_steps)
+        self._read_ahead = {
+            (seed, done + num_steps): self._read_rows(seed, done + num_steps)
+            for seed, done in sets
+            if done + num_steps < cfg.steps
+        }
         metrics = {name: np.asarray(values_NK) for name, values_NK in metrics.items()}
         diverged_at_N = np.asarray(lanes.diverged_at)
         seconds = time.time() - start
@@ -222,14 +224,17 @@ class Chunk:
         num_slots = old.mesh.shape["sweep"]
         per_slot = 2 ** math.ceil(math.log2(math.ceil(len(self.busy) / num_slots)))
         num_lanes = per_slot * num_slots
-        if not self._vmapped or 2 * num_lanes > old.num_lanes:
+        if not old.vmapped or 2 * num_lanes > old.num_lanes:
             return self
         remaining = max(self._train_cfg.steps - progress.done for _, progress in self.busy)
-        if remaining * self._seconds_per_step * (1 - num_lanes / old.num_lanes) < old.compile_seconds:
+        saved = remaining * self._seconds_per_step * (1 - num_lanes / old.num_lanes)
+        if math.isnan(saved) or saved < old.compile_seconds:
             return self
-        executables = compile_lanes(self._runs, self._validation, old.mesh, num_lanes, self._vmapped)
-        chunk = Chunk(self._runs, self._batches, self._validation, executables, self._vmapped)
-        chunk.refill(collections.deque(self.park()))
+        parked = self.park()
+        self._lanes = None  # makes room for the smaller chunk
+        executables = compile_lanes(self._runs, self._validation, old.mesh, num_lanes, old.vmapped)
+        chunk = Chunk(self._runs, self._batches, self._validation, executables)
+        chunk.refill(collections.deque(parked))
         return chunk
 
     def park(self) -> list[Parked]:

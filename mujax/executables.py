@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from mujax.config import TrainConfig
 from mujax.errors import UserError
 from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
+from mujax.models import MODELS
 from mujax.run import Run
 from mujax.sharding import sweep_mesh
 from mujax.steps import Program
@@ -32,6 +33,7 @@ class Executables(NamedTuple):
 
     num_lanes: int
     mesh: Mesh
+    vmapped: bool
     init: Callable
     replace: Callable
     train: Callable
@@ -47,10 +49,10 @@ def steps_per_call(train: TrainConfig) -> int:
 def num_row_sets(runs: Sequence[Run], num_lanes: int, vmapped: bool) -> int:
     """How many different batches the lanes of a chunk may train on at once.
 
-    Vmapped lanes all start together, and share the batches of their seed: hundreds of copies would cost
-    memory and transfer. Few lanes, one after the other, each have their own, and start when they can.
+    Vmapped lanes mostly start together and share the batches of their seed: hundreds of copies would cost
+    memory and transfer, a few let some start later. Lanes one after the other are few, and have their own each.
     """
-    return min(num_lanes, len({run.cfg.seed for run in runs})) if vmapped else num_lanes
+    return min(num_lanes, 4 * len({run.cfg.seed for run in runs})) if vmapped else num_lanes
 
 
 def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> Executables:
@@ -71,7 +73,7 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
         num_slots = min(num_slots, len(runs))
         per_slot = math.ceil(len(runs) / num_slots)
     else:
-        # On CPU a lane a core was measured to be fastest, at every width (experiments/benchmarks). As many for few
+        # On CPU nothing was measured to be faster than a lane a core (experiments/benchmarks). As many for few
         # runs as for many: the executable is the same then, and a sweep that goes on repeats every bit.
         per_slot = 1
     while True:
@@ -118,11 +120,13 @@ def compile_lanes(
     rows = (num_sets, steps_per_call(train), *validation.shape[1:])
     abstract_rows = jax.ShapeDtypeStruct(rows, validation.dtype)
     abstract_validation = jax.ShapeDtypeStruct(validation.shape, validation.dtype)
-    return _compile(runs[0].program, mesh, num_lanes, vmapped, abstract_rows, abstract_validation)
+    program = runs[0].program
+    return _compile(program, MODELS[program.model_name], mesh, num_lanes, vmapped, abstract_rows, abstract_validation)
 
 
 @functools.lru_cache(maxsize=4)  # groups that differ in lengths alone share a program
-def _compile(program: Program, mesh, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
+def _compile(program: Program, model, mesh, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
+    del model  # what the program's name for it stands for: a fork edited in a notebook keeps its name
     start = time.time()
     fns = make_lane_fns(program, mesh, vmapped)
     lanes = abstract_lanes(program, mesh, num_lanes)
@@ -147,7 +151,7 @@ def _compile(program: Program, mesh, num_lanes: int, vmapped: bool, rows, valida
         compiled = list(pool.map(lambda f: f[0].lower(*f[1]).compile(), functions))
     needed = max(_bytes_needed(c) for c in compiled)
     init, replace, train, evaluate = compiled
-    return Executables(num_lanes, mesh, init, replace, train, evaluate, needed, time.time() - start)
+    return Executables(num_lanes, mesh, vmapped, init, replace, train, evaluate, needed, time.time() - start)
 
 
 def _bytes_needed(compiled: Any) -> int:

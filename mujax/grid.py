@@ -96,7 +96,12 @@ def sweep_points(section: Mapping[str, Any]) -> Sweep:
         sweeps.append(tuple(dict(point) for point in points))
     if not sweeps:
         raise UserError("sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config")
-    return product(*sweeps)
+    points = product(*sweeps)
+    for point in points:
+        for field in point:
+            if not isinstance(field, str):
+                raise UserError(f"sweep: a point sets {field!r}; fields are dotted names, e.g. 'optim.learning_rate'")
+    return points
 
 
 def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
@@ -138,4 +143,4 @@ def _set(tree: dict[str, Any], field: str, value) -> None:
             raise UserError(f"sweep.{field}: {section} is a field, not a section")
     if last not in tree:
         raise UserError(f"sweep.{field}: the config has no field {field}{suggest(last, tree)}")
-    tree[last] = value
+    tree[last] = copy.deepcopy(value)  # a section that one field is then set in is no other point's

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mujax.hps import Hps, as_float32
+from mujax.models import MODELS
 from mujax.parameterization import Scaling
 from mujax.sharding import batch_sharding, is_split, tensor_sharding
 from mujax.steps import METRICS, Program, TrainState, abstract_metas, init_options, make_train_fns
@@ -128,9 +129,14 @@ def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
     return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
 
 
-@functools.lru_cache(maxsize=8)
 def abstract_lane(program: Program) -> LaneState:
     """Shapes and types of the state of one lane."""
+    return _abstract_lane(program, MODELS[program.model_name])
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_lane(program: Program, model) -> LaneState:
+    del model  # as in mujax.run
     state = jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
     return jax.eval_shape(LaneState, state, jax.ShapeDtypeStruct((), jnp.int32))
 

@@ -38,6 +38,9 @@ def _train(config: ConfigDict, workdir: str) -> int:
     if row["status"] == "diverged":
         print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve")
         return DIVERGED
+    if row["status"] == "stopped":
+        print(f"given up at step {row['stopped_at_step']} by train.give_up_step; {workdir}/metrics.jsonl has the curve")
+        return FINISHED
     print(f"final loss {row['final_loss']:.4f} nats/token, best {row['best_loss']:.4f} at step {row['best_step']}")
     return FINISHED
 
@@ -67,11 +70,17 @@ def _sweep(
 ) -> int:
     from mujax.points import Shard
 
-    part = Shard.parse(shard) if shard else Shard()
+    part = Shard() if shard is None else Shard.parse(shard)
     if dry_run:
         from mujax import dry_run as dry
 
-        print(dry.dry_run(config.to_dict(), part, [arg for arg in _joined(argv) if arg.startswith("--config")]))
+        print(
+            dry.dry_run(
+                config.to_dict(),
+                part,
+                [arg for arg in _joined(argv) if arg.startswith(("--config", "--noconfig", "--flagfile"))],
+            )
+        )
         return FINISHED
     if not workdir:
         raise UserError("sweep needs --workdir=DIR")

@@ -26,6 +26,8 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
     """
     folders = [folder for source in sources for folder in _expand(source)]
     root = files.make_writable(workdir)
+    if (root / "config.json").exists():
+        raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
     folders = [folder for folder in folders if folder.resolve() != root.resolve()]
     with files.locked(root):
         manifest, rows, added, again = _read(root), _rows(root), [], 0
@@ -45,7 +47,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                             f"{folder}: point {row['id']} has {field} {row.get(field)}, elsewhere "
                             f"{rows[row['id']].get(field)}; results of different code or data cannot be joined"
                         )
-            manifest = _joined(manifest, other)
+            manifest = _joined(manifest, other, folder)
         files.write_json(root / "manifest.json", manifest)
         files.drop_torn_line(root / "results.jsonl")
         for folder, row in added:
@@ -81,16 +83,22 @@ def _rows(folder: Path) -> dict[str, Any]:
     return rows
 
 
-def _joined(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for its own."""
-    if not a:
-        return dict(b)
-    configs = [*(a["merged"] if "merged" in a else [a["config"]]), *(b["merged"] if "merged" in b else [b["config"]])]
-    distinct = [config for i, config in enumerate(configs) if config not in configs[:i]]
+    a = a or {"config": b["config"]}
+    for data, fingerprint in b.get("data", {}).items():
+        if a.get("data", {}).get(data, fingerprint) != fingerprint:
+            raise UserError(
+                f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere {a['data'][data]}); results "
+                "of different data cannot be joined"
+            )
+    configs = [*a.get("merged", [a["config"]]), *b.get("merged", [b["config"]])]
+    studies = [files.same_study(config) for config in configs]
+    distinct = [config for i, config in enumerate(configs) if studies[i] not in studies[:i]]
     which = {"config": distinct[0]} if len(distinct) == 1 else {"config": {"merged": "several"}, "merged": distinct}
     return {
         **which,
-        "data": sorted({*a.get("data", ()), *b.get("data", ())}),
+        "data": {**a.get("data", {}), **b.get("data", {})},
         "points": {**b.get("points", {}), **a.get("points", {})},
         "refinement": list(dict.fromkeys([*a.get("refinement", ()), *b.get("refinement", ())])),
     }

@@ -60,9 +60,6 @@ class Mirror:
     def copy(self, row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Nothing to close: each point is finished when it is copied."""
-
 
 class TensorBoard(Mirror):
     """One event file a point, tensorboard/ID/events.out.tfevents, replaced as a whole."""

@@ -41,9 +41,9 @@ def make_points(tree: Mapping[str, Any]) -> list[Point]:
 
 def group_points(points: Sequence[Point]) -> list[list[Point]]:
     """Points that can train side by side together, the cheapest group first."""
-    groups: dict[str, list[Point]] = {}
+    groups: dict[Any, list[Point]] = {}
     for point in sorted(points, key=lambda p: p.run.flops_per_step):
-        groups.setdefault(point.run.group, []).append(point)
+        groups.setdefault((point.run.group, point.run.cfg.mesh), []).append(point)
     return list(groups.values())
 
 
@@ -82,14 +82,9 @@ class Shard:
 
         With curve_field, the points of a curve along it stay together.
         """
-        own: set[str] = set()
-        dealt = 0
+        hands: dict[str, set[str]] = {}
         for members in group_points(points):
-            hands: dict[str, list[str]] = {}
             for point in members:
-                hands.setdefault(curve_of(point, curve_field) if curve_field else point.id, []).append(point.id)
-            for ids in hands.values():
-                if dealt % self.count == self.index:
-                    own.update(ids)
-                dealt += 1
+                hands.setdefault(curve_of(point, curve_field) if curve_field else point.id, set()).add(point.id)
+        own = set().union(*list(hands.values())[self.index :: self.count])
         return [point for point in points if point.id in own]

@@ -41,10 +41,14 @@ def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineCon
     cfg = typed_section(RefineConfig, tree["refine"], "refine") if "refine" in tree else None
     if cfg is None or not cfg.log2_step:
         return None
-    for name in ("log2_step", "max_extension"):
-        if getattr(cfg, name) < 0:
-            raise UserError(f"refine.{name} = {getattr(cfg, name):g} must be at least 0")
+    for name, least in (("log2_step", 2.0**-10), ("max_extension", 0.0)):
+        if getattr(cfg, name) < least:
+            raise UserError(f"refine.{name} = {getattr(cfg, name):g} must be at least {least:g}")
     for point in points:
+        if point.run.cfg.train.give_up_step:
+            raise UserError(
+                "refine goes by final losses, and a run given up by train.give_up_step has none; choose one"
+            )
         value = field_value(point, cfg.field)
         if not (type(value) is float and value > 0):
             raise UserError(f"refine.field = {cfg.field!r} is {value!r} in a point; it must be a number above 0")
@@ -72,14 +76,20 @@ def propose(
         original = [x for x, at_x in by_x.items() if any(point.id in in_grid for point in at_x)]
         proposal = refine_curve(losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension)
         templates = by_x[original[0]]  # one for each seed
-        for x in proposal.add:
-            for template in templates:
-                overrides = {**template.overrides, cfg.field: 2.0**x}
-                new.append(Point(overrides, make_run(point_config(tree, overrides))))
+        note = proposal.note
+        try:
+            new += [_at(template, cfg.field, x, tree) for x in proposal.add for template in templates]
+        except (UserError, OverflowError) as e:  # e.g. a decay rate above 1
+            note = f"{note.partition(';')[0]}; the grid can grow no further: {e}"
         fixed = {k: v for k, v in templates[0].overrides.items() if k not in (cfg.field, "seed")}
         name = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in fixed.items())
-        notes.append(f"{name}: {proposal.note}" if name else proposal.note)
+        notes.append(f"{name}: {note}" if name else note)
     return new, notes
+
+
+def _at(template: Point, field: str, log2_value: float, tree: Mapping[str, Any]) -> Point:
+    overrides = {**template.overrides, field: 2.0**log2_value}
+    return Point(overrides, make_run(point_config(tree, overrides)))
 
 
 def refine_curve(

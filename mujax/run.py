@@ -40,8 +40,8 @@ class Run:
 
     @property
     def group(self) -> str:
-        """Names the compiled program and all else that lanes of one chunk must share."""
-        shared = (self.program, self.cfg.train, self.cfg.data, self.cfg.mesh)
+        """Names the compiled program and all else that lanes of one chunk must share, but for the mesh."""
+        shared = (self.program, self.cfg.train, self.cfg.data)
         return digest([dataclasses.asdict(part) for part in shared])
 
     @property

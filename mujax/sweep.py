@@ -1,7 +1,9 @@
 """Many points: grouped, trained side by side, one row each; none is lost, and none is done twice."""
 
 import contextlib
+import dataclasses
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -14,8 +16,9 @@ from tqdm import tqdm
 
 from mujax import workdir as files
 from mujax.checkpoint import load_parked, save_parked
+from mujax.config import digest
 from mujax.data.loader import load_batches
-from mujax.engine import Chunk, Parked, Progress, train_runs
+from mujax.engine import Parked, Progress, train_runs
 from mujax.errors import UserError
 from mujax.lanes import abstract_lane
 from mujax.metrics import metric_records
@@ -25,7 +28,8 @@ from mujax.refine import propose, refine_config
 from mujax.results import code_version, make_row
 from mujax.steps import METRICS
 
-# What is in flight is saved at a signal, and this often against being killed without one.
+# What is in flight is saved at a signal, and this often against being killed without one: but the saving of
+# much state may take no more than a twentieth of the time.
 SAVE_SECONDS = 60.0
 
 Row = dict[str, Any]
@@ -55,9 +59,10 @@ def sweep(
     grid = shard.take(grid, refinement.field if refinement else None)
     if not grid:
         raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
-    root = files.open_workdir(workdir, "manifest.json", tree, free=("mesh", "refine"))
+    part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
+    root = files.open_workdir(workdir, "manifest.json", tree)
     with files.locked(root), _deferred_signals() as is_interrupted:
-        study = _Study(tree, root, grid, open_mirrors(root), is_interrupted)
+        study = _Study(tree, root, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
         points, notes = grid, []
         while True:
             study.run(points, notes)
@@ -75,18 +80,26 @@ def sweep(
 class _Study:
     """A workdir, and what is in it."""
 
-    def __init__(self, tree, root: Path, grid: Sequence[Point], mirrors: Sequence[Mirror], is_interrupted):
-        self._tree, self._root, self._mirrors, self._is_interrupted = tree, root, mirrors, is_interrupted
-        # Reads the text, so that a bad source, or another one than before, is known before anything compiles
-        firsts = [members[0].run.cfg for members in group_points(grid)]
-        self._data = sorted({load_batches(cfg.data, cfg.train, seeds=())[2] for cfg in firsts})
+    def __init__(self, tree, root: Path, grid: Sequence[Point], part: str, mirrors: Sequence[Mirror], is_interrupted):
+        self._tree, self._root, self._part = tree, root, part
+        self._mirrors, self._is_interrupted = mirrors, is_interrupted
         manifest_file = root / "manifest.json"
         self._recorded = files.read_json(manifest_file) if manifest_file.exists() else {}
-        if self._recorded.get("data", self._data) != self._data:
+        if self._recorded.get("part", part) != part:
             raise UserError(
-                f"--workdir={root} was begun on other text (fingerprint {self._recorded['data']}, now {self._data}); "
-                "choose a new workdir"
+                f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, now it is to be "
+                f"{part or 'the whole sweep'}; choose a new workdir (mujax merge joins them)"
             )
+        # Reads the text, so that a bad source, or another one than before, is known before anything compiles
+        self._data = dict(self._recorded.get("data", {}))
+        for cfg in [members[0].run.cfg for members in group_points(grid)]:
+            fingerprint = load_batches(cfg.data, cfg.train, seeds=())[2]
+            recorded = self._data.setdefault(digest(dataclasses.asdict(cfg.data)), fingerprint)
+            if recorded != fingerprint:
+                raise UserError(
+                    f"--workdir={root} was begun on other text (fingerprint {recorded}, now {fingerprint}); "
+                    "choose a new workdir"
+                )
         self._check_tables(grid)
         self._results = root / "results.jsonl"
         if files.drop_torn_line(self._results):
@@ -108,40 +121,42 @@ class _Study:
         """Trains the points that have no row yet."""
         self._check_tables(points)
         entries = {p.id: {"overrides": p.overrides, "table_hash": p.run.table_hash} for p in points}
-        known = self._recorded.get("points", {})  # another shard may have been run here
-        self._recorded = {"config": self._tree, "data": self._data, "points": {**known, **entries}}
+        known = self._recorded.get("points", {})
+        self._recorded = {"config": self._tree, "part": self._part, "data": self._data, "points": {**known, **entries}}
         files.write_json(self._root / "manifest.json", {**self._recorded, "refinement": list(refinement)})
         todo = [point for point in points if point.id not in self.rows]
         groups = group_points(todo)
-        total = sum(point.flops for point in todo)
         for number, members in enumerate(groups, start=1):
             self._stop_if_interrupted()
             done = len(points) - sum(point.id not in self.rows for point in points)
             title = f"group {number}/{len(groups)}, {_title(members)}; {done}/{len(points)} points finished"
             print(title, file=sys.stderr)
-            with _Bar(members, total, self.rows.values()) as bar:
+            with _Bar(members, self.rows.values()) as bar:
                 self._run_group(members, bar)
-            total -= sum(point.flops for point in members)
+        shutil.rmtree(self._root / "in_flight", ignore_errors=True)  # whatever is left there has its rows
 
     def _run_group(self, members: Sequence[Point], bar: "_Bar") -> None:
         cfg = members[0].run.cfg  # train and data are the same in the whole group
         batches, validation, fingerprint = load_batches(cfg.data, cfg.train, {p.run.cfg.seed for p in members})
         ids = [point.id for point in members]
         file = self._root / "in_flight" / f"{members[0].run.group}.npz"
-        saved_at = time.time()
+        next_save = time.time() + SAVE_SECONDS
 
-        def interrupt(chunk: Chunk) -> None:
-            nonlocal saved_at
-            if self._is_interrupted() or time.time() - saved_at > SAVE_SECONDS:
-                save_parked(file, chunk.park(), ids, code_version())
-                saved_at = time.time()
+        def interrupt(park: Callable[[], list[Parked]]) -> None:
+            nonlocal next_save
+            if self._is_interrupted() or time.time() > next_save:
+                start = time.time()
+                try:
+                    save_parked(file, park(), ids, code_version())
+                except OSError as e:  # the rows are what counts; this is tried again, or these points start again
+                    print(f"{file} could not be saved: {e}", file=sys.stderr)
+                next_save = time.time() + max(SAVE_SECONDS, 20 * (time.time() - start))
             self._stop_if_interrupted()
 
         parked = self._parked(file, members)
-        bar.trained([entry.index for entry in parked], [entry.progress.done for entry in parked])
+        bar.resumed({entry.index: entry.progress.done for entry in parked})
         runs = [point.run for point in members]
-        advanced = lambda indices, steps: bar.trained(indices, [steps] * len(indices))  # noqa: E731
-        for i, progress in train_runs(runs, batches, validation, parked, advanced, interrupt):
+        for i, progress in train_runs(runs, batches, validation, parked, bar.trained, interrupt):
             row = make_row(
                 runs[i],
                 overrides=members[i].overrides,
@@ -152,7 +167,7 @@ class _Study:
                 seconds=progress.seconds,
             )
             self._keep(members[i], row, progress)
-            bar.finished(i, row, progress.done)
+            bar.finished(i, row)
         file.unlink(missing_ok=True)
 
     def _keep(self, point: Point, row: Row, progress: Progress) -> None:
@@ -212,16 +227,14 @@ def _title(members: Sequence[Point]) -> str:
 class _Bar:
     """Progress of one group: how much of its training is done, tokens a second, and its best point so far."""
 
-    def __init__(self, members: Sequence[Point], flops_left: float, rows):
+    def __init__(self, members: Sequence[Point], rows):
         self._members = members
-        self._tokens = 0
-        self._start = time.time()
-        self._share = flops_left / sum(point.flops for point in members)  # of all that is left to do, per this group
-        self._best: Row | None = None
+        self._steps = [0] * len(members)
+        self._tokens, self._num_done, self._start = 0, 0, time.time()
         self._width = members[0].run.cfg.model.d_model
+        self._best: Row | None = None
         for row in rows:
             self._keep_best(row)
-        self._num_done = 0
         self._bar = tqdm(
             total=sum(point.run.cfg.train.steps for point in members),
             bar_format="  {n_fmt}/{total_fmt} steps |{bar:20}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
@@ -235,27 +248,35 @@ class _Bar:
     def __exit__(self, *exc_info):
         self._bar.close()
 
-    def trained(self, indices: Sequence[int], steps: Sequence[int]) -> None:
-        """Runs have advanced by so many steps each."""
-        self._tokens += sum(self._members[i].run.tokens_per_step * n for i, n in zip(indices, steps, strict=True))
-        self._bar.set_postfix_str(self._postfix(), refresh=False)
-        self._bar.update(sum(steps))
+    def resumed(self, steps: Mapping[int, int]) -> None:
+        """Runs go on from these steps."""
+        for index, done in steps.items():
+            self._steps[index] = done
+        self._bar.initial = self._bar.n = sum(self._steps)
 
-    def finished(self, index: int, row: Row, steps: int) -> None:
+    def trained(self, indices: Sequence[int], steps: int) -> None:
+        """These runs have each advanced by so many steps."""
+        for index in indices:
+            self._steps[index] += steps
+            self._tokens += self._members[index].run.tokens_per_step * steps
+        self._show()
+
+    def finished(self, index: int, row: Row) -> None:
+        self._steps[index] = self._members[index].run.cfg.train.steps  # also of a run that ended before
         self._num_done += 1
         self._keep_best(row)
-        self._bar.set_postfix_str(self._postfix(), refresh=False)
-        self._bar.update(max(0, self._members[index].run.cfg.train.steps - steps))  # what it will not train
+        self._show()
 
     def _keep_best(self, row: Row) -> None:
         if row["status"] == "ok" and row["width"] == self._width:
             if row["final_loss"] < (self._best or {"final_loss": math.inf})["final_loss"]:
                 self._best = row
 
-    def _postfix(self) -> str:
+    def _show(self) -> None:
         rate = self._tokens / max(time.time() - self._start, 1e-9)
         parts = [f"{self._num_done}/{len(self._members)} points", f"{rate:.3g} tokens/s"]
         if best := self._best:
             where = f"{best['parameterization']} at LR {best['learning_rate']:.3g}"
             parts.append(f"best of width {self._width} {best['final_loss']:.3f} ({where})")
-        return ", ".join(parts)
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        self._bar.update(sum(self._steps) - self._bar.n)

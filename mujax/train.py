@@ -37,6 +37,8 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
         return files.read_json(root / "result.json")
     data = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
     with files.locked(root):
+        if (root / "result.json").exists():  # another process has finished it in the meantime
+            return files.read_json(root / "result.json")
         return _train(run, root, data)
 
 

@@ -84,14 +84,19 @@ def locked(root: Path) -> Iterator[None]:
             stream.truncate(0)
 
 
-def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any], free: tuple[str, ...] = ()) -> Path:
+def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a workdir's study: all but where runs are laid out, and how far the grid is refined."""
+    fixed = {key: value for key, value in config.items() if key not in ("mesh", "refine")}
+    return json.loads(_dumps(fixed))
+
+
+def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 
     Args:
       record: the file that says what a workdir is for: config.json (a run, which it holds itself) or
         manifest.json (a sweep, which it holds under `config`). The caller writes it.
-      config: JSON values; must equal the recorded ones if there are any.
-      free: sections of it that may differ.
+      config: must be the same study as the recorded one if there is any.
 
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
@@ -102,25 +107,25 @@ def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any], fr
             raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
     if (root / record).exists():
         recorded = read_json(root / record)
-        old, new = (
-            {key: value for key, value in tree.items() if key not in free}
-            for tree in (recorded.get("config", recorded), json.loads(json.dumps(config)))
-        )
-        changes = differences(old, new)
+        changes = differences(same_study(recorded.get("config", recorded)), same_study(config))
         if changes:
             more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
             raise UserError(f"--workdir={workdir} belongs to another config: {changes[0]}{more}; choose a new workdir")
     return root
 
 
+def _dumps(document, indent: int | None = None) -> str:
+    return json.dumps(document, indent=indent, allow_nan=False, default=lambda x: x.item())  # NumPy's numbers
+
+
 def write_json(file: Path, document) -> None:
     """Writes whole or not at all."""
-    _write_whole(file, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    _write_whole(file, _dumps(document, indent=1) + "\n")
 
 
 def write_jsonl(file: Path, records) -> None:
     """Writes whole or not at all, one record a line."""
-    _write_whole(file, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    _write_whole(file, "".join(_dumps(record) + "\n" for record in records))
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -139,13 +144,18 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
+        folder = os.open(file.parent, os.O_RDONLY)  # so that the name, too, outlives a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def append_jsonl(file: Path, record) -> None:
     """Appends one line in one write and syncs it to disk, so that a crash tears at most that line."""
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    line = _dumps(record).encode() + b"\n"
     with open(file, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join

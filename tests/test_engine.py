@@ -105,13 +105,16 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(1, 2, 2), MeshConfig(4, 1, 1)])
-def test_a_run_split_over_devices_is_the_same_run(tiny, mesh):
+def test_a_run_split_over_devices_is_the_same_run(tiny, mesh, monkeypatch):
     """Two slots of four devices, vmapped lanes in each: the losses of one device, and weights that really are split."""
     runs = runs_of(tiny(model__d_model=32), optim={"learning_rate": (0.01, 0.02, 0.03, 0.04)})
     split = [dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, mesh=dataclasses.replace(mesh))) for run in runs]
     assert [run.cfg.id for run in split] == [run.cfg.id for run in runs]
     chunks = []
-    whole, parts = results(runs, vmapped=True), results(split, vmapped=True, interrupt=chunks.append)
+    refill = engine.Chunk.refill
+    monkeypatch.setattr(engine.Chunk, "refill", lambda self, waiting: (chunks.append(self), refill(self, waiting)))
+    whole, parts = results(runs, vmapped=True), results(split)
+    chunks = chunks[-1:]
     for i in range(4):
         np.testing.assert_allclose(parts[i].history, whole[i].history, rtol=1e-4)
     wi = chunks[0]._lanes.train.params["blocks"]["mlp"]["wi"]
@@ -155,15 +158,13 @@ def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
         optim={"learning_rate": (0.01, *(1e4 + i for i in range(6)), 0.02)},
     )
     sizes = []
-
-    def watch(chunk):
-        sizes.append(len(chunk._slots))
-
-    patient = results(runs, vmapped=True, interrupt=watch)
+    train_chunk = engine.Chunk.train
+    monkeypatch.setattr(engine.Chunk, "train", lambda self: (sizes.append(len(self._slots)), train_chunk(self))[1])
+    patient = results(runs, vmapped=True)
     assert set(sizes) == {8}  # 20 tiny steps are cheaper than a compilation
     sizes.clear()
     monkeypatch.setattr(executables.Executables, "compile_seconds", 0.0)
-    packed = results(runs, vmapped=True, interrupt=watch)
+    packed = results(runs, vmapped=True)
     assert sizes[0] == 8
     assert sizes[-1] == 2
     for i in range(8):
@@ -178,9 +179,10 @@ def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
     whole = results(runs)
     calls = 0
 
-    def stop(chunk):
+    def stop(park):
         nonlocal calls
         calls += 1
+        parked.append(park())
         if calls == 2:
             raise InterruptedError
 
@@ -188,14 +190,20 @@ def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
     executables._compile.cache_clear()
     parked = []
     with pytest.raises(InterruptedError):
-        results(runs, interrupt=lambda chunk: (parked.append(chunk.park()), stop(chunk)))
+        results(runs, interrupt=stop)
     assert [entry.progress.done for entry in parked[-1]] == [3] * 6
     for num_devices in (8, 2):
         monkeypatch.setattr(jax, "device_count", lambda n=num_devices: n)
         again = [engine.Parked(e.index, copied(e.progress), e.state) for e in parked[-1]]
-        steps = []
-        on = results(runs, parked=again, report=lambda indices, n, log=steps: log.append(len(indices) * n))
+        steps, saved = [], []
+        on = results(
+            runs,
+            parked=again,
+            report=lambda indices, n, log=steps: log.append(len(indices) * n),
+            interrupt=lambda park, log=saved: log.append(len(park())),
+        )
         assert sum(steps) == 6 * (12 - 3)
+        assert saved[0] == 6  # those that wait for a lane are saved with the others
         for i in range(6):
             np.testing.assert_allclose(on[i].history, whole[i].history, rtol=0 if num_devices == 8 else 1e-6)
             np.testing.assert_allclose(on[i].evals, whole[i].evals, rtol=0 if num_devices == 8 else 1e-6)

@@ -137,7 +137,6 @@ def test_wandb_runs_are_the_points(tmp_path, fake_wandb, capsys):
     (mirror,) = open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="offline")
     mirror.point(ROW, RECORDS, CONFIG)
     mirror.point({**ROW, "id": "another", "status": "diverged", "final_loss": None}, [], CONFIG)
-    mirror.close()
     run, diverged = wandb.runs
     identity = {"id": ROW["id"], "group": "study", "project": "mujax", "mode": "offline", "resume": None}
     assert identity.items() <= run.settings.items()

@@ -8,6 +8,9 @@ import subprocess
 import pytest
 from conftest import ROOT, run_mujax
 
+from configs import base
+from mujax.grid import expand_sweep
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
@@ -33,18 +36,27 @@ def test_every_command_is_one_we_know():
     assert all(line.startswith(("mujax ", "make ")) for line in COMMANDS)
 
 
-def test_mujax_commands_run(tmp_path):
+def test_mujax_commands_run(tmp_path, monkeypatch):
     """In the order of the README, so that a report finds the sweep before it; in folders of their own."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # spends less time on compilation
     for verb, *flags in MUJAX:
         extra = SMALL if verb in ("train", "sweep") else []
         if verb == "sweep" and not any("d_model" in flag for flag in flags):
             extra = [*extra, "--config.sweep.model.d_model=(48,)"]
-        flags = [flag.replace("--workdir=runs", f"--workdir={tmp_path}") for flag in flags]
+        flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
         done = run_mujax(verb, *flags, *extra)
         assert done.returncode == 0, (verb, flags, done.stderr[-500:])
     assert (tmp_path / "quickstart" / "report.html").exists()
     widths = [json.loads(line)["width"] for line in (tmp_path / "wider" / "results.jsonl").read_text().splitlines()]
     assert sorted(widths) == [48] * 6 + [96] * 6 + [192] * 6
+
+
+def test_the_algebra_it_shows():
+    c = base.get_config()
+    exec(re.search(r"```python\n(from mujax.grid.*?)```", README, re.S)[1], {"c": c})
+    points = [cfg for _, cfg in expand_sweep(c.to_dict())]
+    assert len(points) == (4 + 2) * 8
+    assert {(cfg.model.d_model, cfg.mesh.fsdp) for cfg in points} == {(64, 1), (512, 1), (1024, 4)}
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])

@@ -80,7 +80,8 @@ def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
 def test_bad_refinement(tiny):
     tree = tiny(sweep={"seed": (0, 1)})
     for changes, complaint in (
-        ({"log2_step": -1.0}, "refine.log2_step = -1 must be at least 0"),
+        ({"log2_step": -1.0}, "refine.log2_step = -1 must be at least"),
+        ({"log2_step": 1e-9}, "refine.log2_step = 1e-09 must be at least"),
         ({"field": "optim.lr"}, "refine.field = 'optim.lr' is None"),
         ({"field": "model.d_model"}, "it must be a number above 0"),
         ({"log2_step": "x"}, "refine.log2_step = 'x' is str"),

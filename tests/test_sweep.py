@@ -262,7 +262,7 @@ def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
     assert not list(read_rows(tmp_path / "cut"))
     rows = sweep(tree, tmp_path / "cut")
     assert sum(trained) == 12 * 12
-    assert not list((tmp_path / "cut" / "in_flight").iterdir())
+    assert not (tmp_path / "cut" / "in_flight").exists()
     assert len(read_rows(tmp_path / "cut")) == 12
     assert [dict(row, seconds=0) for row in rows] == [dict(row, seconds=0) for row in whole]
     for row in rows:
@@ -288,6 +288,7 @@ def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny
     ):
         trained.clear()
         (tmp_path / "results.jsonl").unlink(missing_ok=True)
+        file.parent.mkdir(exist_ok=True)
         file.write_bytes(damaged)
         with monkeypatch.context() as patch:
             if other_code:
@@ -358,6 +359,14 @@ def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
         merge(str(tmp_path / "all"), [str(tmp_path / "part0")])
     with pytest.raises(UserError, match="holds no manifest.json"):
         merge(str(tmp_path / "new"), [str(tmp_path)])
+    with pytest.raises(UserError, match="was begun as --shard=2/3, now it is to be --shard=0/3"):
+        sweep(tree, tmp_path / "part2", Shard(0, 3))
+    manifest = json.loads((tmp_path / "part1" / "manifest.json").read_text())
+    manifest["data"] = dict.fromkeys(manifest["data"], "other")
+    (tmp_path / "part1" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was trained on other text"):
+        merge(str(tmp_path / "new"), [str(tmp_path / "part2"), str(tmp_path / "part1")])
+    assert not (tmp_path / "new" / "results.jsonl").exists()
     with pytest.raises(UserError, match="no folder"):
         merge(str(tmp_path / "new"), [str(tmp_path / "nothing*")])
 
@@ -375,12 +384,20 @@ def quickstart_flags(text_file):
 def undisturbed(text_file, tmp_path_factory):
     """Rows of the sweep that test_interrupted_sweep_goes_on cuts short."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={workdir}").returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={workdir}").returncode == 0
     return list(read_jsonl(workdir / "results.jsonl"))
 
 
+@pytest.fixture
+def quick_processes(monkeypatch):
+    """Processes that a test starts spend less time on compilation, as those of `undisturbed` do."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
+def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, quick_processes):
     """Stopped while running, by the real command: finished points are kept, and the whole equals an undisturbed one."""
     flags = quickstart_flags(text_file)
     command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={tmp_path / 'cut'}"]
@@ -412,7 +429,7 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_twenty_interruptions(signum, text_file, tmp_path, undisturbed):
+def test_twenty_interruptions(signum, text_file, tmp_path, undisturbed, quick_processes):
     """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep."""
     command = [sys.executable, "-m", "mujax", "sweep", *quickstart_flags(text_file), f"--workdir={tmp_path}"]
     random, cuts = np.random.default_rng(0), 0
