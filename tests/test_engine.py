@@ -59,7 +59,15 @@ def runs_and_curves(text_file):
 
 @pytest.mark.parametrize(
     ("size", "num_devices", "vmapped"),
-    [(1, 1, False), (1, 8, True), (7, 1, True), (7, 8, False), (32, 1, True), (32, 8, True), (32, 8, False)],
+    [
+        (1, 8, True),
+        (7, 8, False),
+        (32, 1, True),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in ((1, 1, False), (7, 1, True), (32, 8, True), (32, 8, False))
+        ),
+    ],
 )
 def test_a_run_is_the_same_in_any_company(runs_and_curves, size, num_devices, vmapped, monkeypatch):
     """Batches of 1, 7 and 32, shuffled, on 1 and 8 devices, against the run by itself: 1e-5 after 50 steps."""
@@ -104,7 +112,7 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(1, 2, 2), MeshConfig(4, 1, 1)])
+@pytest.mark.parametrize("mesh", [MeshConfig(1, 2, 2), pytest.param(MeshConfig(4, 1, 1), marks=pytest.mark.slow)])
 def test_a_run_split_over_devices_is_the_same_run(tiny, mesh, monkeypatch):
     """Two slots of four devices, vmapped lanes in each: the losses of one device, and weights that really are split."""
     runs = runs_of(tiny(model__d_model=32), optim={"learning_rate": (0.01, 0.02, 0.03, 0.04)})

@@ -396,7 +396,9 @@ def quick_processes(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
+)
 def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, quick_processes):
     """Stopped while running, by the real command: finished points are kept, and the whole equals an undisturbed one."""
     flags = quickstart_flags(text_file)
