@@ -13,7 +13,7 @@ from configs import base
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the time here goes to LLVM; test_sweep.py and the command-line tests keep its optimizations.
+# Most of the time here goes to LLVM; most of the command-line tests keep its optimizations.
 jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).parent.parent

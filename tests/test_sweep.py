@@ -31,14 +31,6 @@ from mujax.train import train
 from mujax.workdir import append_jsonl, read_jsonl
 
 
-@pytest.fixture
-def full_optimization():
-    """Numbers here are compared as users get them."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def sweep_tree(tiny, **axes):
     tree = tiny()
     tree["sweep"] = {"optim": {"learning_rate": (2.0**-8, 2.0**-6, 2.0**-4)}}
@@ -48,7 +40,7 @@ def sweep_tree(tiny, **axes):
     return tree
 
 
-def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, full_optimization, monkeypatch):
+def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monkeypatch):
     """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
     tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
     tree["sweep"]["seed"] = (0, 1)
@@ -95,7 +87,9 @@ def bounds(num_lanes):
     return np.full(num_lanes, 20.0, np.float32)
 
 
-@pytest.mark.parametrize(("num_devices", "vmapped"), [(3, False), (1, False), (1, True)])
+@pytest.mark.parametrize(
+    ("num_devices", "vmapped"), [(3, False), pytest.param(1, False, marks=pytest.mark.slow), (1, True)]
+)
 def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
     """Three lanes, the middle one at a learning rate that explodes, against the same with a harmless one."""
     tree = tiny(optim__grad_clip=0.0, model__norm_gain=True)
@@ -249,7 +243,7 @@ def interrupted_at(monkeypatch, call, signum=signal.SIGTERM):
     return trained
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
     """No step is trained twice, no row is lost, and losses and curves are those of an undisturbed sweep, to the bit."""
     tree = sweep_tree(tiny, seed=())
