@@ -4,6 +4,7 @@ results.jsonl and metrics.jsonl are the record: a mirror is written after them, 
 point, and nothing is ever read back from it.
 """
 
+import abc
 import contextlib
 import os
 import sys
@@ -45,7 +46,7 @@ def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> 
     return [*mirrors, Wandb(root, study, wandb_mode)] if wandb_mode else mirrors
 
 
-class Mirror:
+class Mirror(abc.ABC):
     """Copies points, and holds nothing open between them; a failure costs one line on stderr, never the sweep."""
 
     name: str
@@ -57,8 +58,9 @@ class Mirror:
         except Exception as e:
             print(f"{self.name} mirror, point {row['id']}: {one_line(e)}", file=sys.stderr)
 
+    @abc.abstractmethod
     def copy(self, row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-        raise NotImplementedError
+        """What `point` guards; may raise anything."""
 
 
 class TensorBoard(Mirror):
