@@ -374,14 +374,22 @@ def quickstart_flags(text_file):
     ]  # fmt: skip
 
 
+def undisturbed_rows(flags, workdir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
+    return sorted_rows(read_rows(workdir))
+
+
+def sorted_rows(rows):
+    """Rows by id, without what may differ between two runs of one point."""
+    return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
+
+
 @pytest.fixture(scope="module")
 def undisturbed(text_file, tmp_path_factory):
     """Rows of the sweep that test_interrupted_sweep_goes_on cuts short."""
-    workdir = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={workdir}").returncode == 0
-    return list(read_jsonl(workdir / "results.jsonl"))
+    return undisturbed_rows(quickstart_flags(text_file), tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -415,35 +423,32 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, qui
         assert list((tmp_path / "cut" / "in_flight").iterdir())
     assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
     assert results.read_text().splitlines()[: len(kept)] == kept
-    cut, whole = (
-        sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
-        for rows in (read_jsonl(results), undisturbed)
-    )
-    assert len(cut) == 16
-    assert cut == whole
+    assert len(undisturbed) == 16
+    assert sorted_rows(read_rows(tmp_path / "cut")) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def long_sweep(text_file, tmp_path_factory):
+    """(flags, rows) of a sweep of 64 points that outlasts twenty interruptions, undisturbed."""
+    flags = [*quickstart_flags(text_file), "--config.sweep.seed=(0,1,2,3)", "--config.train.steps=1000"]
+    return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_twenty_interruptions(signum, text_file, tmp_path, undisturbed, quick_processes):
+def test_twenty_interruptions(signum, long_sweep, tmp_path, quick_processes):
     """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep."""
-    command = [sys.executable, "-m", "mujax", "sweep", *quickstart_flags(text_file), f"--workdir={tmp_path}"]
-    random, cuts = np.random.default_rng(0), 0
-    while cuts < 20:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            process.communicate(timeout=random.uniform(1, 22))
-            break  # finished before its time
-        except subprocess.TimeoutExpired:
-            process.send_signal(signum)
-            process.communicate(timeout=120)
-            cuts += 1
-            assert process.returncode in (-signum, 75), process.returncode
-    assert run_mujax("sweep", *quickstart_flags(text_file), f"--workdir={tmp_path}").returncode == 0
-    cut, whole = (
-        sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
-        for rows in (read_rows(tmp_path), undisturbed)
-    )
-    assert len(cut) == 16
-    assert cut == whole
-    assert cuts >= 3
+    flags, whole = long_sweep
+    command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={tmp_path}"]
+    random, finished = np.random.default_rng(0), [0]
+    for _ in range(20):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.5, 15))
+        assert process.poll() is None  # it must not have come to its end
+        process.send_signal(signum)
+        assert process.wait(timeout=120) in (-signum, 75)
+        finished.append(len(read_rows(tmp_path)))
+    assert finished == sorted(finished)
+    assert len(set(finished)) > 5  # cut in the middle of it, not before it had begun
+    assert run_mujax("sweep", *flags, f"--workdir={tmp_path}").returncode == 0
+    assert sorted_rows(read_rows(tmp_path)) == whole
