@@ -429,7 +429,7 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, qui
 
 @pytest.fixture(scope="module")
 def long_sweep(text_file, tmp_path_factory):
-    """(flags, rows) of a sweep of 64 points that outlasts twenty interruptions, undisturbed."""
+    """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
     flags = [*quickstart_flags(text_file), "--config.sweep.seed=(0,1,2,3)", "--config.train.steps=1000"]
     return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"))
 
@@ -437,18 +437,24 @@ def long_sweep(text_file, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_twenty_interruptions(signum, long_sweep, tmp_path, quick_processes):
-    """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep."""
+    """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep.
+
+    A sweep that comes to its end before its twentieth interruption is followed by another.
+    """
     flags, whole = long_sweep
-    command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={tmp_path}"]
-    random, finished = np.random.default_rng(0), [0]
-    for _ in range(20):
+    random, sweeps, kept = np.random.default_rng(0), 1, []
+    while len(kept) < 20:
+        workdir = tmp_path / str(sweeps)
+        command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={workdir}"]
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0.5, 15))
-        assert process.poll() is None  # it must not have come to its end
         process.send_signal(signum)
-        assert process.wait(timeout=120) in (-signum, 75)
-        finished.append(len(read_rows(tmp_path)))
-    assert finished == sorted(finished)
-    assert len(set(finished)) > 5  # cut in the middle of it, not before it had begun
-    assert run_mujax("sweep", *flags, f"--workdir={tmp_path}").returncode == 0
-    assert sorted_rows(read_rows(tmp_path)) == whole
+        if process.wait(timeout=120) == 0:
+            assert sorted_rows(read_rows(workdir)) == whole
+            sweeps += 1
+        else:
+            assert process.returncode in (-signum, 75)
+            kept.append(len(read_rows(workdir)))
+    assert len(set(kept)) > 5  # in the midst of it, not before it had begun
+    assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
+    assert sorted_rows(read_rows(workdir)) == whole
