@@ -305,4 +305,7 @@ def main() -> None:
     # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told otherwise.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for signum in (signal.SIGTERM, signal.SIGINT):  # what was done stands, whatever comes while Python shuts down
+        signal.signal(signum, signal.SIG_IGN)
+    sys.exit(code)

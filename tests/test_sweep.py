@@ -427,6 +427,15 @@ def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, qui
     assert sorted_rows(read_rows(tmp_path / "cut")) == undisturbed
 
 
+def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
+    code = (
+        "import atexit, os, signal, sys; from mujax.main import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); sys.argv = ['mujax', '--version']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.fixture(scope="module")
 def long_sweep(text_file, tmp_path_factory):
     """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
