@@ -296,8 +296,13 @@ def run(argv: Sequence[str]) -> int:
         return INTERRUPTED
 
 
+class _Interrupted(KeyboardInterrupt):
+    """Python's own KeyboardInterrupt, raised anywhere inside exec - so wherever a module with a dataclass is being
+    imported - ends the process as killed by SIGINT, though it was caught and all went well after."""
+
+
 def _interrupt(signum, frame):
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 def main() -> None:

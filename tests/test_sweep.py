@@ -436,6 +436,15 @@ def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):
+    """There Python runs code by exec, out of which a KeyboardInterrupt ends the process though it is caught."""
+    file = tmp_path / "config.py"
+    file.write_text("import os, signal\ndef get_config():\n  exec('os.kill(os.getpid(), signal.SIGTERM)')\n")
+    done = run_mujax("train", f"--config={file}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 75, done.stderr
+    assert "interrupted" in done.stderr
+
+
 @pytest.fixture(scope="module")
 def long_sweep(text_file, tmp_path_factory):
     """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
