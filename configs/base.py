@@ -17,10 +17,22 @@ def _transformer() -> ConfigDict:
     c.mlp_ratio = 4.0  # MLP width / d_model
     c.num_kv_heads = 0  # key and value heads, a divisor of the number of heads; 0: one for every query head
     c.tied = False  # the embedding is the readout too; a table needs a rule for that
-    c.norm_gain = False  # trainable RMSNorm gains
+    c.bias = False  # on every projection, on the readout, and on LayerNorms
+    c.norm = "rms"  # rms (RMSNorm) or layer (LayerNorm)
+    c.norm_gain = "none"  # trainable gains of every norm: none, vector (one a coordinate) or scalar
     c.norm_eps = 1e-6  # added to the mean square
+    c.embedding_norm = False  # a norm on the embedded tokens
+    c.qk_norm = False  # a norm on every head's queries and keys, before RoPE
+    c.position = "rope"  # rope, learned (added to the embedding; the sum over sqrt 2) or none
     c.rope_base = 10_000.0  # RoPE wavelengths go from 2 pi to 2 pi * rope_base tokens
+    c.activation = "relu"  # relu, sqrelu, gelu or silu; swiglu or geglu: gated, with a third matrix
+    c.attention = "softmax"  # softmax, sqrelu, elu, normalized_sqrelu or normalized_elu
+    c.attention_impl = "plain"  # plain, dot_product (jax.nn's; cuDNN on GPU in bfloat16) or splash (TPU)
+    c.parallel = False  # attention and MLP of a block read the same, rather than one after the other
+    c.remat = "none"  # recompute in the backward pass: none, full (all), or dots (all but the matmuls)
+    c.scan_layers = True  # one copy of the layers' code, compiled once; False: one a layer, slower to compile
     c.dtype = "float32"  # of compute: float32 or bfloat16; master weights are always float32
+    c.low_precision = False  # norms and softmax in dtype too, rather than in float32
     return c
 
 
@@ -64,6 +76,7 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.optim.b1 = 0.9  # momentum; of sgd and muon too, none of adafactor
     c.optim.b2 = 0.95  # of adamw and lion
     c.optim.eps = 1e-8
+    c.optim.momentum_dtype = "float32"  # of the first moment: float32 or bfloat16; the second is always float32
     # Global norm of the gradients of the effective weights; 0: no clipping. A bound that bites makes runs of
     # different widths differ: the norm is not constant in width.
     c.optim.grad_clip = 1.0
@@ -77,6 +90,7 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.train = ConfigDict()
     c.train.steps = 200  # updates
     c.train.batch_size = 16  # sequences
+    c.train.accumulation = 1  # parts of a batch whose gradients are taken one after the other, to save memory
     c.train.eval_interval = 50  # steps; also at steps 0 and the last
     c.train.eval_batches = 16  # batches of batch_size, the same at every evaluation
     c.train.log_interval = 10  # steps between lines of metrics.jsonl
@@ -87,10 +101,12 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.train.give_up_loss = 0.0
 
     c.data = ConfigDict()
-    c.data.name = "embedded"  # embedded: Python's standard library; text: data.path
-    c.data.path = ""  # file or folder of UTF-8 text
+    c.data.name = "embedded"  # embedded: Python's standard library; text, or shards of tokens: data.path
+    c.data.path = ""  # file or folder of UTF-8 text, or folder of shards
     c.data.glob = "**/*.txt"  # which files of a folder
-    c.data.seq_len = 64  # tokens (bytes) of context
+    c.data.seq_len = 64  # tokens of context
+    c.data.vocab_size = 256  # tokens: bytes
+    c.data.eos_id = -1  # the loss counts a row's tokens up to the first of this id; -1: all
 
     # Devices that one run of a sweep is split over, for models too large or too slow for one; the rest of the
     # devices hold more runs. No part of a run's id: the numbers are the same but for rounding.

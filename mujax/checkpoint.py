@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mujax.engine import Parked, Progress
@@ -23,12 +24,21 @@ def save_parked(file: Path, parked: Sequence[Parked], ids: Sequence[str], code_v
             for p in parked
         ],
     }
-    leaves = [np.stack(values) for values in zip(*(jax.tree.leaves(p.state) for p in parked), strict=True)]
+    leaves = [_storable(np.stack(values)) for values in zip(*(jax.tree.leaves(p.state) for p in parked), strict=True)]
     arrays = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
     arrays["history"] = np.stack([p.progress.history for p in parked])
     arrays["header"] = np.array(json.dumps(header))
     with replacing(file) as stream:
         np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _storable(x: np.ndarray) -> np.ndarray:
+    """NumPy's files know no bfloat16: its bits as integers."""
+    return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _restored(x: np.ndarray, dtype) -> np.ndarray:
+    return x.view(jnp.bfloat16) if dtype == jnp.bfloat16 and x.dtype == np.uint16 else x
 
 
 def load_parked(file: Path, abstract: LaneState, indices: Mapping[str, int], code_version: str) -> list[Parked]:
@@ -46,7 +56,7 @@ def load_parked(file: Path, abstract: LaneState, indices: Mapping[str, int], cod
             if header["code_version"] != code_version:
                 raise ValueError(f"it was saved by other code ({header['code_version']}, this is {code_version})")
             expected, structure = jax.tree.flatten(abstract)
-            leaves = [content[f"state_{i}"] for i in range(len(expected))]
+            leaves = [_restored(content[f"state_{i}"], x.dtype) for i, x in enumerate(expected)]
             history = content["history"]
     except (OSError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"it cannot be read ({e})") from e

@@ -39,6 +39,7 @@ class OptimConfig:
     b1: float
     b2: float
     eps: float
+    momentum_dtype: str
     grad_clip: float
 
 
@@ -54,6 +55,7 @@ class ScheduleConfig:
 class TrainConfig:
     steps: int
     batch_size: int
+    accumulation: int
     eval_interval: int
     eval_batches: int
     log_interval: int
@@ -68,6 +70,8 @@ class DataConfig:
     path: str
     glob: str
     seq_len: int
+    vocab_size: int
+    eos_id: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +93,10 @@ SECTIONS = {
 }
 # Sections that speak of many runs, or of where they run, and are no part of what a run is.
 STUDY_SECTIONS = ("sweep", "refine")
-DATASETS = ("embedded", "text")
+DATASETS = ("embedded", "text", "shards")
 DTYPES = ("float32", "bfloat16")
 ZERO_MEANS_NONE = ("num_kv_heads",)
+DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,8 @@ class RunConfig:
         """The resolved config as nested dicts of JSON values; derived fields left out."""
         sections = {key: dataclasses.asdict(getattr(self, key)) for key in SECTIONS}
         model = {"name": self.model_name, **dataclasses.asdict(self.model)}
-        del model["vocab_size"]
+        for name in DERIVED:
+            model.pop(name, None)
         # Through JSON, so that it equals what is read back: tuples become lists
         return json.loads(json.dumps({"seed": self.seed, "model": model, **sections}))
 
@@ -152,13 +158,15 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     model_name = model_tree.pop("name", None)
     _one_of("model.name", model_name, MODELS)
     model_cls = MODELS[model_name][0]
-    model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=("vocab_size",))
+    model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=DERIVED)
     _check_model_ranges(model_kwargs)
     seed = _cast(tree["seed"], int, "seed")
     if not 0 <= seed < 2**31:
         raise UserError(f"seed = {seed} must be in [0, 2^31)")
     _check_ranges(**sections)
-    model = model_cls(**model_kwargs, vocab_size=VOCAB_SIZE)
+    derived = {"vocab_size": sections["data"].vocab_size, "seq_len": sections["data"].seq_len}
+    has = {field.name for field in dataclasses.fields(model_cls)}
+    model = model_cls(**model_kwargs, **{name: value for name, value in derived.items() if name in has})
     cfg = RunConfig(seed=seed, model_name=model_name, model=model, **sections)
     _check_base(cfg)
     return cfg
@@ -274,13 +282,24 @@ def _check_ranges(
     _one_of("optim.decay_form", optim.decay_form, DECAY_FORMS)
     _positive("optim.learning_rate", optim.learning_rate)
     _positive("optim.eps", optim.eps)
+    _one_of("optim.momentum_dtype", optim.momentum_dtype, DTYPES)
+    if optim.momentum_dtype != "float32" and optim.name == "adafactor":
+        raise UserError(f"optim.momentum_dtype = {optim.momentum_dtype!r} with optim.name = 'adafactor': it has none")
     for name in ("weight_decay", "grad_clip"):
         _at_least(f"optim.{name}", getattr(optim, name), 0)
     for name in ("b1", "b2"):
         if not 0 <= getattr(optim, name) < 1:
             raise UserError(f"optim.{name} = {getattr(optim, name)!r} must be in [0, 1)")
 
-    for name in ("steps", "batch_size", "eval_interval", "eval_batches", "log_interval", "divergence_loss"):
+    for name in (
+        "steps",
+        "batch_size",
+        "accumulation",
+        "eval_interval",
+        "eval_batches",
+        "log_interval",
+        "divergence_loss",
+    ):
         _positive(f"train.{name}", getattr(train, name))
     for name in ("give_up_step", "give_up_loss"):
         _at_least(f"train.{name}", getattr(train, name), 0)
@@ -307,15 +326,25 @@ def _check_ranges(
 
     for name in ("data", "fsdp", "tensor"):
         _positive(f"mesh.{name}", getattr(mesh, name))
-    if train.batch_size % (mesh.data * mesh.fsdp):
+    if train.batch_size % train.accumulation:
         raise UserError(
-            f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size = {train.batch_size}"
+            f"train.accumulation = {train.accumulation} does not divide train.batch_size = {train.batch_size}"
+        )
+    if train.batch_size // train.accumulation % (mesh.data * mesh.fsdp):
+        raise UserError(
+            f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size / train.accumulation = "
+            f"{train.batch_size // train.accumulation}"
         )
 
     _one_of("data.name", data.name, DATASETS)
     _positive("data.seq_len", data.seq_len)
-    if (data.name == "text") != bool(data.path):
-        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: a path goes with name 'text', only")
+    if (data.name == "embedded") == bool(data.path):
+        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: all but 'embedded' have a path")
+    _positive("data.vocab_size", data.vocab_size)
+    if data.name in ("embedded", "text") and data.vocab_size != VOCAB_SIZE:
+        raise UserError(f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes")
+    if not -1 <= data.eos_id < data.vocab_size:
+        raise UserError(f"data.eos_id = {data.eos_id} is no token of data.vocab_size = {data.vocab_size}, and not -1")
 
 
 def _check_base(cfg: RunConfig) -> None:

@@ -32,7 +32,8 @@ DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
 class Optimizer:
     """An optimizer family.
 
-    core: (metas, hps) -> the transformation of gradients into updates of a learning rate of 1.
+    core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates of a learning
+      rate of 1.
     column: of learning rates in the tables.
     gauge: storing theta * W in place of W leaves the run as it is if the learning rate grows as
       theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if they
@@ -46,28 +47,28 @@ class Optimizer:
     hps: tuple[str, ...]
 
 
-def _adam(metas, hps: Hps):
+def _adam(metas, hps: Hps, momentum_dtype):
     """Adam (1412.6980)."""
     del metas
-    return optax.scale_by_adam(hps.b1, hps.b2, hps.eps)
+    return optax.scale_by_adam(hps.b1, hps.b2, hps.eps, mu_dtype=momentum_dtype)
 
 
-def _sgd(metas, hps: Hps):
+def _sgd(metas, hps: Hps, momentum_dtype):
     """SGD with heavy-ball momentum b1, not damped: the update is the sum of b1^k times past gradients."""
     del metas
-    return optax.trace(hps.b1)
+    return optax.trace(hps.b1, accumulator_dtype=momentum_dtype)
 
 
-def _lion(metas, hps: Hps):
+def _lion(metas, hps: Hps, momentum_dtype):
     """Lion (2302.06675): the sign of an average of gradients."""
     del metas
-    return optax.scale_by_lion(hps.b1, hps.b2)
+    return optax.scale_by_lion(hps.b1, hps.b2, mu_dtype=momentum_dtype)
 
 
-def _adafactor(metas, hps: Hps):
+def _adafactor(metas, hps: Hps, momentum_dtype):
     """Adafactor (1804.04235) without momentum, with its own constants: decay 1 - t^-0.8, update clipping at 1,
     and updates relative to the RMS of the weight, of at least 1e-3. Each matrix of a stack is one by itself."""
-    del hps
+    del hps, momentum_dtype
     one_matrix = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=2),
         optax.clip_by_block_rms(1.0),
@@ -76,7 +77,7 @@ def _adafactor(metas, hps: Hps):
     return _per_matrix(one_matrix, metas)
 
 
-def _muon(metas, hps: Hps):
+def _muon(metas, hps: Hps, momentum_dtype):
     """Muon (kellerjordan.github.io/posts/muon) on hidden matrices, Adam on the rest.
 
     A matrix is what the signature says: fan_in x fan_out, whatever axes those are made of, each of a
@@ -93,9 +94,11 @@ def _muon(metas, hps: Hps):
         is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
         return jax.tree.map(lambda w, m: w if is_hidden(w) else axes(m), params, metas, is_leaf=is_hidden)
 
-    muon = contrib.scale_by_muon(beta=hps.b1, eps=hps.eps, weight_dimension_numbers=dimension_numbers)
+    muon = contrib.scale_by_muon(
+        beta=hps.b1, eps=hps.eps, mu_dtype=momentum_dtype, weight_dimension_numbers=dimension_numbers
+    )
     labels = jax.tree.map(lambda m: "muon" if is_muon(m) else "adam", metas)
-    return optax.partition({"muon": muon, "adam": _adam(metas, hps)}, labels)
+    return optax.partition({"muon": muon, "adam": _adam(metas, hps, momentum_dtype)}, labels)
 
 
 def is_muon(meta: ParamMeta) -> bool:
@@ -141,7 +144,7 @@ def effective_grad_norm(grads, scalings) -> jax.Array:
 
 
 def make_optimizer(
-    name: str, decay_form: str, metas, hps: Hps, scalings, multiplier
+    name: str, decay_form: str, metas, hps: Hps, scalings, multiplier, momentum_dtype: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of an optimizer, with per-tensor learning rate, eps and decay.
 
@@ -152,6 +155,7 @@ def make_optimizer(
       hps: hyperparameters, possibly traced.
       scalings: tree of Scaling beside the parameters, possibly traced.
       multiplier: the schedule's value at this step.
+      momentum_dtype: of the first moment, where the optimizer has one; None: as the weights; static.
 
     Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied by
     dividing its gradient: optax's own optimizer then serves every tensor.
@@ -175,7 +179,7 @@ def make_optimizer(
         factor = jnp.minimum(1.0, hps.grad_clip / effective_grad_norm(grads, scalings))
         return jax.tree.map(lambda g: g * factor, grads)
 
-    core = optimizer.core(metas, hps)
+    core = optimizer.core(metas, hps, momentum_dtype)
     if optimizer.gauge == 0:
         core = _on_effective_weights(core, scalings)
     elif "eps" in optimizer.hps:

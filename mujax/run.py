@@ -100,7 +100,10 @@ def make_run(cfg: RunConfig) -> Run:
         model=cfg.model,
         optimizer=cfg.optim.name,
         decay_form=cfg.optim.decay_form,
+        momentum_dtype=None if cfg.optim.momentum_dtype == "float32" else cfg.optim.momentum_dtype,
         schedule=cfg.schedule.name,
+        accumulation=cfg.train.accumulation,
+        eos_id=None if cfg.data.eos_id < 0 else cfg.data.eos_id,
         batch_size=cfg.train.batch_size,
         seq_len=cfg.data.seq_len,
     )

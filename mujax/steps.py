@@ -5,6 +5,7 @@ Static things (shapes, the family of the optimizer) are fixed by `make_train_fns
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from mujax.hps import Hps
+from mujax.loss import mean_cross_entropy, until_first
 from mujax.models import MODELS
-from mujax.models.layers import at_least_float32
+from mujax.models.layers import LanguageModel
 from mujax.optim import effective_grad_norm, make_optimizer
 from mujax.params import unbox
 from mujax.schedules import SCHEDULES
@@ -47,13 +49,19 @@ class Program:
     """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
 
     batch_size (sequences) and seq_len are the shapes it is called with; model is a Config of mujax.models.
+    momentum_dtype: of the first moment; None: as the weights, which are float32.
+    accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts tokens up to the
+    first of these in a row; None: all.
     """
 
     model_name: str
     model: Any
     optimizer: str
     decay_form: str
+    momentum_dtype: str | None
     schedule: str
+    accumulation: int
+    eos_id: int | None
     batch_size: int
     seq_len: int
 
@@ -80,38 +88,62 @@ def init_options() -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 1}
 
 
-def cross_entropy(logits_BTV, targets_BT):
-    """Mean of -log p(target) in nats over B and T, in float32 or better."""
-    logits_BTV = at_least_float32(logits_BTV)
-    target_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jnp.mean(jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits_BT)
-
-
 def make_train_fns(program: Program) -> TrainFns:
     """Returns the functions of a program.
 
     init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on
       the seed and its name alone.
     step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
-    evaluate(params, rows, hps, scalings) -> mean loss in nats over integer rows [any, T + 1].
+      loss: mean in nats over the tokens that count.
+    evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
     activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
     module = MODELS[program.model_name][1](program.model)
     schedule = SCHEDULES[program.schedule]
-    dtype = jnp.dtype(program.model.dtype)
+    dtype, vocab_size, eos_id = jnp.dtype(program.model.dtype), program.model.vocab_size, program.eos_id
     metas = abstract_metas(program.model_name, program.model)
+    # Not where a fork has a __call__ of its own: that is what it is then
+    is_split = type(module).__call__ is LanguageModel.__call__
 
     def optimizer(step, hps, scalings):
-        multiplier = schedule(step, hps)
-        return make_optimizer(program.optimizer, program.decay_form, metas, hps, scalings, multiplier)
+        numbers = hps, scalings, schedule(step, hps)
+        return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
 
-    def variables(params, scalings):
+    def variables(params, scalings, dtype=dtype):
         return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
 
-    def loss_fn(params, rows, hps, scalings):
-        tokens = rows.astype(jnp.int32)
-        logits_BTV = cast(jax.Array, module.apply(variables(params, scalings), tokens[:, :-1], hps))
-        return cross_entropy(logits_BTV, tokens[:, 1:])
+    def objective(params, rows, hps, scalings, readout_dtype=dtype):
+        """Mean over all slots of the cross-entropy, where masked 0: what is differentiated."""
+        tokens, weights = rows.astype(jnp.int32), variables(params, scalings)
+        if is_split:
+            features_BTD = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps, method="features"))
+            readout = variables(params, scalings, readout_dtype)
+            logits = functools.partial(module.apply, readout, hps=hps, method="logits")
+            return mean_cross_entropy(logits, features_BTD.astype(readout_dtype), tokens[:, 1:], vocab_size, eos_id)
+        logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
+        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, 1:], vocab_size, eos_id)
+
+    def gradient(params, rows, hps, scalings):
+        """(objective, its gradient), of program.accumulation parts of the batch one after the other."""
+        if program.accumulation == 1:
+            return jax.value_and_grad(objective)(params, rows, hps, scalings)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(objective)(params, part, hps, scalings)), None
+
+        # Every part takes rows from all over the batch, so that one which is split over devices stays split
+        parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
+        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x / program.accumulation, total)
+
+    def mask_mean(rows):
+        return 1.0 if eos_id is None else jnp.mean(until_first(eos_id, rows[:, 1:]))
+
+    def evaluate(params, rows, hps, scalings):
+        # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so too)
+        precise = jnp.promote_types(dtype, jnp.float32)
+        return objective(params, rows, hps, scalings, precise) / mask_mean(rows)
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
@@ -126,12 +158,14 @@ def make_train_fns(program: Program) -> TrainFns:
         return TrainState(step, params, optimizer(step, hps, scalings).init(params))
 
     def step(state, rows, hps, scalings):
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, rows, hps, scalings)
+        loss, grads = gradient(state.params, rows, hps, scalings)
         chain = optimizer(state.step, hps, scalings)
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
-        metrics = dict(zip(METRICS, (loss, effective_grad_norm(grads, scalings), learning_rate), strict=True))
+        metrics = dict(
+            zip(METRICS, (loss / mask_mean(rows), effective_grad_norm(grads, scalings), learning_rate), strict=True)
+        )
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return TrainFns(init, step, loss_fn, activations)
+    return TrainFns(init, step, evaluate, activations)

@@ -103,8 +103,8 @@ VARIANTS = {
 def config(table: str, text_file, **changes):
     tree = tiny_tree(
         data__name="text", data__path=str(text_file), parameterization__name=table,
-        model__norm_gain=True, model__d_head=8, model__num_layers=1, train__batch_size=4, data__seq_len=32,
-        **{"optim__learning_rate": 0.01, "parameterization__base_width": 16, **changes},
+        model__d_head=8, model__num_layers=1, train__batch_size=4, data__seq_len=32,
+        **{"model__norm_gain": "vector", "optim__learning_rate": 0.01, "parameterization__base_width": 16, **changes},
     )  # fmt: skip
     return check_config(make_run_config({key: value for key, value in tree.items() if key != "sweep"}), PLAN)
 
@@ -261,10 +261,9 @@ def test_integer_ratio_of_widths(text_file, monkeypatch):
     assert any("no power of the width" in f.text for f in findings)
 
 
-def overwritten_rates(*args):
-    *static, hps, scalings, multiplier = args
+def overwritten_rates(name, decay_form, metas, hps, scalings, *rest):
     flat = jax.tree.map(lambda s: s._replace(lr=1.0), scalings, is_leaf=is_scaling)
-    return optim.make_optimizer(*static, hps, flat, multiplier)
+    return optim.make_optimizer(name, decay_form, metas, hps, flat, *rest)
 
 
 def test_schedule_that_overwrites_the_rates(text_file, monkeypatch):
@@ -276,9 +275,10 @@ def test_schedule_that_overwrites_the_rates(text_file, monkeypatch):
     assert all("what applies it" in f.fix for f in verdict.findings if f.level == "fail" and f.part == "coordinates")
 
 
-def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier):
+def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier, momentum_dtype):
     """AdamW as everybody has it: lr * decay * stored weight."""
     no_decay = optim.make_optimizer(name, decay_form, metas, hps._replace(weight_decay=0.0), scalings, multiplier)
+    del momentum_dtype
 
     def update(grads, state, params):
         updates, state = no_decay.update(grads, state, params)
@@ -382,13 +382,33 @@ def test_spectral_norm_of_logical_matrices():
         ("mup", {"optim__name": "adafactor", "optim__learning_rate": 0.05}),
         ("mup", {"optim__name": "muon", "optim__learning_rate": 0.02}),
         ("mup", {"model__tied": True, "model__num_kv_heads": 1}),
+        (
+            "mup",
+            {
+                "model__norm": "layer",
+                "model__bias": True,
+                "model__position": "learned",
+                "model__activation": "gelu",
+                "model__embedding_norm": True,
+            },
+        ),
+        (
+            "mup",
+            {
+                "model__norm_gain": "scalar",
+                "model__qk_norm": True,
+                "model__activation": "swiglu",
+                "model__parallel": True,
+                "model__attention": "normalized_elu",
+            },
+        ),
         ("u_mup", {"optim__learning_rate": 0.3}),
         ("standard_full", {}),
-    ],
+    ],  # fmt: skip
     ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
 def test_other_right_models_pass(table, changes, text_file):
-    """Every optimizer with its column, tied embeddings with shared keys, and tables that deviate on purpose."""
+    """Every optimizer with its column, tied embeddings with shared keys, every kind of tensor, odd tables."""
     verdict = judge_one(config(table, text_file, **changes), widths=(16, 32, 64))
     assert verdict.culprits == (), [finding for finding in verdict.findings if finding.level == "fail"]
 

@@ -102,7 +102,7 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
     names = tuple(table.name for table in FACTORIAL if "sqrt" not in table.name)
     assert len(names) == 16
     runs = runs_of(
-        tiny(train__steps=2, train__eval_interval=2, model__d_model=32, model__norm_gain=True),
+        tiny(train__steps=2, train__eval_interval=2, model__d_model=32, model__norm_gain="vector"),
         parameterization={"name": names},
         optim={"learning_rate": (0.01, 0.02), "weight_decay": (0.0, 1e-3)},
     )

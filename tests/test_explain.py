@@ -24,7 +24,7 @@ def config(name="mup", width=64, model="transformer", **overrides):
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_every_table_reads_in_100_columns(name):
     """One config, three widths, and the difference from SP; each tensor is there, with its source."""
-    cfgs = [config(name, width, model__norm_gain=True, optim__weight_decay=0.1) for width in (64, 128, 1024)]
+    cfgs = [config(name, width, model__norm_gain="vector", optim__weight_decay=0.1) for width in (64, 128, 1024)]
     one, several, diff = explain(cfgs[:1]), explain(cfgs), explain(cfgs[:1], diff="sp")
     for text in (one, several, diff):
         assert max(map(len, text.splitlines())) <= COLUMNS

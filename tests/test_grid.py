@@ -77,7 +77,8 @@ def test_what_splits_a_group_and_what_does_not(tiny):
         "parameterization.name": "sp", "parameterization.base_width": 8, "parameterization.override": ("input=sp",),
     }  # fmt: skip
     shapes = {
-        "model.d_model": 32, "model.num_layers": 3, "model.norm_gain": True, "train.batch_size": 8, "train.steps": 10,
+        "model.d_model": 32, "model.num_layers": 3, "model.norm_gain": "vector", "train.batch_size": 8,
+        "train.steps": 10,
         "optim.name": "lion", "optim.decay_form": "independent", "schedule.name": "cosine", "data.seq_len": 8,
         "mesh.fsdp": 2,
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """What the architectures compute: causality, second implementations, initial loss, precision, any width."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 from conftest import tiny_tree
 
 from mujax.config import make_run_config
-from mujax.models import MODELS
-from mujax.models.layers import causal_softmax, rope
+from mujax.loss import cross_entropy
+from mujax.models import MODELS, attention
+from mujax.models.layers import rope
 from mujax.run import make_run
-from mujax.steps import cross_entropy, make_train_fns
+from mujax.steps import make_train_fns
 
 
 def make(model, **overrides):
@@ -51,35 +54,182 @@ def test_causal_by_zero_gradients(model):
     assert np.all((influence[t, s] > 0) == (t - s < reach))
 
 
-def test_transformer_equals_a_plain_loop():
-    """The scanned module against straight-line code with jax.nn's attention, no shared layer code."""
-    run = make("transformer", model__norm_gain=True, model__num_layers=3, parameterization__name="sp")
-    params = initial_params(run, seed=3)
-    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)  # gains too
+# One or more options each, on three layers of width 32 with four heads
+OPTIONS = {
+    "baseline": {},
+    "gains and biases": {"norm_gain": "vector", "bias": True},
+    "scalar gains": {"norm_gain": "scalar"},
+    "layer norm": {"norm": "layer", "norm_gain": "vector", "bias": True, "embedding_norm": True},
+    "gpt": {"norm": "layer", "norm_gain": "vector", "position": "learned", "activation": "gelu"},
+    "no positions, shared keys": {"position": "none", "num_kv_heads": 2, "activation": "silu"},
+    "qk norm, one key head, swiglu": {
+        "qk_norm": True, "norm_gain": "vector", "num_kv_heads": 1, "activation": "swiglu", "mlp_ratio": 2.5,
+    },
+    "biases, geglu, shared keys": {"bias": True, "activation": "geglu", "num_kv_heads": 2},
+    "parallel": {"parallel": True, "activation": "sqrelu"},
+    "squared relu attention": {"attention": "sqrelu"},
+    "elu attention": {"attention": "elu"},
+    "normalized squared relu attention": {"attention": "normalized_sqrelu"},
+    "normalized elu attention": {"attention": "normalized_elu"},
+}  # fmt: skip
+
+
+def make_with(options, **overrides):
+    model = {f"model__{name}": value for name, value in {"d_model": 32, "num_layers": 3, **options}.items()}
+    return make("transformer", **model, **overrides)
+
+
+def shaken(params):
+    """Weights that are off zero and one too."""
+    return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+
+def in_numpy(cfg, params, tokens, attention_scale):
+    """The logits of a transformer, from its definition: float64, one sequence and one head at a time."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x, gains):
+        x = x - x.mean(-1, keepdims=True) if cfg.norm == "layer" else x
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * gains.get("gain", 1) + gains.get("bias", 0)
+
+    def rotate(x_TK):  # pairs as complex numbers
+        half = x_TK.shape[1] // 2
+        angles = np.outer(np.arange(len(x_TK)), cfg.rope_base ** (-np.arange(half) / half))
+        z = (x_TK[:, :half] + 1j * x_TK[:, half:]) * np.exp(1j * angles)
+        return np.concatenate([z.real, z.imag], 1)
+
+    def cdf(x):
+        return np.vectorize(lambda t: 0.5 * (1 + math.erf(t / math.sqrt(2))))(x)
+
+    act = {
+        "relu": lambda x: x * (x > 0),
+        "sqrelu": lambda x: x**2 * (x > 0),
+        "gelu": lambda x: x * cdf(x),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "elu": lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))),
+        "exp": np.exp,
+    }
+    gates = {"swiglu": act["silu"], "geglu": act["gelu"]}
+
+    def project(w, name, h, x_TD):
+        weight = w[f"w{name}"]
+        own = h * weight.shape[1] // cfg.num_heads  # neighbouring query heads share a key head
+        bias = w[f"b{name}"][own] if cfg.bias else 0
+        return x_TD @ weight[:, own] + bias
+
+    def head(w, h, x_TD):
+        q, k, v = (project(w, n, h, x_TD) for n in "qkv")
+        if cfg.qk_norm:
+            q, k = norm(q, w.get("q_norm", {})), norm(k, w.get("k_norm", {}))
+        if cfg.position == "rope":
+            q, k = rotate(q), rotate(k)
+        mixed = np.zeros_like(v)
+        kind = {"softmax": "exp", "normalized_sqrelu": "sqrelu", "normalized_elu": "elu"}.get(
+            cfg.attention, cfg.attention
+        )
+        for t in range(len(q)):
+            weights = act[kind](k[: t + 1] @ q[t] * attention_scale)
+            if cfg.attention == "softmax" or cfg.attention.startswith("normalized"):
+                weights = weights / max(weights.sum(), 1e-6)
+            mixed[t] = weights @ v[: t + 1]
+        return mixed @ w["wo"][h]
+
+    def mlp(w, x_TD):
+        h = x_TD @ w["wi"] + w.get("bi", 0)
+        if cfg.activation in gates:
+            h = gates[cfg.activation](x_TD @ w["wg"] + w.get("bg", 0)) * h
+        else:
+            h = act[cfg.activation](h)
+        return h @ w["wo"] + w.get("bo", 0)
+
+    def logits(ids):
+        x = p["embed"][ids]
+        if cfg.position == "learned":
+            x = (x + p["position"][: len(ids)]) / np.sqrt(2)
+        if cfg.embedding_norm:
+            x = norm(x, p.get("embedding_norm", {}))
+        for layer in range(cfg.num_layers):
+            w = jax.tree.map(lambda x, i=layer: x[i], p["blocks"])
+            read = norm(x, w.get("attention_norm", {}))
+            x = x + sum(head(w["attention"], h, read) for h in range(cfg.num_heads)) + w["attention"].get("bo", 0)
+            x = x + mlp(w["mlp"], read if cfg.parallel else norm(x, w.get("mlp_norm", {})))
+        return norm(x, p.get("final_norm", {})) @ p["unembed"] + p.get("unembed_bias", 0)
+
+    return np.stack([logits(ids) for ids in tokens])
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_transformer_equals_its_definition_in_numpy(options):
+    run = make_with(options)
+    params = shaken(initial_params(run, seed=3))
     tokens = np.random.default_rng(0).integers(0, 256, (2, 10))
     ours = apply("transformer", run)(params, tokens, run.hps)
+    theirs = in_numpy(run.cfg.model, params, tokens, float(run.hps.attention_scale))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
-    def norm(x, gain):
-        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + run.cfg.model.norm_eps) * gain[None, None]
 
-    def rotate(x):  # pairs as complex numbers
-        half = x.shape[-1] // 2
-        z = np.asarray(x[..., :half]) + 1j * np.asarray(x[..., half:])
-        angle = np.outer(np.arange(x.shape[1]), 10_000.0 ** (-np.arange(half) / half))
-        z = z * np.exp(1j * angle)[None, :, None]
-        return jnp.concatenate([z.real, z.imag], -1).astype(jnp.float32)
+def loss_and_gradients(run, params, rows):
+    loss = jax.jit(jax.value_and_grad(make_train_fns(run.program).evaluate))
+    return loss(params, rows, run.hps, run.scalings)
 
-    x = params["embed"][tokens]
-    for layer in range(3):
-        p = jax.tree.map(lambda w, i=layer: w[i], params["blocks"])
-        h = norm(x, p["attention_norm"]["gain"])
-        heads = {n: jnp.tensordot(h, p["attention"][n], 1) for n in ("wq", "wk", "wv")}
-        mixed = jax.nn.dot_product_attention(rotate(heads["wq"]), rotate(heads["wk"]), heads["wv"], is_causal=True)
-        x = x + jnp.tensordot(mixed, p["attention"]["wo"], 2)
-        h = norm(x, p["mlp_norm"]["gain"])
-        x = x + jnp.maximum(h @ p["mlp"]["wi"], 0) @ p["mlp"]["wo"]
-    theirs = norm(x, params["final_norm"]["gain"]) @ params["unembed"]
-    np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-4)
+
+@pytest.mark.parametrize(
+    "how",
+    [{"remat": "full"}, {"remat": "dots"}, {"scan_layers": False}, {"attention_impl": "dot_product"}],
+    ids=lambda how: "-".join(map(str, *how.items())),
+)
+def test_how_it_is_computed_changes_no_number(how):
+    """Rematerialization, unrolled layers, another implementation of attention: the same loss and gradients."""
+    options = {"num_kv_heads": 2, "norm_gain": "vector"}
+    run, other = make_with(options), make_with({**options, **how})
+    params = shaken(initial_params(run))
+    rows = np.random.default_rng(0).integers(0, 256, (3, 17))
+    for a, b in zip(
+        jax.tree.leaves(loss_and_gradients(run, params, rows)),
+        jax.tree.leaves(loss_and_gradients(other, params, rows)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+
+
+def test_splash_attention_equals_the_plain_one():
+    """The TPU kernel, interpreted: heads that share keys too."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 2, 128, 2, 128)))
+    for G in (1, 2):
+        args = (q / 128, k[:, :, :G], v[:, :, :G], make("transformer").cfg.model)
+        np.testing.assert_allclose(
+            attention.splash(*args, interpret=True), attention.plain(*args), rtol=2e-3, atol=2e-3
+        )
+
+
+def test_the_readout_in_parts_changes_no_number(monkeypatch):
+    run = make("transformer")
+    params, rows = initial_params(run), np.random.default_rng(0).integers(0, 256, (3, 17))
+    whole = loss_and_gradients(run, params, rows)
+    monkeypatch.setattr("mujax.loss.CHUNK_BYTES", 1)
+    parts = loss_and_gradients(run, params, rows)
+    text = jax.jit(make_train_fns(run.program).evaluate).lower(params, rows, run.hps, run.scalings).as_text()
+    assert "tensor<3x2x256xf32>" in text  # 8 parts of 2 positions
+    assert "tensor<3x16x256xf32>" not in text
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_parameter_counts_by_closed_form(width):
+    """12 L M^2 + 2 V M, and what each option of 2404.05728 adds to it."""
+    L, M, V, K = 3, width, 256, 8
+    baseline = 12 * L * M**2 + 2 * V * M
+    for options, count in (
+        ({}, baseline),
+        ({"norm_gain": "vector"}, baseline + (2 * L + 1) * M),
+        ({"norm_gain": "scalar"}, baseline + 2 * L + 1),
+        ({"bias": True}, baseline + L * (4 * M + 5 * M) + V),
+        ({"num_kv_heads": 1, "mlp_ratio": 5.0}, L * (2 * M**2 + 2 * M * K + 10 * M**2) + 2 * V * M),
+        ({"activation": "swiglu", "mlp_ratio": 2.5}, L * (4 * M**2 + 7.5 * M**2) + 2 * V * M),
+        ({"position": "learned", "tied": True}, baseline - V * M + 16 * M),
+    ):
+        assert make_with({**options, "d_model": width}).num_params == count
 
 
 def test_rope_depends_on_distance_alone():
@@ -89,12 +239,6 @@ def test_rope_depends_on_distance_alone():
     dots = np.asarray(q_rot @ k_rot.T)
     np.testing.assert_allclose(dots[3:, 3:], dots[:-3, :-3], atol=1e-5)
     assert not np.allclose(dots[0, 0], dots[3, 0], atol=1e-2)
-
-
-def test_causal_softmax_sums_to_one_over_the_past():
-    probs = np.asarray(causal_softmax(jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 5, 5)), jnp.float32)))
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(probs[..., 0, 0], 1)
 
 
 @pytest.mark.parametrize(("width", "name"), [(64, "mup"), (256, "mup"), (64, "sp")])
@@ -115,7 +259,7 @@ def test_cross_entropy_is_minus_log_probability():
     logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     targets = np.array([[0, 4, 2], [1, 1, 3]])
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    expected = -np.log(np.take_along_axis(probs, targets[..., None], -1)).mean()
+    expected = -np.log(np.take_along_axis(probs, targets[..., None], -1))[..., 0]
     np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), jnp.asarray(targets)), expected, rtol=1e-6)
 
 
@@ -217,7 +361,7 @@ def test_tied_embedding_is_the_readout():
 
 def test_recorded_activations_are_those_of_the_forward_pass():
     """Named, stacked by layer, and the logits are the logits; asking for them changes nothing."""
-    run = make("transformer", model__norm_gain=True)
+    run = make("transformer", model__norm_gain="vector")
     params, fns = initial_params(run), make_train_fns(run.program)
     rows = np.random.default_rng(0).integers(0, 256, (2, 11))
     recorded = jax.jit(fns.activations)(params, rows, run.hps, run.scalings)

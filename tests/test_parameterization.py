@@ -53,7 +53,7 @@ def test_golden_table(name, request):
     blocks = [table.source]
     for width in (128, 512):
         run = run_at(
-            width, name, model__norm_gain=True, model__d_head=16, parameterization__base_d_head=8,
+            width, name, model__norm_gain="vector", model__d_head=16, parameterization__base_d_head=8,
             parameterization__base_num_layers=1,
         )  # fmt: skip
         base_metas = abstract_metas("transformer", run.cfg.base_model)
@@ -90,7 +90,7 @@ def test_golden_files_are_those_of_the_tables():
 def test_mup_is_table_3_of_2203_03466(width):
     """Written out by hand, below the base width, at it, above it and at odd ratios."""
     m, mlp = width / 32, 4 * width
-    scalings = run_at(width, "mup", model__norm_gain=True).scalings
+    scalings = run_at(width, "mup", model__norm_gain="vector").scalings
     attention, ff = scalings["blocks"]["attention"], scalings["blocks"]["mlp"]
     expected = {
         "wq": (attention["wq"], width**-0.5, 1 / m, 1 / m),
@@ -118,7 +118,7 @@ def test_attention_scale(d_head, base_d_head):
 @pytest.mark.parametrize("width", [16, 48])
 def test_relative_tables_are_sp_at_the_base_width(width):
     runs = {
-        name: run_at(width, name, base_width=width, model__norm_gain=True)
+        name: run_at(width, name, base_width=width, model__norm_gain="vector")
         for name, table in PARAMETERIZATIONS.items()
         if table.relative
     }
@@ -128,7 +128,7 @@ def test_relative_tables_are_sp_at_the_base_width(width):
     # Apart from the base width no two tables are one, but for these, of which the papers say so
     wide = {
         name: run_at(
-            2 * width, name, base_width=width, model__norm_gain=True, parameterization__base_num_layers=1
+            2 * width, name, base_width=width, model__norm_gain="vector", parameterization__base_num_layers=1
         ).table_hash
         for name in PARAMETERIZATIONS
     }
@@ -153,7 +153,7 @@ def test_eps_follows_the_measured_gradient():
     widths = (64, 128, 256)
     logs = []
     for width in widths:
-        run = run_at(width, "mup", model__norm_gain=True, model__d_head=16)
+        run = run_at(width, "mup", model__norm_gain="vector", model__d_head=16)
         fns = make_train_fns(run.program)
         step, grad, init = jax.jit(fns.step), jax.jit(jax.grad(fns.evaluate)), jax.jit(fns.init)
         squares = []
@@ -166,7 +166,7 @@ def test_eps_follows_the_measured_gradient():
             squares.append(jax.tree.map(lambda g: float(jnp.mean(g * g)), grads))
         logs.append(jax.tree.map(lambda *s: 0.5 * np.log2(np.mean(s)), *squares))
     slopes = jax.tree.map(lambda *y: np.polyfit(np.log2(widths), y, 1)[0], *logs)
-    narrow, wide = (run_at(width, "mup", model__norm_gain=True).scalings for width in (32, 64))
+    narrow, wide = (run_at(width, "mup", model__norm_gain="vector").scalings for width in (32, 64))
     exponents = jax.tree.map(lambda a, b: float(np.log2(b.eps / a.eps)), narrow, wide, is_leaf=is_scaling)
     for (path, slope), exponent in zip(
         jax.tree_util.tree_leaves_with_path(slopes), jax.tree.leaves(exponents), strict=True
@@ -207,7 +207,7 @@ def test_symmetry_of_every_table(optimizer, decay_form):
     rate = {"sgd": 0.05, "adafactor": 0.02}.get(optimizer, 2.0**-8)
     with jax.enable_x64(True):
         common = dict(
-            model__norm_gain=True, model__dtype="float32", optim__name="adamw", optim__decay_form=decay_form,
+            model__norm_gain="vector", model__dtype="float32", optim__name="adamw", optim__decay_form=decay_form,
             optim__weight_decay=0.1, optim__grad_clip=0.5, optim__eps=1e-5, optim__learning_rate=rate,
         )  # fmt: skip
         runs = {name: run_at(32, name, base_width=16, **common) for name in PARAMETERIZATIONS}

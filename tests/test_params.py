@@ -1,21 +1,21 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import tiny_tree
 from flax import linen as nn
 
+from mujax.config import make_run_config
 from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.mlp import MLPConfig
-from mujax.models.transformer import TransformerConfig
 from mujax.params import num_params, signature, unbox
 from mujax.steps import abstract_metas
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
-TRANSFORMER = TransformerConfig(
-    d_model=24, num_layers=3, d_head=8, mlp_ratio=2.5, num_kv_heads=0, tied=False, norm_gain=True, norm_eps=1e-6,
-    rope_base=1e4, dtype="float32", vocab_size=11,
-)  # fmt: skip
+TRANSFORMER = make_run_config(
+    tiny_tree(model__d_model=24, model__num_layers=3, model__mlp_ratio=2.5, model__norm_gain="vector")
+).model
 
 
 def draw(model, config):
@@ -58,7 +58,7 @@ def test_metadata_survives_scan_and_matches_the_arrays():
     wo = metas["blocks"]["mlp"]["wo"]
     assert (wo.axes, wo.sizes, wo.fan_in) == (("layers", "mlp", "embed"), (3, 60, 24), 60)
     # 12 L D^2 at ratio 4; here 4 + 2 * 2.5 matrices a layer, two embeddings, and gains
-    assert num_params(metas) == 3 * (4 + 5) * 24**2 + 2 * 11 * 24 + 2 * 3 * 24 + 24
+    assert num_params(metas) == 3 * (4 + 5) * 24**2 + 2 * 256 * 24 + 2 * 3 * 24 + 24
 
 
 def test_draws_have_unit_variance_and_differ_by_layer_and_tensor():

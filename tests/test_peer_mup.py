@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow
 
 BASE, VOCAB, CONTEXT = 32, 256, 8
 # Model -> what it overrides in mujax's config; `build` makes its twin.
-MODELS = {"mlp": {}, "transformer": {"model__norm_gain": True}, "tied": {"model__norm_gain": True, "model__tied": True}}
+MODELS = {
+    "mlp": {},
+    "transformer": {"model__norm_gain": "vector"},
+    "tied": {"model__norm_gain": "vector", "model__tied": True},
+}
 NUMBERS = ("fan_in", "fan_out", "init", "forward", "adam", "sgd", "decay")
 
 

@@ -92,7 +92,7 @@ def bounds(num_lanes):
 )
 def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
     """Three lanes, the middle one at a learning rate that explodes, against the same with a harmless one."""
-    tree = tiny(optim__grad_clip=0.0, model__norm_gain=True)
+    tree = tiny(optim__grad_clip=0.0, model__norm_gain="vector")
 
     def runs(middle):
         tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}

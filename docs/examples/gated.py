@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from configs import base
 from mujax.models import MODELS
-from mujax.models.layers import RMSNorm, scaled
+from mujax.models.layers import Norm, scaled
 from mujax.models.transformer import Attention, TransformerConfig
 from mujax.params import MuModule
 
@@ -40,12 +40,12 @@ class GatedTransformer(MuModule):
         x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale * self.embedding_factor())
         self.record("embedding", x_BTD)
         for i in range(self.cfg.num_layers):
-            out_BTD = Attention(self.cfg, name=f"attention{i}")(RMSNorm(self.cfg)(x_BTD), hps)
+            out_BTD = Attention(self.cfg, name=f"attention{i}")(Norm(self.cfg)(x_BTD), hps)
             x_BTD += scaled(out_BTD, hps.residual_scale)
-            out_BTD = self.mlp(self.cfg, name=f"mlp{i}")(RMSNorm(self.cfg)(x_BTD))
+            out_BTD = self.mlp(self.cfg, name=f"mlp{i}")(Norm(self.cfg)(x_BTD))
             x_BTD += scaled(out_BTD, hps.residual_scale)
             self.record(f"residual{i}", x_BTD)
-        logits_BTV = scaled(jnp.einsum("BTD,DV->BTV", RMSNorm(self.cfg)(x_BTD), unembed_DV), hps.logits_scale)
+        logits_BTV = scaled(jnp.einsum("BTD,DV->BTV", Norm(self.cfg)(x_BTD), unembed_DV), hps.logits_scale)
         self.record("logits", logits_BTV)
         return logits_BTV
 

@@ -1,6 +1,5 @@
 """Batches by random access: batch t is a pure function of (seed, t), so resuming costs nothing."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from mujax.config import DataConfig, TrainConfig
 from mujax.data.corpus import load_corpus
+from mujax.errors import UserError
 
 
 class TrainBatches:
@@ -40,6 +40,8 @@ def load_batches(
     Raises:
       UserError: see mujax.data.corpus.load_corpus.
     """
-    corpus = load_corpus(**dataclasses.asdict(data), batch_size=train.batch_size)
+    if data.name == "shards":
+        raise UserError(f"data.path = {data.path!r}: shards of tokens cannot be read yet; use 'text' or 'embedded'")
+    corpus = load_corpus(data.name, data.path, data.glob, seq_len=data.seq_len, batch_size=train.batch_size)
     batches = {seed: TrainBatches(corpus.train, train.batch_size, seed) for seed in seeds}
     return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus.fingerprint

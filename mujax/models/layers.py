@@ -1,8 +1,11 @@
 """Pieces shared by the architectures. Axes: B batch, T query, S key, D embed, H heads, K head_dim, F mlp."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from mujax.hps import Hps
 from mujax.params import MuModule
 
 
@@ -16,26 +19,68 @@ def scaled(x, factor):
     return x * jnp.asarray(factor, x.dtype)
 
 
-def rms_norm(x, eps: float):
-    """x / RMS(x) over the last axis (1910.07467), computed in float32 or better, returned in x's dtype."""
-    precise = at_least_float32(x)
-    mean_square = jnp.mean(precise * precise, axis=-1, keepdims=True)
-    return (precise * jax.lax.rsqrt(mean_square + eps)).astype(x.dtype)
+def along_last(x, like):
+    """x as an array that broadcasts over the first axes of `like`; no rank is promoted silently."""
+    return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
-class RMSNorm(MuModule):
-    """RMSNorm over embed; with cfg.norm_gain a trainable gain per coordinate, initially one."""
+def with_bias(module: MuModule, x, name: str, outs: str):
+    """x plus a bias over its last axes, `outs`, where module.cfg.bias asks for one."""
+    if not module.cfg.bias:
+        return x
+    return x + along_last(module.weight(name, "vector", f"-> {outs}", dist="zeros"), x)
 
-    def __call__(self, x_BTD):
-        x_BTD = rms_norm(x_BTD, self.cfg.norm_eps)
-        if self.cfg.norm_gain:
-            # A vector broadcasts over batch and time; written out, so that no rank is promoted silently.
-            x_BTD = jnp.einsum("BTD,D->BTD", x_BTD, self.gain_D)
-        return x_BTD
+
+class LanguageModel(MuModule):
+    """An architecture whose readout stands apart, so that training never holds the float32 logits of a whole batch.
+
+    features(tokens [B, T], hps) -> [B, T, D]; position t sees tokens 0..t.
+    logits(features [B, any, D], hps) -> [B, any, V], each position by itself.
+    Any other MuModule with a __call__ of this kind can be trained as well, without that.
+    """
+
+    def __call__(self, tokens_BT, hps: Hps):
+        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype."""
+        return self.logits(self.features(tokens_BT, hps), hps)
+
+    def features(self, tokens_BT, hps: Hps):
+        raise NotImplementedError
+
+    def logits(self, x_BTD, hps: Hps):
+        raise NotImplementedError
+
+
+def normalize(x, kind: str, eps: float):
+    """Over the last axis, in the dtype of x: x / RMS(x) (rms, 1910.07467), of x - mean(x) (layer, 1607.06450)."""
+    if kind == "layer":
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + jnp.asarray(eps, x.dtype))
+
+
+class Norm(MuModule):
+    """RMSNorm or LayerNorm over the last axis, named `axis`, with the gains that cfg.norm_gain asks for.
+
+    A LayerNorm has a bias too where cfg.bias gives one to the projections.
+    """
+
+    axis: str = "embed"
 
     def setup(self):
-        if self.cfg.norm_gain:
-            self.gain_D = self.weight("gain", "vector", "-> embed", dist="ones")
+        if self.cfg.norm_gain != "none":
+            outs = self.axis if self.cfg.norm_gain == "vector" else ""
+            self.gain = self.weight("gain", "vector", f"-> {outs}", dist="ones")
+        if self.cfg.norm == "layer" and self.cfg.bias:
+            self.bias = self.weight("bias", "vector", f"-> {self.axis}", dist="zeros")
+
+    def __call__(self, x):
+        precise = x if self.cfg.low_precision else at_least_float32(x)
+        x = normalize(precise, self.cfg.norm, self.cfg.norm_eps).astype(x.dtype)
+        if self.cfg.norm_gain != "none":
+            x = x * along_last(self.gain, x)
+        if self.cfg.norm == "layer" and self.cfg.bias:
+            x = x + along_last(self.bias, x)
+        return x
 
 
 def rope(x_BTHK, base: float):
@@ -48,9 +93,12 @@ def rope(x_BTHK, base: float):
     return jnp.concatenate([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1)
 
 
-def causal_softmax(logits_BHTS):
-    """Softmax over keys S at or before query T, in float32 or better, returned in the dtype of the logits."""
-    seq_len = logits_BHTS.shape[-1]
-    mask_TS = jnp.tril(jnp.ones((1, 1, seq_len, seq_len), bool))
-    logits = jnp.where(mask_TS, at_least_float32(logits_BHTS), -jnp.inf)
-    return jax.nn.softmax(logits, axis=-1).astype(logits_BHTS.dtype)
+def _sqrelu(x):
+    return jnp.square(jax.nn.relu(x))
+
+
+_gelu = functools.partial(jax.nn.gelu, approximate=False)
+
+# Of the MLP; the gated ones multiply a second projection by the activation of the first (2002.05202)
+ACTIVATIONS = {"relu": jax.nn.relu, "sqrelu": _sqrelu, "gelu": _gelu, "silu": jax.nn.silu}
+GATED = {"swiglu": jax.nn.silu, "geglu": _gelu}

@@ -1,6 +1,7 @@
-"""Decoder-only transformer: pre-norm, RoPE, RMSNorm, ReLU MLP, no biases; tied or untied, with GQA if asked.
+"""Decoder-only transformer: pre-norm blocks, with the options of two papers and of common practice.
 
-The baseline of Lingle 2024 (2404.05728), at any size. No module holds a standard deviation or a
+Lingle 2024 (2404.05728): RMSNorm without gains, RoPE, ReLU, no biases, untied. The GPT of Kalra & Barkeshli
+2026 (2605.21486): LayerNorm with gains, learned positions, GELU. No module holds a standard deviation or a
 width-dependent constant: sizes of weights come from the parameterization, the attention scale from `hps`.
 """
 
@@ -12,8 +13,19 @@ from flax import linen as nn
 
 from mujax.errors import UserError
 from mujax.hps import Hps
-from mujax.models.layers import RMSNorm, causal_softmax, rope, scaled
+from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES
+from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, rope, scaled, with_bias
 from mujax.params import MuModule
+
+CHOICES = {
+    "norm": ("rms", "layer"),
+    "norm_gain": ("none", "vector", "scalar"),
+    "position": ("rope", "learned", "none"),
+    "activation": (*ACTIVATIONS, *GATED),
+    "attention": tuple(NONLINEARITIES),
+    "attention_impl": tuple(IMPLEMENTATIONS),
+    "remat": ("none", "dots", "full"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +38,29 @@ class TransformerConfig:
     mlp_ratio: float
     num_kv_heads: int
     tied: bool
-    norm_gain: bool
+    bias: bool
+    norm: str
+    norm_gain: str
     norm_eps: float
+    embedding_norm: bool
+    qk_norm: bool
+    position: str
     rope_base: float
+    activation: str
+    attention: str
+    attention_impl: str
+    parallel: bool
+    remat: str
+    scan_layers: bool
     dtype: str
+    low_precision: bool
     vocab_size: int
+    seq_len: int
 
     def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"model.{name} = {getattr(self, name)!r} is not one of: {', '.join(allowed)}")
         if self.d_model % self.d_head:
             raise UserError(
                 f"model.d_head = {self.d_head} does not divide model.d_model = {self.d_model}: "
@@ -43,12 +71,27 @@ class TransformerConfig:
                 f"model.num_kv_heads = {self.num_kv_heads} does not divide the {self.num_heads} heads of "
                 f"model.d_model / model.d_head: query heads share keys in groups of equal size"
             )
-        if self.d_head % 2:
+        if self.position == "rope" and self.d_head % 2:
             raise UserError(f"model.d_head = {self.d_head} is odd: RoPE rotates pairs, so it must be even")
         if self.mlp_ratio * self.d_model % 1:
             raise UserError(
                 f"model.mlp_ratio = {self.mlp_ratio:g} times model.d_model = {self.d_model} is "
                 f"{self.mlp_ratio * self.d_model:g}: the MLP width must be a whole number"
+            )
+        if self.attention_impl != "plain" and self.attention != "softmax":
+            raise UserError(
+                f"model.attention_impl = {self.attention_impl!r} with model.attention = {self.attention!r}: "
+                "only the plain implementation has other nonlinearities than softmax"
+            )
+        if self.attention_impl == "splash" and (self.d_head % 128 or self.seq_len % 128):
+            raise UserError(
+                f"model.attention_impl = 'splash' with model.d_head = {self.d_head}, data.seq_len = {self.seq_len}: "
+                "both must be multiples of 128"
+            )
+        if self.low_precision and self.attention_impl != "plain":
+            raise UserError(
+                f"model.low_precision with model.attention_impl = {self.attention_impl!r}: only the plain "
+                "implementation computes its softmax in model.dtype"
             )
 
     @property
@@ -65,13 +108,14 @@ class TransformerConfig:
             "head_dim": self.d_head,
             "mlp": int(self.mlp_ratio * self.d_model),
             "vocab": self.vocab_size,
+            "positions": self.seq_len,
             "layers": self.num_layers,
         }
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward and backward matmul FLOPs a token: 6 N + 12 L D T (2204.02311, appendix B), no remat."""
         shared = (self.num_kv_heads or self.num_heads) / self.num_heads
-        matrices = 2 + 2 * shared + 2 * self.mlp_ratio
+        matrices = 2 + 2 * shared + (3 if self.activation in GATED else 2) * self.mlp_ratio
         weights = self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model
         return 6 * weights + 12 * self.num_layers * self.d_model * seq_len
 
@@ -79,25 +123,27 @@ class TransformerConfig:
 class Attention(MuModule):
     @nn.compact
     def __call__(self, x_BTD, hps: Hps):
+        cfg = self.cfg
+        kv, kv_heads = ("kv", "kv_heads") if cfg.num_kv_heads else ("hidden", "heads")
         wq_DHK = self.weight("wq", "hidden", "embed -> heads head_dim")
-        if self.cfg.num_kv_heads:
-            wk_DHK, wv_DHK = (self.weight(name, "kv", "embed -> kv_heads head_dim") for name in ("wk", "wv"))
-        else:
-            wk_DHK, wv_DHK = (self.weight(name, "hidden", "embed -> heads head_dim") for name in ("wk", "wv"))
+        wk_DGK, wv_DGK = (self.weight(name, kv, f"embed -> {kv_heads} head_dim") for name in ("wk", "wv"))
         wo_HKD = self.weight("wo", "hidden", "heads head_dim -> embed")
-        q_BTHK, k_BTHK, v_BTHK = (jnp.einsum("BTD,DHK->BTHK", x_BTD, w) for w in (wq_DHK, wk_DHK, wv_DHK))
-        q_BTHK, k_BTHK = (rope(x, self.cfg.rope_base) for x in (q_BTHK, k_BTHK))
-        if self.cfg.num_kv_heads:  # query heads in groups of neighbours share keys and values
-            group = self.cfg.num_heads // self.cfg.num_kv_heads
-            k_BTHK, v_BTHK = (jnp.repeat(x, group, axis=2) for x in (k_BTHK, v_BTHK))
-        logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK)
-        logits_BHTS = scaled(logits_BHTS, hps.attention_scale)
-        for name, x in (("q", q_BTHK), ("k", k_BTHK), ("v", v_BTHK), ("attention_logits", logits_BHTS)):
+        q_BTHK, k_BTGK, v_BTGK = (jnp.einsum("BTD,DHK->BTHK", x_BTD, w) for w in (wq_DHK, wk_DGK, wv_DGK))
+        q_BTHK = with_bias(self, q_BTHK, "bq", "heads head_dim")
+        k_BTGK = with_bias(self, k_BTGK, "bk", f"{kv_heads} head_dim")
+        v_BTGK = with_bias(self, v_BTGK, "bv", f"{kv_heads} head_dim")
+        if cfg.qk_norm:
+            q_BTHK = Norm(cfg, axis="head_dim", name="q_norm")(q_BTHK)
+            k_BTGK = Norm(cfg, axis="head_dim", name="k_norm")(k_BTGK)
+        if cfg.position == "rope":
+            q_BTHK, k_BTGK = (rope(x, cfg.rope_base) for x in (q_BTHK, k_BTGK))
+        for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGK)):
             self.record(name, x)
-        probs_BHTS = causal_softmax(logits_BHTS)
-        mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", probs_BHTS, v_BTHK)
+        # Half of the scale on each, so that their product stays small in bfloat16 too
+        q_BTHK, k_BTGK = (scaled(x, jnp.sqrt(hps.attention_scale)) for x in (q_BTHK, k_BTGK))
+        mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, self.record)
         self.record("mixed", mixed_BTHK)
-        return jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD)
+        return with_bias(self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed")
 
 
 class MLP(MuModule):
@@ -105,9 +151,16 @@ class MLP(MuModule):
     def __call__(self, x_BTD):
         wi_DF = self.weight("wi", "hidden", "embed -> mlp")
         wo_FD = self.weight("wo", "hidden", "mlp -> embed")
-        h_BTF = jax.nn.relu(jnp.einsum("BTD,DF->BTF", x_BTD, wi_DF))
+        h_BTF = with_bias(self, jnp.einsum("BTD,DF->BTF", x_BTD, wi_DF), "bi", "mlp")
+        name = self.cfg.activation
+        if name in GATED:
+            wg_DF = self.weight("wg", "hidden", "embed -> mlp")
+            gate_BTF = with_bias(self, jnp.einsum("BTD,DF->BTF", x_BTD, wg_DF), "bg", "mlp")
+            h_BTF = GATED[name](gate_BTF) * h_BTF
+        else:
+            h_BTF = ACTIVATIONS[name](h_BTF)
         self.record("hidden", h_BTF)
-        return jnp.einsum("BTF,FD->BTD", h_BTF, wo_FD)
+        return with_bias(self, jnp.einsum("BTF,FD->BTD", h_BTF, wo_FD), "bo", "embed")
 
 
 class Block(MuModule):
@@ -115,35 +168,67 @@ class Block(MuModule):
 
     @nn.compact
     def __call__(self, x_BTD, hps: Hps):
-        out_BTD = Attention(self.cfg, name="attention")(RMSNorm(self.cfg, name="attention_norm")(x_BTD), hps)
+        attention, mlp = Attention(self.cfg, name="attention"), MLP(self.cfg, name="mlp")
+        normed_BTD = Norm(self.cfg, name="attention_norm")(x_BTD)
+        out_BTD = attention(normed_BTD, hps)
         self.record("attention_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
-        out_BTD = MLP(self.cfg, name="mlp")(RMSNorm(self.cfg, name="mlp_norm")(x_BTD))
+        if not self.cfg.parallel:  # else both branches read the same (GPT-J; 2204.02311)
+            normed_BTD = Norm(self.cfg, name="mlp_norm")(x_BTD)
+        out_BTD = mlp(normed_BTD)
         self.record("mlp_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         self.record("residual", x_BTD)
         return x_BTD, None
 
 
-class Transformer(MuModule):
-    @nn.compact
-    def __call__(self, tokens_BT, hps: Hps):
-        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens 0..t."""
-        embed_VD = self.weight("embed", "tied" if self.cfg.tied else "input", "vocab -> embed")
-        unembed_DV = embed_VD.T if self.cfg.tied else self.weight("unembed", "output", "embed -> vocab")
-        x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale)
-        self.record("embedding", x_BTD)
-        blocks = nn.scan(
-            Block,
+def _remat(block, policy: str):
+    """The block with its activations recomputed in the backward pass: all of them, or all but its matmuls."""
+    if policy == "none":
+        return block
+    saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
+    return nn.remat(block, policy=saved, prevent_cse=False)  # inside a scan nothing can be merged
+
+
+class Transformer(LanguageModel):
+    def setup(self):
+        cfg = self.cfg
+        self.embed_VD = self.weight("embed", "tied" if cfg.tied else "input", "vocab -> embed")
+        self.unembed_DV = self.embed_VD.T if cfg.tied else self.weight("unembed", "output", "embed -> vocab")
+        if cfg.position == "learned":
+            self.position_TD = self.weight("position", "input", "positions -> embed")
+        if cfg.embedding_norm:
+            self.embedding_norm = Norm(cfg)
+        self.blocks = nn.scan(
+            _remat(Block, cfg.remat),
             variable_axes={"params": 0, "activations": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # hps: the same for every layer  # pyright: ignore[reportArgumentType]
-            length=self.cfg.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers", "size": self.cfg.num_layers},
-        )
-        x_BTD, _ = blocks(self.cfg, name="blocks")(x_BTD, hps)
-        x_BTD = RMSNorm(self.cfg, name="final_norm")(x_BTD)
+            length=cfg.num_layers,
+            unroll=1 if cfg.scan_layers else cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers", "size": cfg.num_layers},
+        )(cfg)
+        self.final_norm = Norm(cfg)
+        if cfg.bias:
+            self.unembed_bias_V = self.weight("unembed_bias", "vector", "-> vocab", dist="zeros")
+
+    def features(self, tokens_BT, hps: Hps):
+        x_BTD = jnp.take(self.embed_VD, tokens_BT, axis=0)
+        if self.cfg.position == "learned":  # the sum as large as either
+            x_BTD = (x_BTD + self.position_TD[None, : tokens_BT.shape[1]]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
+        x_BTD = scaled(x_BTD, hps.embedding_scale)
+        self.record("embedding", x_BTD)
+        if self.cfg.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
+        x_BTD, _ = self.blocks(x_BTD, hps)
+        x_BTD = self.final_norm(x_BTD)
         self.record("final", x_BTD)
-        logits_BTV = scaled(jnp.einsum("BTD,DV->BTV", x_BTD, unembed_DV), hps.logits_scale)
+        return x_BTD
+
+    def logits(self, x_BTD, hps: Hps):
+        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, self.unembed_DV)
+        if self.cfg.bias:
+            logits_BTV = logits_BTV + self.unembed_bias_V[None, None]
+        logits_BTV = scaled(logits_BTV, hps.logits_scale)
         self.record("logits", logits_BTV)
         return logits_BTV

@@ -1,0 +1,102 @@
+"""Causal attention: its nonlinearities, and its implementations by name. Axes as in mujax.models.layers.
+
+Every function takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G, neighbouring query heads
+share keys. The attention scale is in q and k already.
+"""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from mujax.models.layers import at_least_float32
+
+
+def causal_mask(seq_len: int):
+    """[T, S]: whether a query sees a key: those of its own position and before."""
+    return jnp.tril(jnp.ones((seq_len, seq_len), bool))
+
+
+def softmax(logits, mask):
+    return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+
+
+def _positive(activation, normalized: bool):
+    def weights(logits, mask):
+        weights = jnp.where(mask, activation(logits), 0)
+        if normalized:  # at least a little, for a query that no key activates
+            weights = weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)
+        return weights
+
+    return weights
+
+
+def _sqrelu(x):
+    return jnp.square(jax.nn.relu(x))
+
+
+def _elu(x):
+    return 1 + jax.nn.elu(x)
+
+
+# (logits [..., T, S], mask) -> weights of the values. elu is shifted by one, to be positive (2006.16236).
+NONLINEARITIES = {
+    "softmax": softmax,
+    "sqrelu": _positive(_sqrelu, normalized=False),
+    "elu": _positive(_elu, normalized=False),
+    "normalized_sqrelu": _positive(_sqrelu, normalized=True),
+    "normalized_elu": _positive(_elu, normalized=True),
+}
+
+
+def logits_of(q_BTHK, k_BSGK):
+    """q.k [B, G, H / G, T, S]."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    return jnp.einsum("BTGJK,BSGK->BGJTS", q_BTHK.reshape(B, T, G, H // G, K), k_BSGK)
+
+
+def mix(logits_BGJTS, v_BSGK, nonlinearity: str, mask_TS, low_precision: bool):
+    """Values weighted by the nonlinearity of the logits, [B, T, H, K]."""
+    B, G, J, T, _ = logits_BGJTS.shape
+    logits = logits_BGJTS if low_precision else at_least_float32(logits_BGJTS)
+    mask = mask_TS.reshape((1,) * (logits.ndim - mask_TS.ndim) + mask_TS.shape)
+    weights_BGJTS = NONLINEARITIES[nonlinearity](logits, mask).astype(v_BSGK.dtype)
+    return jnp.einsum("BGJTS,BSGK->BTGJK", weights_BGJTS, v_BSGK).reshape(B, T, G * J, -1)
+
+
+def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
+    """All logits at once. record is given those, [B, H, T, S]."""
+    logits = logits_of(q_BTHK, k_BSGK)
+    B, G, J, T, S = logits.shape
+    record("attention_logits", logits.reshape(B, G * J, T, S))
+    return mix(logits, v_BSGK, cfg.attention, causal_mask(T), cfg.low_precision)
+
+
+def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
+    """jax.nn.dot_product_attention: on GPU in bfloat16 cuDNN's flash attention, elsewhere XLA's."""
+    del record  # no logits to see
+    is_flash = jax.default_backend() == "gpu" and cfg.dtype == "bfloat16"
+    implementation = "cudnn" if is_flash else "xla"
+    return jax.nn.dot_product_attention(
+        q_BTHK, k_BSGK, v_BSGK, scale=1.0, is_causal=True, implementation=implementation
+    )
+
+
+def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interpret: bool = False):
+    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples of 128."""
+    del record, cfg
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    seq_len, num_heads = q_BTHK.shape[1:3]
+    mask = masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads)
+    attend = kernel.make_splash_mha(
+        mask, head_shards=1, q_seq_shards=1, interpret=interpret
+    )  # also where heads share keys
+    q_BHTK, k_BGSK, v_BGSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
+    mixed_BHTK = cast(jax.Array, jax.vmap(attend)(q_BHTK, k_BGSK, v_BGSK))
+    return jnp.swapaxes(mixed_BHTK, 1, 2).astype(v_BSGK.dtype)
+
+
+IMPLEMENTATIONS = {"plain": plain, "dot_product": dot_product, "splash": splash}
