@@ -1,0 +1,128 @@
+"""Every experiment of Lingle 2024 (2404.05728): does the learning rate transfer under muP, and what breaks it?
+
+mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk --workdir=runs/gains_vector
+mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run
+The argument names an ablation of the table below, then, if need be,
+  profile=paper  as in the published tables (April 2024; the default), or
+  profile=head   as in the author's last scripts
+  scale=full     as published (the default): C4, 24 layers, 33B tokens a point, or
+  scale=desk     4 layers, widths 32, 64, 128, 500 steps of 1024 bytes on the embedded text, for a laptop or one GPU:
+                 about 10 min an ablation on 2 CPU cores (not a reproduction: smaller in everything)
+Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are its best,
+at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses: experiments/lingle2024.
+"""
+
+from configs import base
+
+_COUPLED = {"optim.decay_form": "decoupled", "optim.weight_decay": 0.1}
+_INDEPENDENT = {"optim.decay_form": "independent"}
+_LION = {"optim.name": "lion", "optim.b1": 0.95, "optim.b2": 0.98}
+_SP = {"parameterization.name": "lingle_sp"}
+# The large run: 12 layers, 190B tokens, widths to 8192, three learning rates
+_COMBINED = {
+    "parameterization.name": "lingle_mup_qzero", "model.activation": "sqrelu",
+    "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8,
+}  # fmt: skip
+
+# Name -> the fields it changes in the baseline; batch: a factor on tokens a step, whose inverse is one on steps
+# and whose square root one on learning rates. The rule of qkscale is 1/sqrt(d_head), SP's.
+ABLATIONS = {
+    # The learning rate transfers
+    "baseline": {},  # 3.695 @ -6, 2.953 @ -6, 2.511 @ -6
+    "biases": {"model.bias": True},  # 3.705 @ -6, 2.947 @ -6, 2.529 @ -6
+    "emb_norm": {"model.embedding_norm": True},
+    "qinit": {"parameterization.name": "lingle_mup_qzero"},
+    "uinit": {"parameterization.name": "lingle_mup_usp"},
+    "cosine": {"schedule.name": "cosine"},
+    "sqrelu": {"model.activation": "sqrelu"},
+    "swiglu": {"model.activation": "swiglu", "model.mlp_ratio": 2.5},
+    "mqa": {"model.num_kv_heads": 1, "model.mlp_ratio": 5.0},
+    "bsz_large": {"batch": 4},
+    "bsz_small": {"batch": 1 / 4},
+    "combined": {**_COMBINED, **_COUPLED},  # 3.766 @ -6, 2.983 @ -6, 2.459 @ -6, 2.167 @ -6
+    # It does not
+    "gains_vector": {"model.norm_gain": "vector"},  # 3.670 @ -4, 2.950 @ -4, 2.553 @ -8
+    "gains_scalar": {"model.norm_gain": "scalar"},  # 3.670 @ -4, 2.959 @ -4, 2.525 @ -6
+    "qkscale": {"parameterization.override": ("attention=sp",)},  # best at 2^-8 for width 128, at 2^-6 above
+    "wd_coupled": _COUPLED,  # 3.679 @ -8, 2.957 @ -6, 2.502 @ -6
+    "lion": _LION,  # 3.708 @ -10, 2.947 @ -8, 2.511 @ -8
+    "sp": {**_SP, "model.bias": True, "model.norm_gain": "vector"},  # 3.706 @ -6, 2.967 @ -8, 2.738 @ -10
+    # Neither verdict nor losses are at hand
+    "baseline_abs": {"parameterization.name": "lingle_abs_mup"},
+    "wd_indep_n3": {**_INDEPENDENT, "optim.weight_decay": 1e-3},
+    "wd_indep_n4": {**_INDEPENDENT, "optim.weight_decay": 1e-4},
+    "wd_indep_n5": {**_INDEPENDENT, "optim.weight_decay": 1e-5},
+    "lion_abs": {**_LION, "parameterization.name": "lingle_abs_mup"},
+    "sp_simple": _SP,
+    "combined_no_wd": _COMBINED,
+}
+# What the profile `head` changes: in every ablation, before its own fields; and in some, after them
+HEAD = {"model.norm_eps": 1e-5, "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8}
+HEAD_OF = {
+    "combined": {**_LION, **_INDEPENDENT, "optim.weight_decay": 1e-4, "parameterization.name": "lingle_abs_mup_qzero"},
+}
+OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk")}
+
+
+def get_config(which: str = "baseline"):
+    name, profile, scale = _parse(which)
+    is_head, is_combined = profile == "head", name.startswith("combined")
+    c = base.get_config()
+    _set_baseline(c)
+    widths, log2_rates = (128, 256, 512, 1024, 2048) if is_head else (128, 512, 2048), (-10, -8, -6, -4, -2)
+    if is_combined:
+        _set_large_run(c)
+        widths, log2_rates = (*widths, 4096, 8192) if is_head else (*widths, 8192), (-8, -6, -4)
+    if scale == "desk":
+        _set_desk(c, num_layers=2 if is_combined else 4)
+        widths = (32, 64, 128)
+
+    changes = {**(HEAD if is_head else {}), **ABLATIONS[name], **(HEAD_OF.get(name, {}) if is_head else {})}
+    batch = changes.pop("batch", 1)
+    c.train.batch_size = int(c.train.batch_size * batch)
+    for section, field in ((c.train, "steps"), (c.train, "eval_interval"), (c.schedule, "warmup_steps")):
+        section[field] = int(section[field] / batch)
+    c.update_from_flattened_dict(changes)
+    c.sweep.model = {"d_model": widths}
+    c.sweep.optim = {"learning_rate": tuple(batch**0.5 * 2.0**k for k in log2_rates)}
+    return c
+
+
+def _parse(which: str) -> tuple[str, str, str]:
+    """'lion,scale=desk' -> ('lion', 'paper', 'desk')."""
+    name, *settings = which.split(",")
+    chosen = {key: values[0] for key, values in OPTIONS.items()}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if value not in OPTIONS.get(key, ()):
+            raise ValueError(f"{setting!r} is none of profile=paper, profile=head, scale=full, scale=desk")
+        chosen[key] = value
+    if name not in ABLATIONS:
+        raise ValueError(f"no ablation {name!r}; one of {', '.join(ABLATIONS)}")
+    return name, chosen["profile"], chosen["scale"]
+
+
+def _set_baseline(c) -> None:
+    """2404.05728, Section 3. His warm-up starts at 1e-4 of the peak, as ours does with 10,000 steps."""
+    c.model.update(num_layers=24, d_head=128, remat="full", dtype="bfloat16", low_precision=True)
+    c.parameterization.update(name="lingle_mup", base_width=128)
+    c.optim.update(b1=0.9, b2=0.98, eps=1e-9, momentum_dtype="bfloat16")
+    c.schedule.update(warmup_steps=10_000, final_ratio=1e-4)
+    c.train.update(steps=125_000, batch_size=1024, eval_interval=5000, eval_batches=96, log_interval=100)
+    # C4, one document a row, cut or padded to 256 tokens of T5's vocabulary, whose end of text is 1
+    c.data.update(name="shards", path="data/c4", seq_len=256, vocab_size=32_100, eos_id=1)
+
+
+def _set_large_run(c) -> None:
+    c.model.num_layers = 12
+    c.schedule.warmup_steps = 7000
+    c.train.update(steps=90_000, batch_size=8192, eval_interval=500, eval_batches=12)
+
+
+def _set_desk(c, num_layers: int) -> None:
+    c.model.update(num_layers=num_layers, d_head=16, remat="none", dtype="float32", low_precision=False)
+    c.parameterization.base_width = 32
+    c.optim.momentum_dtype = "float32"
+    c.schedule.warmup_steps = 40
+    c.train.update(steps=500, batch_size=16, eval_interval=125, eval_batches=16, log_interval=10)
+    c.data.update(name="embedded", path="", seq_len=64, vocab_size=256, eos_id=-1)
