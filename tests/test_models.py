@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_tree
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mujax.config import make_run_config
 from mujax.loss import cross_entropy
@@ -200,6 +202,29 @@ def test_splash_attention_equals_the_plain_one():
         np.testing.assert_allclose(
             attention.splash(*args, interpret=True), attention.plain(*args), rtol=2e-3, atol=2e-3
         )
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("num_kv_heads", [0, 1])
+def test_splash_attention_compiles_for_a_tpu(num_kv_heads, monkeypatch):
+    """The whole training step, by the TPU's own compiler and without one; needs libtpu."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    chips = topologies.get_topology_desc(platform="tpu", topology_name="v4:2x2x1", chip_config_name="megacore").devices
+    one_chip = NamedSharding(Mesh(np.array(chips[:1]), ("one",)), PartitionSpec())
+    run = make(
+        "transformer", model__d_model=256, model__d_head=128, model__num_kv_heads=num_kv_heads,
+        model__dtype="bfloat16", model__attention_impl="splash", data__seq_len=256, parameterization__base_width=128,
+    )  # fmt: skip
+    fns = make_train_fns(run.program)
+
+    def abstract(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=one_chip), tree)
+
+    state = jax.eval_shape(fns.init, np.uint32(0), run.hps, run.scalings)
+    args = abstract((state, np.zeros((4, 257), np.uint8), run.hps, run.scalings))
+    text = jax.jit(fns.step).lower(*args).compile().as_text()
+    assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
 
 
 def test_the_readout_in_parts_changes_no_number(monkeypatch):

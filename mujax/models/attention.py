@@ -84,8 +84,12 @@ def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
 
 
 def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interpret: bool = False):
-    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples of 128."""
-    del record, cfg
+    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples of 128.
+
+    Other lengths, as the one token that models are initialized on, are left to the plain implementation.
+    """
+    if q_BTHK.shape[1] % 128:
+        return plain(q_BTHK, k_BSGK, v_BSGK, cfg, record)
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
