@@ -91,8 +91,8 @@ def init_options() -> dict[str, Any] | None:
 def make_train_fns(program: Program) -> TrainFns:
     """Returns the functions of a program.
 
-    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on
-      the seed and its name alone.
+    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on the
+      seed and its place in its module alone.
     step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
       loss: mean in nats over the tokens that count.
     evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].

@@ -9,7 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from mujax.models.layers import at_least_float32
+from mujax.models.layers import at_least_float32, squared_relu
 
 
 def causal_mask(seq_len: int):
@@ -31,10 +31,6 @@ def _positive(activation, normalized: bool):
     return weights
 
 
-def _sqrelu(x):
-    return jnp.square(jax.nn.relu(x))
-
-
 def _elu(x):
     return 1 + jax.nn.elu(x)
 
@@ -42,9 +38,9 @@ def _elu(x):
 # (logits [..., T, S], mask) -> weights of the values. elu is shifted by one, to be positive (2006.16236).
 NONLINEARITIES = {
     "softmax": softmax,
-    "sqrelu": _positive(_sqrelu, normalized=False),
+    "sqrelu": _positive(squared_relu, normalized=False),
     "elu": _positive(_elu, normalized=False),
-    "normalized_sqrelu": _positive(_sqrelu, normalized=True),
+    "normalized_sqrelu": _positive(squared_relu, normalized=True),
     "normalized_elu": _positive(_elu, normalized=True),
 }
 
@@ -95,9 +91,8 @@ def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interp
 
     seq_len, num_heads = q_BTHK.shape[1:3]
     mask = masks.MultiHeadMask([masks.CausalMask((seq_len, seq_len))] * num_heads)
-    attend = kernel.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, interpret=interpret
-    )  # also where heads share keys
+    # mha serves heads that share keys as well
+    attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     q_BHTK, k_BGSK, v_BGSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     mixed_BHTK = cast(jax.Array, jax.vmap(attend)(q_BHTK, k_BGSK, v_BGSK))
     return jnp.swapaxes(mixed_BHTK, 1, 2).astype(v_BSGK.dtype)

@@ -93,12 +93,12 @@ def rope(x_BTHK, base: float):
     return jnp.concatenate([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1)
 
 
-def _sqrelu(x):
+def squared_relu(x):
     return jnp.square(jax.nn.relu(x))
 
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 # Of the MLP; the gated ones multiply a second projection by the activation of the first (2002.05202)
-ACTIVATIONS = {"relu": jax.nn.relu, "sqrelu": _sqrelu, "gelu": _gelu, "silu": jax.nn.silu}
+ACTIVATIONS = {"relu": jax.nn.relu, "sqrelu": squared_relu, "gelu": _gelu, "silu": jax.nn.silu}
 GATED = {"swiglu": jax.nn.silu, "geglu": _gelu}
