@@ -11,9 +11,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mujax.config import make_run_config
+from mujax.errors import UserError
 from mujax.loss import cross_entropy
 from mujax.models import MODELS, attention
-from mujax.models.layers import rope
+from mujax.models.layers import LanguageModel, rope
 from mujax.run import make_run
 from mujax.steps import make_train_fns
 
@@ -238,6 +239,16 @@ def test_the_readout_in_parts_changes_no_number(monkeypatch):
     assert "tensor<3x16x256xf32>" not in text
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(a).max())
+
+
+def test_a_fork_without_a_readout_is_told_so(monkeypatch):
+    class Half(LanguageModel):
+        def features(self, tokens_BT, hps):
+            return tokens_BT
+
+    monkeypatch.setitem(MODELS, "transformer", (MODELS["transformer"][0], Half))
+    with pytest.raises(UserError, match=r"^Half has no logits\(\); write it, or one __call__ for the whole model"):
+        make("transformer")
 
 
 @pytest.mark.parametrize("width", [64, 128])

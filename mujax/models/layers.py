@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.params import MuModule
 
@@ -43,11 +44,14 @@ class LanguageModel(MuModule):
         """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype."""
         return self.logits(self.features(tokens_BT, hps), hps)
 
-    def features(self, tokens_BT, hps: Hps):
-        raise NotImplementedError
+    def features(self, tokens_BT, hps: Hps) -> jax.Array:
+        raise self._incomplete("features")
 
-    def logits(self, x_BTD, hps: Hps):
-        raise NotImplementedError
+    def logits(self, x_BTD, hps: Hps) -> jax.Array:
+        raise self._incomplete("logits")
+
+    def _incomplete(self, method: str) -> UserError:
+        return UserError(f"{type(self).__name__} has no {method}(); write it, or one __call__ for the whole model")
 
 
 def normalize(x, kind: str, eps: float):
