@@ -27,6 +27,7 @@ setup(
         "ml_collections>=1.1,<2",
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -35,6 +35,7 @@ Flags
 Leaves in DIR
   config.json              every field of the run
   metrics.jsonl            a line every train.log_interval steps, and one an evaluation
+  checkpoints/STEP/        the weights, when the run has come through; mujax sample reads them
   result.json              the result row, when the run has finished
 
 A workdir that holds the finished run is left alone; an interrupted run starts again.
@@ -161,7 +162,37 @@ Exit codes: 0 pass (benign deviations included), 1 fail, 2 something to fix in t
 config."""
 
 
-TEXTS = {"train": TRAIN, "sweep": SWEEP, "merge": MERGE, "report": REPORT, "explain": EXPLAIN, "check": CHECK}
+SAMPLE = """\
+mujax sample - text from a model that mujax train has trained.
+
+  mujax sample --workdir=runs/base --prompt="def main(" --temperature=0.7
+  mujax sample --workdir=runs/base --prompts=prompts.txt --top_p=0.8 --num_samples=3
+
+Flags
+  --workdir=DIR            a folder that mujax train has written
+  --prompt=TEXT            what the text begins with; without it, a new document
+  --prompts=FILE           prompts instead, one a line, continued side by side
+  --num_samples=N          continuations of each prompt (1)
+  --num_tokens=N           tokens to add at most (256); a document may end before
+  --temperature=X          the logits are divided by it (1); 0 takes the most likely token
+  --top_k=N                draws from the N most likely tokens only (0: all)
+  --top_p=P                and of these from the fewest that make up probability P (1: all)
+  --window=N               tokens that attention looks back on (data.seq_len of the run)
+  --seed=N                 other draws (0)
+
+Prints each prompt with its continuation.
+Exit codes: 0 printed, 2 something to fix in the command or the folder."""
+
+
+TEXTS = {
+    "train": TRAIN,
+    "sweep": SWEEP,
+    "merge": MERGE,
+    "report": REPORT,
+    "explain": EXPLAIN,
+    "check": CHECK,
+    "sample": SAMPLE,
+}
 
 
 def overview() -> str:

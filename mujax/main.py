@@ -1,6 +1,7 @@
 """The command line: verbs, flags, exit codes. The only file that reads flags."""
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -151,6 +152,59 @@ def _check(config: ConfigDict, workdir: str, fast: bool, widths: str | None, see
     return FINISHED if report.verdict.passed else CHECK_FAILED
 
 
+def _sample(
+    workdir: str,
+    prompt: str | None,
+    prompts: str | None,
+    num_tokens: str | None,
+    num_samples: str | None,
+    temperature: str | None,
+    top_k: str | None,
+    top_p: str | None,
+    window: str | None,
+    seed: str | None,
+) -> int:
+    from mujax.sample import Sampling, sample
+
+    if prompt is not None and prompts is not None:
+        raise UserError("--prompt and --prompts: give one of them")
+    sampling = Sampling(
+        _number("temperature", temperature, 1.0, 0),
+        _number("top_k", top_k, 0, 0),
+        _number("top_p", top_p, 1.0, 1e-6, 1),
+    )
+    lines = [prompt or ""] if prompts is None else _read_lines("prompts", prompts)
+    texts = [text for text in lines for _ in range(_number("num_samples", num_samples, 1, 1))]
+    numbers = _number("num_tokens", num_tokens, 256, 1), sampling, _number("window", window, 0, 0)
+    continuations = sample(workdir, texts, *numbers, _number("seed", seed, 0, 0, 2**32 - 1))
+    for i, (text, continuation) in enumerate(zip(texts, continuations, strict=True), start=1):
+        heading = f"--- {i} of {len(texts)}\n" if len(texts) > 1 else ""
+        print(f"{heading}{text}{continuation}")
+    return FINISHED
+
+
+def _number(flag: str, text: str | None, default, least, most=math.inf):
+    """The value of a flag, a number of the kind of its default."""
+    kind = type(default)
+    try:
+        value = default if text is None else kind(text)
+    except ValueError:
+        raise UserError(f"--{flag}={text} is not a {'whole ' if kind is int else ''}number") from None
+    if not (math.isfinite(value) and least <= value <= most):
+        raise UserError(f"--{flag}={text} must be at least {least}" + (f", at most {most}" if most < math.inf else ""))
+    return value
+
+
+def _read_lines(flag: str, file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except ValueError:
+        raise UserError(f"--{flag}={file} is not UTF-8 text") from None
+    if not lines:
+        raise UserError(f"--{flag}={file} is empty: it holds a prompt a line")
+    return lines
+
+
 def _without_sweep(config: ConfigDict) -> Any:
     from mujax.config import make_run_config
 
@@ -181,6 +235,22 @@ VERBS = {
     "report": Verb(_report, ("workdir",), required=("workdir",)),
     "explain": Verb(_explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)),
     "check": Verb(_check, ("config", "workdir", "fast", "widths", "seeds"), switches=("fast",)),
+    "sample": Verb(
+        _sample,
+        (
+            "workdir",
+            "prompt",
+            "prompts",
+            "num_tokens",
+            "num_samples",
+            "temperature",
+            "top_k",
+            "top_p",
+            "window",
+            "seed",
+        ),
+        required=("workdir",),
+    ),
 }
 
 

@@ -88,6 +88,11 @@ def init_options() -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 1}
 
 
+def effective(params, scalings, dtype) -> dict[str, Any]:
+    """The variables that a module computes with: masters times their forward factors, in `dtype`."""
+    return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
+
+
 def make_train_fns(program: Program) -> TrainFns:
     """Returns the functions of a program.
 
@@ -109,15 +114,12 @@ def make_train_fns(program: Program) -> TrainFns:
         numbers = hps, scalings, schedule(step, hps)
         return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
 
-    def variables(params, scalings, dtype=dtype):
-        return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
-
     def objective(params, rows, hps, scalings, readout_dtype=dtype):
         """Mean over all slots of the cross-entropy, where masked 0: what is differentiated."""
-        tokens, weights = rows.astype(jnp.int32), variables(params, scalings)
+        tokens, weights = rows.astype(jnp.int32), effective(params, scalings, dtype)
         if is_split:
             features_BTD = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps, method="features"))
-            readout = variables(params, scalings, readout_dtype)
+            readout = effective(params, scalings, readout_dtype)
             logits = functools.partial(module.apply, readout, hps=hps, method="logits")
             return mean_cross_entropy(logits, features_BTD.astype(readout_dtype), tokens[:, 1:], vocab_size, eos_id)
         logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
@@ -147,7 +149,7 @@ def make_train_fns(program: Program) -> TrainFns:
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
-        _, recorded = module.apply(variables(params, scalings), tokens, hps, mutable=["activations"])
+        _, recorded = module.apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
         return recorded["activations"]
 
     def init(seed, hps, scalings):

@@ -15,11 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from mujax import workdir as files
-from mujax.checkpoint import load_parked, save_parked
 from mujax.config import digest
 from mujax.data.loader import load_batches
 from mujax.engine import Parked, Progress, train_runs
 from mujax.errors import UserError
+from mujax.in_flight import load_parked, save_parked
 from mujax.lanes import abstract_lane
 from mujax.metrics import metric_records
 from mujax.mirrors import Mirror

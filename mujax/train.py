@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mujax import checkpoint
 from mujax import workdir as files
 from mujax.config import MeshConfig, make_run_config
 from mujax.data.loader import load_batches
@@ -22,9 +23,10 @@ from mujax.steps import init_options, make_train_fns
 def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
 
-    Leaves config.json, metrics.jsonl (appended as the run goes) and, at the end, result.json. A finished
-    workdir is left alone. An interrupted run starts again from step 0: it repeats itself exactly, and
-    what it had logged is kept as metrics.interrupted.jsonl until the next interruption.
+    Leaves config.json, metrics.jsonl (appended as the run goes) and, at the end, checkpoints/ (the weights of a
+    run that came through) and result.json. A finished workdir is left alone. An interrupted run starts again
+    from step 0: it repeats itself exactly, and what it had logged is kept as metrics.interrupted.jsonl until the
+    next interruption.
 
     Raises:
       UserError: a bad config, data source or workdir; nothing has been compiled.
@@ -102,6 +104,8 @@ def _train(run: Run, root: Path, data) -> dict[str, Any]:
         look(*pending)
     if diverged_at is None and stopped_at is None:
         look_at_validation(cfg.train.steps)
+    if diverged_at is None and stopped_at is None:  # the last evaluation may have told otherwise
+        checkpoint.save(root, cfg.train.steps, state.params, run.table_hash)
 
     row = make_row(
         run,

@@ -35,12 +35,14 @@ ALLOWED = {
     "dry_run": {"lanes", "points", "refine", "run", "steps"},
     "executables": {"config", "errors", "lanes", "models", "run", "sharding", "steps"},
     "engine": {"config", "data.loader", "executables", "hps", "lanes", "metrics", "run", "steps"},
-    "checkpoint": {"engine", "lanes", "workdir"},
+    "in_flight": {"engine", "lanes", "workdir"},
+    "checkpoint": {"errors"},
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
-    "train": {"config", "data.loader", "errors", "metrics", "results", "run", "steps", "workdir"},
+    "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
+    "train": {"checkpoint", "config", "data.loader", "errors", "metrics", "results", "run", "steps", "workdir"},
     "sweep": {
-        "checkpoint",
+        "in_flight",
         "config",
         "data.loader",
         "engine",
@@ -55,8 +57,8 @@ ALLOWED = {
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
     | {"run", "sharding", "steps", "workdir"},
     "help": {"parameterization"},
-    "main": {"check", "config", "dry_run", "errors", "help", "merge", "mirrors", "points", "sweep", "train", "transfer"}
-    | {"workdir"},
+    "main": {"check", "config", "dry_run", "errors", "help", "merge", "mirrors", "points", "sample", "sweep", "train"}
+    | {"transfer", "workdir"},
 }
 # Library -> the only modules that may import it
 CONFINED = {

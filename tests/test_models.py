@@ -87,8 +87,11 @@ def shaken(params):
     return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
 
 
-def in_numpy(cfg, params, tokens, attention_scale):
-    """The logits of a transformer, from its definition: float64, one sequence and one head at a time."""
+def in_numpy(cfg, params, tokens, attention_scale, window=10**6):
+    """The logits of a transformer, from its definition: float64, one sequence and one head at a time.
+
+    window: positions that a query sees, its own included.
+    """
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def norm(x, gains):
@@ -131,10 +134,11 @@ def in_numpy(cfg, params, tokens, attention_scale):
             cfg.attention, cfg.attention
         )
         for t in range(len(q)):
-            weights = act[kind](k[: t + 1] @ q[t] * attention_scale)
+            seen = slice(max(t + 1 - window, 0), t + 1)
+            weights = act[kind](k[seen] @ q[t] * attention_scale)
             if cfg.attention == "softmax" or cfg.attention.startswith("normalized"):
                 weights = weights / max(weights.sum(), 1e-6)
-            mixed[t] = weights @ v[: t + 1]
+            mixed[t] = weights @ v[seen]
         return mixed @ w["wo"][h]
 
     def mlp(w, x_TD):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import tiny_tree
 
-from mujax.checkpoint import load_parked, save_parked
 from mujax.config import make_run_config
 from mujax.engine import Parked, Progress
+from mujax.in_flight import load_parked, save_parked
 from mujax.lanes import LaneState, abstract_lane
 from mujax.loss import until_first
 from mujax.models import MODELS

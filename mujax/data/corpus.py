@@ -16,6 +16,7 @@ import numpy as np
 from mujax.errors import UserError
 
 VOCAB_SIZE = 256
+DOCUMENT_END = 0
 VALIDATION_SHARE = 0.05
 # A folder of at least this many files is split by file; fewer files are each split by position.
 MIN_FILES_TO_SPLIT_BY_FILE = 20
@@ -125,7 +126,8 @@ def _split(documents: dict[str, bytes]) -> tuple[bytes, bytes]:
         held_out = set(by_hash[: int(np.ceil(VALIDATION_SHARE * len(by_hash)))])
         train = [text for key, text in documents.items() if key not in held_out]
         validation = [text for key, text in documents.items() if key in held_out]
-    return b"\0".join(train), b"\0".join(validation)
+    end = bytes([DOCUMENT_END])
+    return end.join(train), end.join(validation)
 
 
 def _rows(stream: bytes, seq_len: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Causal attention: its nonlinearities, and its implementations by name. Axes as in mujax.models.layers.
 
-Every function takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G, neighbouring query heads
-share keys. The attention scale is in q and k already.
+Every implementation takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G, neighbouring query
+heads share keys. The attention scale is in q and k already.
 """
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +96,35 @@ def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interp
     q_BHTK, k_BGSK, v_BGSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     mixed_BHTK = cast(jax.Array, jax.vmap(attend)(q_BHTK, k_BGSK, v_BGSK))
     return jnp.swapaxes(mixed_BHTK, 1, 2).astype(v_BSGK.dtype)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the last W positions, [B, W, G, K]; those of position p are in slot p mod W."""
+
+    k_BWGK: jax.Array
+    v_BWGK: jax.Array
+
+
+def cached(q_BTHK, k_BTGK, v_BTGK, cache: Cache, position, cfg: Any):
+    """Attention of the T tokens at `position` and on, each to the W positions that end with its own.
+
+    Returns:
+      (mixed [B, T, H, K], the cache with these tokens).
+    """
+    T, W = k_BTGK.shape[1], cache.k_BWGK.shape[1]
+    new_T = position + jnp.arange(T)
+    # A slot holds the last position before these that is congruent to it; a negative one is still empty
+    old_W = position - 1 - (position - 1 - jnp.arange(W)) % W
+    key_S = jnp.concatenate([old_W, new_T])
+    mask_TS = (key_S[None] >= 0) & (key_S[None] > new_T[:, None] - W) & (key_S[None] <= new_T[:, None])
+    k_BSGK = jnp.concatenate([cache.k_BWGK, k_BTGK], axis=1)
+    v_BSGK = jnp.concatenate([cache.v_BWGK, v_BTGK], axis=1)
+    mixed_BTHK = mix(logits_of(q_BTHK, k_BSGK), v_BSGK, cfg.attention, mask_TS, cfg.low_precision)
+    slots = new_T[-W:] % W  # of more tokens than W, the last ones stay
+    k_BWGK, v_BWGK = (
+        old.at[:, slots].set(new[:, -W:]) for old, new in ((cache.k_BWGK, k_BTGK), (cache.v_BWGK, v_BTGK))
+    )
+    return mixed_BTHK, Cache(k_BWGK, v_BWGK)
 
 
 IMPLEMENTATIONS = {"plain": plain, "dot_product": dot_product, "splash": splash}

@@ -38,6 +38,11 @@ class LanguageModel(MuModule):
     features(tokens [B, T], hps) -> [B, T, D]; position t sees tokens 0..t.
     logits(features [B, any, D], hps) -> [B, any, V], each position by itself.
     Any other MuModule with a __call__ of this kind can be trained as well, without that.
+
+    One that mujax.sample can draw text from also has
+    empty_cache(batch_size, window) -> what it must remember of the last `window` tokens before there is any.
+    extend(tokens [B, T], hps, cache, position) -> (features [B, T, D] of the tokens at `position` and on, the cache
+      with them), where features sees as many tokens as the window at a time.
     """
 
     def __call__(self, tokens_BT, hps: Hps):
@@ -87,11 +92,14 @@ class Norm(MuModule):
         return x
 
 
-def rope(x_BTHK, base: float):
-    """Rotary position embedding (2104.09864) over the whole head; pairs are (k, k + K/2)."""
+def rope(x_BTHK, base: float, position=0):
+    """Rotary position embedding (2104.09864) over the whole head; pairs are (k, k + K/2).
+
+    position: of the first of the T tokens.
+    """
     seq_len, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
     freqs_K = base ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
-    angles_TK = jnp.outer(jnp.arange(seq_len, dtype=jnp.float32), freqs_K)
+    angles_TK = jnp.outer((position + jnp.arange(seq_len)).astype(jnp.float32), freqs_K)
     cos_TK, sin_TK = (f(angles_TK)[None, :, None, :].astype(x_BTHK.dtype) for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x_BTHK, 2, axis=-1)
     return jnp.concatenate([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1)

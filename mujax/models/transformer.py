@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from mujax.errors import UserError
 from mujax.hps import Hps
-from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES
+from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
 from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, rope, scaled, with_bias
 from mujax.params import MuModule
 
@@ -99,6 +99,11 @@ class TransformerConfig:
         return self.d_model // self.d_head
 
     @property
+    def max_length(self) -> int | None:
+        """Tokens that a sequence may have; None: any number, since training lengths bound no weight."""
+        return self.seq_len if self.position == "learned" else None
+
+    @property
     def dims(self) -> dict[str, int]:
         """Logical axis -> size."""
         return {
@@ -121,8 +126,13 @@ class TransformerConfig:
 
 
 class Attention(MuModule):
-    @nn.compact
     def __call__(self, x_BTD, hps: Hps):
+        """[B, T, D] -> [B, T, D]; position t sees 0..t."""
+        return self.extend(x_BTD, hps, None, 0)[0]
+
+    @nn.compact
+    def extend(self, x_BTD, hps: Hps, cache: Cache | None, position):
+        """(the same of the tokens at `position` and on, which see those in the cache too; the cache with them)."""
         cfg = self.cfg
         kv, kv_heads = ("kv", "kv_heads") if cfg.num_kv_heads else ("hidden", "heads")
         wq_DHK = self.weight("wq", "hidden", "embed -> heads head_dim")
@@ -136,14 +146,17 @@ class Attention(MuModule):
             q_BTHK = Norm(cfg, axis="head_dim", name="q_norm")(q_BTHK)
             k_BTGK = Norm(cfg, axis="head_dim", name="k_norm")(k_BTGK)
         if cfg.position == "rope":
-            q_BTHK, k_BTGK = (rope(x, cfg.rope_base) for x in (q_BTHK, k_BTGK))
+            q_BTHK, k_BTGK = (rope(x, cfg.rope_base, position) for x in (q_BTHK, k_BTGK))
         for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGK)):
             self.record(name, x)
         # Half of the scale on each, so that their product stays small in bfloat16 too
         q_BTHK, k_BTGK = (scaled(x, jnp.sqrt(hps.attention_scale)) for x in (q_BTHK, k_BTGK))
-        mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, self.record)
+        if cache is None:
+            mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, self.record)
+        else:
+            mixed_BTHK, cache = cached(q_BTHK, k_BTGK, v_BTGK, cache, position, cfg)
         self.record("mixed", mixed_BTHK)
-        return with_bias(self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed")
+        return with_bias(self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed"), cache
 
 
 class MLP(MuModule):
@@ -164,13 +177,13 @@ class MLP(MuModule):
 
 
 class Block(MuModule):
-    """One layer, in the shape nn.scan wants: carry in, (carry, nothing) out."""
+    """One layer, in the shape nn.scan wants: carry and own cache in, both out."""
 
     @nn.compact
-    def __call__(self, x_BTD, hps: Hps):
+    def __call__(self, x_BTD, hps: Hps, cache: Cache | None, position):
         attention, mlp = Attention(self.cfg, name="attention"), MLP(self.cfg, name="mlp")
         normed_BTD = Norm(self.cfg, name="attention_norm")(x_BTD)
-        out_BTD = attention(normed_BTD, hps)
+        out_BTD, cache = attention.extend(normed_BTD, hps, cache, position)
         self.record("attention_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         if not self.cfg.parallel:  # else both branches read the same (GPT-J; 2204.02311)
@@ -179,7 +192,7 @@ class Block(MuModule):
         self.record("mlp_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         self.record("residual", x_BTD)
-        return x_BTD, None
+        return x_BTD, cache
 
 
 def _remat(block, policy: str):
@@ -203,7 +216,7 @@ class Transformer(LanguageModel):
             _remat(Block, cfg.remat),
             variable_axes={"params": 0, "activations": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,  # hps: the same for every layer  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, 0, nn.broadcast),  # hps, cache, position  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             unroll=1 if cfg.scan_layers else cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers", "size": cfg.num_layers},
@@ -213,17 +226,28 @@ class Transformer(LanguageModel):
             self.unembed_bias_V = self.weight("unembed_bias", "vector", "-> vocab", dist="zeros")
 
     def features(self, tokens_BT, hps: Hps):
+        return self.extend(tokens_BT, hps, None, 0)[0]
+
+    @nn.nowrap
+    def empty_cache(self, batch_size: int, window: int) -> Cache:
+        """Of all layers, [L, B, W, G, K]."""
+        dims = self.cfg.dims
+        shape = (dims["layers"], batch_size, window, dims["kv_heads"], dims["head_dim"])
+        return Cache(*(jnp.zeros(shape, self.cfg.dtype) for _ in Cache._fields))
+
+    def extend(self, tokens_BT, hps: Hps, cache: Cache | None, position):
         x_BTD = jnp.take(self.embed_VD, tokens_BT, axis=0)
         if self.cfg.position == "learned":  # the sum as large as either
-            x_BTD = (x_BTD + self.position_TD[None, : tokens_BT.shape[1]]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
+            position_TD = jax.lax.dynamic_slice_in_dim(self.position_TD, position, tokens_BT.shape[1])
+            x_BTD = (x_BTD + position_TD[None]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
         x_BTD = scaled(x_BTD, hps.embedding_scale)
         self.record("embedding", x_BTD)
         if self.cfg.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        x_BTD, _ = self.blocks(x_BTD, hps)
+        x_BTD, cache = self.blocks(x_BTD, hps, cache, position)
         x_BTD = self.final_norm(x_BTD)
         self.record("final", x_BTD)
-        return x_BTD
+        return x_BTD, cache
 
     def logits(self, x_BTD, hps: Hps):
         logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, self.unembed_DV)

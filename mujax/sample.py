@@ -1,0 +1,156 @@
+"""Text from a trained model: prompts of unequal length side by side, one token after the other."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mujax import checkpoint
+from mujax import workdir as files
+from mujax.config import make_run_config
+from mujax.data.corpus import DOCUMENT_END
+from mujax.errors import UserError
+from mujax.models import MODELS
+from mujax.run import Run, make_run
+from mujax.steps import Program, effective, make_train_fns
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn; the restrictions apply in this order, and all are traced numbers.
+
+    temperature: the logits are divided by it; 0 takes the most likely token.
+    top_k: only the so many most likely ones; 0 for all.
+    top_p: of these, the fewest most likely ones whose probabilities sum to it (nucleus, 1904.09751); 1 for all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def draw(keys_B, logits_BV, sampling: Sampling):
+    """One token [B] from each row of logits, each with a random key of its own."""
+    order_BV = jnp.argsort(-logits_BV, axis=-1)
+    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
+    is_greedy = sampling.temperature == 0
+    sorted_BV = sorted_BV / jnp.where(is_greedy, 1, sampling.temperature)
+    rank_V = jnp.arange(logits_BV.shape[-1])
+    top_k = jnp.where(is_greedy, 1, jnp.where(sampling.top_k == 0, len(rank_V), sampling.top_k))
+    sorted_BV = jnp.where((rank_V < top_k)[None], sorted_BV, -jnp.inf)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    better_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    # Not where all are wanted: rounding may take the sum to 1 before the last token
+    sorted_BV = jnp.where((better_BV < sampling.top_p) | (sampling.top_p >= 1), sorted_BV, -jnp.inf)
+    rank_B = jax.vmap(jax.random.categorical)(keys_B, sorted_BV)
+    return jnp.take_along_axis(order_BV, rank_B[:, None], axis=-1)[:, 0]
+
+
+def make_generate(program: Program, num_tokens: int, window: int, stop: int):
+    """Returns generate(params, hps, scalings, prompts, lengths, sampling, seed, prefix) -> tokens [B, P + num_tokens].
+
+    prompts: int [B, P], of which lengths [B] tokens count; row b continues with up to num_tokens drawn ones, until
+    `stop`; what follows means nothing. prefix (static): at least 1 and at most the shortest length; that many
+    tokens of every prompt are read at once, the rest one by one.
+
+    Every row starts at position 0, as in training, so no row needs padding: while the longest prompts are
+    still read, the others are continued already. The draws of a row depend on the seed, the row and the position.
+
+    Raises:
+      UserError: the model cannot be sampled from.
+    """
+    module = MODELS[program.model_name][1](program.model)
+    if not hasattr(module, "extend"):
+        raise UserError(
+            f"model.name = {program.model_name!r} cannot be sampled from: it has no extend() and empty_cache(), "
+            "see LanguageModel in mujax/models/layers.py"
+        )
+    dtype = jnp.dtype(program.model.dtype)
+    precise = jnp.promote_types(dtype, jnp.float32)  # the readout, as in evaluation
+
+    @functools.partial(jax.jit, static_argnames="prefix")
+    def generate(params, hps, scalings, prompts_BP, lengths_B, sampling: Sampling, seed, prefix: int):
+        weights, readout = effective(params, scalings, dtype), effective(params, scalings, precise)
+
+        def read(tokens_BT, cache, position):
+            """(logits of what follows the last of these tokens [B, V], cache)."""
+            x_BTD, cache = module.apply(weights, tokens_BT, hps, cache, position, method="extend")
+            x_B1D = x_BTD[:, -1:].astype(precise)
+            return module.apply(readout, x_B1D, hps, method="logits")[:, 0], cache
+
+        batch_size = len(prompts_BP)
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch_size))
+        tokens_BN = jnp.pad(prompts_BP, ((0, 0), (0, num_tokens)))
+        cache = module.empty_cache(batch_size, window)
+        logits_BV, cache = read(tokens_BN[:, :prefix], cache, 0)
+
+        def proceed(carry):
+            t, tokens_BN, _, _, is_done_B = carry
+            return (t < tokens_BN.shape[1]) & ~jnp.all(is_done_B)
+
+        def add_token(carry):
+            t, tokens_BN, logits_BV, cache, is_done_B = carry
+            drawn_B = draw(jax.vmap(jax.random.fold_in, (0, None))(keys_B, t), logits_BV, sampling)
+            is_given_B = t < lengths_B
+            token_B = jnp.where(is_given_B, tokens_BN[:, t], drawn_B)
+            is_done_B |= ~is_given_B & ((token_B == stop) | (t + 1 >= lengths_B + num_tokens))
+            logits_BV, cache = read(token_B[:, None], cache, t)
+            return t + 1, tokens_BN.at[:, t].set(token_B), logits_BV, cache, is_done_B
+
+        carry = jnp.int32(prefix), tokens_BN, logits_BV, cache, jnp.zeros(batch_size, bool)
+        return jax.lax.while_loop(proceed, add_token, carry)[1]
+
+    return generate
+
+
+def sample(
+    workdir: str | Path, prompts: Sequence[str], num_tokens: int, sampling: Sampling, window: int = 0, seed: int = 0
+) -> list[str]:
+    """Continuations of prompts by the run that `mujax train` has left in `workdir`.
+
+    Each ends before the end of a document, or after num_tokens tokens. An empty prompt starts a new document.
+
+    Args:
+      window: tokens that attention looks back on; 0: data.seq_len of the run, as in training.
+
+    Raises:
+      UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens than it can take.
+    """
+    root = files.local_path(workdir)
+    if not (root / "config.json").exists():
+        raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
+    run = make_run(make_run_config(files.read_json(root / "config.json")))
+    rows = [[*prompt.encode()] or [DOCUMENT_END] for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    longest, limit = max(lengths) + num_tokens, getattr(run.cfg.model, "max_length", None)
+    if limit and longest > limit:
+        raise UserError(
+            f"a prompt of {max(lengths)} tokens and --num_tokens={num_tokens} make {longest}, and "
+            f"model.position = {run.cfg.model.position!r} ends at data.seq_len = {limit}"
+        )
+    stop = DOCUMENT_END if run.cfg.data.eos_id < 0 else run.cfg.data.eos_id
+    generate = make_generate(run.program, num_tokens, window or run.cfg.data.seq_len, stop)
+    _, params = checkpoint.load(root, _abstract_params(run), run.table_hash)
+    prompts_BP = np.zeros((len(rows), max(lengths)), np.int32)
+    for b, row in enumerate(rows):
+        prompts_BP[b, : len(row)] = row
+    tokens_BN = generate(
+        params, run.hps, run.scalings, prompts_BP, np.array(lengths), sampling, np.uint32(seed), min(lengths)
+    )
+    return [
+        _text(tokens[length : length + num_tokens], stop)
+        for tokens, length in zip(np.asarray(tokens_BN).tolist(), lengths, strict=True)
+    ]
+
+
+def _abstract_params(run: Run):
+    init = make_train_fns(run.program).init
+    return jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), run.hps, run.scalings).params
+
+
+def _text(tokens: list[int], stop: int) -> str:
+    kept = tokens[: tokens.index(stop)] if stop in tokens else tokens
+    return bytes(kept).decode(errors="replace")
