@@ -28,6 +28,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "scipy>=1.11",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mujax.transfer.optimum import Optimum, fit_optimum
+
 # Fields of a sweep that a curve plots or averages over; every other field that varies splits the study.
 _PLOTTED = ("model.d_model", "optim.learning_rate", "seed", "parameterization.name")
 
@@ -16,6 +18,7 @@ class Curve:
     """Final loss against learning rate at one width, averaged over seeds.
 
     log2_lrs, losses: ascending in learning rate; a loss is None where any seed diverged.
+    seed_losses: what was averaged, a tuple a learning rate; None is a diverged run.
     """
 
     study: str
@@ -24,6 +27,7 @@ class Curve:
     losses: tuple[float | None, ...]
     num_seeds: tuple[int, ...]
     diverged: tuple[int, ...]
+    seed_losses: tuple[tuple[float | None, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +40,6 @@ class TrainingCurve:
     seed: int
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimum:
-    """The best point of a curve.
-
-    log2_lr, loss: of the best grid point. vertex: x of the parabola through it and its two neighbours,
-    None unless both are there and finite. on_edge: it is the first or the last of the grid, so the
-    optimum may lie outside.
-    """
-
-    log2_lr: float
-    loss: float
-    vertex: float | None
-    on_edge: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +72,10 @@ def make_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Curve]]:
         seeds = [by_lr[x] for x in log2_lrs]
         losses = tuple(_mean(values) for values in seeds)
         diverged = tuple(losses.count(None) for losses in seeds)
-        curves.setdefault(study, []).append(Curve(study, width, log2_lrs, losses, tuple(map(len, seeds)), diverged))
+        members = curves.setdefault(study, [])
+        members.append(
+            Curve(study, width, log2_lrs, losses, tuple(map(len, seeds)), diverged, tuple(map(tuple, seeds)))
+        )
     # Studies in the order in which the sweep names them
     order = list(dict.fromkeys(study_name(row, varying) for row in rows))
     return {study: curves[study] for study in order}
@@ -110,30 +102,7 @@ def study_name(row: Mapping[str, Any], varying: Sequence[str]) -> str:
 
 def find_optimum(curve: Curve) -> Optimum | None:
     """The optimum of a curve; None if every point diverged."""
-    finite = [(loss, i) for i, loss in enumerate(curve.losses) if loss is not None]
-    if not finite:
-        return None
-    loss, best = min(finite)
-    x, vertex = curve.log2_lrs, None
-    on_edge = best in (0, len(x) - 1)
-    if not on_edge:
-        left, right = curve.losses[best - 1], curve.losses[best + 1]
-        if left is not None and right is not None:
-            vertex = parabola_vertex(x[best - 1 : best + 2], (left, loss, right))
-    return Optimum(x[best], loss, vertex, on_edge)
-
-
-def parabola_vertex(x: Sequence[float], y: Sequence[float]) -> float:
-    """x of the minimum of the parabola through three points, the middle one lowest; any spacing.
-
-    On a flat bottom (all three equal) it is the middle one.
-    """
-    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
-    if left == right:
-        return x[1]
-    # The secant slopes hold at the midpoints of their intervals; the vertex is where the slope is zero.
-    first, last = (x[0] + x[1]) / 2, (x[1] + x[2]) / 2
-    return first - left * (last - first) / (right - left)
+    return fit_optimum(curve.log2_lrs, curve.seed_losses)
 
 
 def find_drift(curves: Sequence[Curve]) -> Drift | None:
