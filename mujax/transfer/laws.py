@@ -21,7 +21,7 @@ from scipy import stats
 from mujax.transfer.optimum import Noise, Optimum
 
 Kind = Literal["loss", "optimum", "curvature"]
-BOUNDS = {"loss": (0.0, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
+BOUNDS = {"loss": (0.001, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
 NAMES = {"loss": "alpha", "optimum": "beta", "curvature": "gamma"}
 
 # Standard errors: an exponent closer to a bound of its range is at the bound; a trend below is no trend
@@ -153,6 +153,8 @@ def fit_law(
     delta_P = found.chi2_DP[0] - chi2
     value = float(p_P[best])
     flags = _flags(kind, p_P, delta_P, threshold, spare, found)
+    if kind == "loss" and found.scale_DP[0, best] < 0:
+        flags.append("the loss grows with width")
     constant = (y - np.average(y, weights=weight_W)) ** 2 @ weight_W
     if kind != "curvature" and constant - chi2 < threshold(NO_TREND):
         flags.append("no trend with width to fit an exponent to")
@@ -247,6 +249,8 @@ def _influence(kind: Kind, p: float, limit: float, scale: float, n: np.ndarray, 
     columns = [sign * scale * t * log_W, t, np.ones_like(t)]
     if kind == "curvature" or (kind == "loss" and limit == 0):
         columns.pop()
+    if scale == 0:
+        return np.full(len(n), math.nan)
     return np.linalg.pinv(np.stack(columns, 1) * root_W[:, None])[0]
 
 
@@ -269,8 +273,7 @@ def fit_laws(
         errors[0] = [o.noise.sigma for _, o in pairs]
     values = {"loss": lowest, "optimum": [p.vertex for p in good], "curvature": [p.curvature for p in good]}
     return {
-        kind: fit_law(kind, kept, values[kind], error, dof, robust)
-        for kind, error in zip(BOUNDS, errors, strict=True)
+        kind: fit_law(kind, kept, values[kind], error, dof, robust) for kind, error in zip(BOUNDS, errors, strict=True)
     }
 
 

@@ -1,0 +1,178 @@
+"""The joint law of loss in learning rate and width, its error E, and regret against a reference envelope.
+
+  L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2,   x*(n) = x_inf + B n^-beta,   x = ln(learning rate)
+
+(arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our reading.)
+Axes: K kept points, W widths.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from mujax.transfer.laws import BOUNDS, Estimate, Law, fit_law
+from mujax.transfer.optimum import KALRA, LN2, Cell, Window, cell_means
+
+_PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
+
+
+@dataclasses.dataclass(frozen=True)
+class JointLaw:
+    """Losses in nats, positions in log2 LR, curvatures per (ln LR)^2; a, b, h_0 belong to n^power.
+
+    mse: the metric E. r2: 1 - mse / variance of the kept losses. At beta = 0, x_inf and b are not finite.
+    """
+
+    l_inf: float
+    a: float
+    alpha: float
+    x_inf: float
+    b: float
+    beta: float
+    h_0: float
+    gamma: float
+    mse: float
+    rmse: float
+    r2: float
+    num_points: int
+    flags: tuple[str, ...]
+
+    @property
+    def kappa(self) -> float:
+        return self.alpha - 2 * self.beta + self.gamma
+
+
+def kept_points(
+    widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]], window: Window = KALRA
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(width, log2 LR, mean loss) of the points within the window's loss ratio, (K,) each; diverged ones are dropped."""
+    kept = []
+    for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
+        means = cell_means(curve)[0]
+        if not np.isfinite(means).any():
+            continue
+        best = np.nanargmin(means)
+        near = np.abs(np.asarray(grid) - grid[best]) <= window.half_width
+        keep = np.isfinite(means) & near & (np.nan_to_num(means, nan=math.inf) <= window.loss_ratio * means[best])
+        kept += [(width, x, y) for x, y in zip(np.asarray(grid)[keep], means[keep], strict=True)]
+    n_K, x_K, y_K = np.array(kept, float).reshape(-1, 3).T
+    return n_K, x_K, y_K
+
+
+def fit_joint(
+    widths: Sequence[int],
+    log2_lrs: Sequence[Sequence[float]],
+    losses: Sequence[Sequence[Cell]],
+    laws: Mapping[str, Law],
+    loss: Literal["linear", "soft_l1"] = "linear",
+    scale: float = 0.01,
+    window: Window = KALRA,
+) -> JointLaw:
+    """Fits all points at once, from several starts around the laws of laws.fit_laws.
+
+    loss, scale: of scipy.optimize.least_squares; scale is the residual, in nats, from which soft_l1 is linear.
+    """
+    n_K, x2_K, y_K = kept_points(widths, log2_lrs, losses, window)
+    x_K, log_K = LN2 * x2_K, np.log(n_K)
+    middle = float(np.log(sorted(set(n_K))).mean())
+    t_K = log_K - middle
+    low = [0, 0, BOUNDS["loss"][0], -np.inf, -np.inf, 0, 0, BOUNDS["curvature"][0]]
+    high = [np.inf, np.inf, BOUNDS["loss"][1], np.inf, np.inf, 2, np.inf, BOUNDS["curvature"][1]]
+
+    def parts(p):
+        l_inf, a, alpha, x_mid, drift, beta, h, gamma = p
+        s_K = np.exp(-alpha * t_K)
+        g_K = -np.expm1(-beta * t_K) / beta if beta > 1e-6 else t_K  # drift d ln(x*)/d ln n at the middle width
+        d_K, h_K = x_K - x_mid - drift * g_K, h * np.exp(gamma * t_K)
+        return s_K, g_K, d_K, h_K
+
+    def residuals(p):
+        s_K, _, d_K, h_K = parts(p)
+        return p[0] + p[1] * s_K + h_K / 2 * d_K**2 - y_K
+
+    def jacobian(p):
+        s_K, g_K, d_K, h_K = parts(p)
+        beta, slope_K = p[5], -h_K * d_K
+        dg_K = (t_K * np.exp(-beta * t_K) - g_K) / beta if beta > 1e-3 else -(t_K**2) / 2
+        return np.stack([
+            np.ones_like(s_K), s_K, -p[1] * t_K * s_K, slope_K, slope_K * g_K, slope_K * p[4] * dg_K,
+            h_K / p[6] / 2 * d_K**2 if p[6] else d_K**2 / 2, h_K / 2 * d_K**2 * t_K,
+        ], 1)  # fmt: skip
+
+    fits, n_mid = [], math.exp(middle)
+    law, bowl = laws["loss"], laws["curvature"]
+    x_mid, per_log = LN2 * float(laws["optimum"](n_mid)), _log_slope(laws["optimum"], n_mid)
+    for beta in dict.fromkeys((laws["optimum"].exponent.value, 0.3, 1.0, 1.8)):
+        start = [
+            law.limit.value, max(law.scale * n_mid**-law.exponent.value, 1e-6), law.exponent.value,
+            x_mid, per_log, beta, float(bowl(n_mid)), bowl.exponent.value,
+        ]  # fmt: skip
+        start = np.clip(start, np.array(low) + 1e-9, np.array(high) - 1e-9)
+        fits.append(least_squares(residuals, start, jacobian, (low, high), loss=loss, f_scale=scale, x_scale="jac"))
+    best = min(fits, key=lambda fit: fit.cost)
+    l_inf, a, alpha, x_mid, drift, beta, h, gamma = map(float, best.x)
+    mse = float((residuals(best.x) ** 2).mean())
+    flags = [
+        f"{name} at its bound" for name, at, lo, hi in zip(_PARAMS, best.x, low, high, strict=True)
+        if min(at - lo, hi - at) < 1e-3
+    ]  # fmt: skip
+    if len(y_K) <= len(_PARAMS):
+        flags.append("as many parameters as points")
+    per_beta = drift / beta / LN2 if beta else math.nan
+    return JointLaw(
+        l_inf, a * n_mid**alpha, alpha, x_mid / LN2 + per_beta, -per_beta * n_mid**beta, beta, h * n_mid**-gamma, gamma,
+        mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K), tuple(flags),
+    )  # fmt: skip
+
+
+def _log_slope(law: Law, n: float) -> float:
+    """d x* / d ln n, ln units, of the optimum's law."""
+    step = 1.01
+    return LN2 * float(law(n * step) - law(n / step)) / (2 * math.log(step))
+
+
+def reference_envelope(widths: Sequence[int], minima: Sequence[Sequence[float | None]], error: float | None) -> Law:
+    """The law of the lowest L* at each width over all parameterizations, to be fitted once and frozen.
+
+    minima: a list a parameterization, of a value a width, nats; None where it has none. error: standard error of each.
+    """
+    lowest = [min((v for v in column if v is not None), default=None) for column in zip(*minima, strict=True)]
+    kept = [(n, v) for n, v in zip(widths, lowest, strict=True) if v is not None]
+    return fit_law("loss", [n for n, _ in kept], [v for _, v in kept], None if error is None else [error] * len(kept))
+
+
+def regret(widths: Sequence[int], minima: Sequence[float], reference: Law) -> list[float]:
+    """R(n) = L*(n) - L*_ref(n), nats."""
+    return [value - float(reference(n)) for n, value in zip(widths, minima, strict=True)]
+
+
+def asymptotic_regret(law: Law, reference: Law) -> Estimate:
+    """R(inf) = L_inf - L_inf,ref with the interval of L_inf; the reference is frozen, its error is not counted."""
+    e, at = law.limit, reference.limit.value
+    interval = None if e.interval is None else (e.interval[0] - at, e.interval[1] - at)
+    flags = (*e.flags, *(f"reference: {flag}" for flag in reference.limit.flags))
+    return Estimate(e.value - at, interval, flags)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tradeoff:
+    """Excess loss of two ways to spend a budget F of compute, up to constants (arXiv 2512.22768)."""
+
+    direct: float
+    transfer: float
+    proxy_width: float
+
+
+def tradeoff(budget: float, alpha: float, beta: float, num_hyperparameters: int = 1, cost_power: float = 2) -> Tradeoff:
+    """Direct search F^(-2a/(ha+2r)), transfer F^(-a/r) + F^(-2b/(hb+r)) from proxy width F^(1/(hb+r)); cost n^r a run.
+
+    Transfer wins as F grows if and only if beta > alpha/2.
+    """
+    h, r = num_hyperparameters, cost_power
+    direct = budget ** (-2 * alpha / (h * alpha + 2 * r))
+    transfer = budget ** (-alpha / r) + budget ** (-2 * beta / (h * beta + r))
+    return Tradeoff(direct, transfer, budget ** (1 / (h * beta + r)))
