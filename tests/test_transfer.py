@@ -9,7 +9,7 @@ import pytest
 
 from mujax.errors import UserError
 from mujax.transfer.curves import find_drift, find_optimum, make_curves
-from mujax.transfer.optimum import parabola_vertex
+from mujax.transfer.parabola import parabola_vertex
 from mujax.transfer.report import load_rows, report
 
 

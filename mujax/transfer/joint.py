@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import least_squares
 
-from mujax.transfer.laws import BOUNDS, Estimate, Law, fit_law
-from mujax.transfer.optimum import KALRA, LN2, Cell, Window, cell_means
+from mujax.transfer.laws import BOUNDS, Estimate, Kind, Law, fit_law
+from mujax.transfer.optimum import Cell, cell_means
+from mujax.transfer.parabola import KALRA, LN2, Window
 
 _PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
 
@@ -49,7 +50,7 @@ class JointLaw:
 def kept_points(
     widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]], window: Window = KALRA
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(width, log2 LR, mean loss) of the points within the window's loss ratio, (K,) each; diverged ones are dropped."""
+    """(width, log2 LR, mean loss) of the points within the window's loss ratio, (K,) each; diverged ones dropped."""
     kept = []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         means = cell_means(curve)[0]
@@ -67,7 +68,7 @@ def fit_joint(
     widths: Sequence[int],
     log2_lrs: Sequence[Sequence[float]],
     losses: Sequence[Sequence[Cell]],
-    laws: Mapping[str, Law],
+    laws: Mapping[Kind, Law],
     loss: Literal["linear", "soft_l1"] = "linear",
     scale: float = 0.01,
     window: Window = KALRA,

@@ -18,11 +18,11 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from mujax.transfer.optimum import Noise, Optimum
+from mujax.transfer.optimum import Noise
 
 Kind = Literal["loss", "optimum", "curvature"]
-BOUNDS = {"loss": (0.001, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
-NAMES = {"loss": "alpha", "optimum": "beta", "curvature": "gamma"}
+BOUNDS: dict[Kind, tuple[float, float]] = {"loss": (0.001, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
+NAMES: dict[Kind, str] = {"loss": "alpha", "optimum": "beta", "curvature": "gamma"}
 
 # Standard errors: an exponent closer to a bound of its range is at the bound; a trend below is no trend
 AT_BOUND, NO_TREND = 2.0, 3.0
@@ -252,64 +252,3 @@ def _influence(kind: Kind, p: float, limit: float, scale: float, n: np.ndarray, 
     if scale == 0:
         return np.full(len(n), math.nan)
     return np.linalg.pinv(np.stack(columns, 1) * root_W[:, None])[0]
-
-
-def fit_laws(
-    widths: Sequence[int], optima: Sequence[Optimum], minima: Literal["fitted", "grid"] = "fitted", robust: bool = False
-) -> dict[str, Law]:
-    """The three laws of one study, by kind, from its unflagged optima.
-
-    minima: L* from the parabolas' minima, or the lowest points of the grids as in the paper; these are biased by the
-      noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
-    """
-    pairs = [(n, o) for n, o in zip(widths, optima, strict=True) if o.parabola and o.noise and not o.flags]
-    if len(pairs) < 3:
-        return {}
-    kept, good = [n for n, _ in pairs], [o.parabola for _, o in pairs]
-    dof = pairs[0][1].noise.dof
-    errors = [[p.error(i) for p in good] for i in range(3)]
-    lowest = [p.minimum for p in good] if minima == "fitted" else [o.loss for _, o in pairs]
-    if minima == "grid":
-        errors[0] = [o.noise.sigma for _, o in pairs]
-    values = {"loss": lowest, "optimum": [p.vertex for p in good], "curvature": [p.curvature for p in good]}
-    return {
-        kind: fit_law(kind, kept, values[kind], error, dof, robust) for kind, error in zip(BOUNDS, errors, strict=True)
-    }
-
-
-def combine(estimates: Sequence[Estimate], coefficients: Sequence[float], correlation: np.ndarray) -> Estimate:
-    """A sum of estimates and its 68% interval, from the ends of theirs (Zou & Donner 2008, with correlations)."""
-    value = sum(c * e.value for c, e in zip(coefficients, estimates, strict=True))
-    flags = tuple(dict.fromkeys(flag for e in estimates for flag in e.flags))
-    ends = []
-    for side in (-1, 1):
-        d = []
-        for c, e in zip(coefficients, estimates, strict=True):
-            if e.interval is None:
-                return Estimate(value, None, flags)
-            toward = e.interval[(1 + side) // 2] if c > 0 else e.interval[(1 - side) // 2]
-            d.append(c * abs(toward - e.value))
-        ends.append(value + side * math.sqrt(max(np.array(d) @ correlation @ np.array(d), 0.0)))
-    return Estimate(value, (ends[0], ends[1]), flags)
-
-
-def correlations(laws: dict[str, Law], optima: Sequence[Optimum]) -> np.ndarray:
-    """Of (alpha, beta, gamma), through those of each parabola's minimum, vertex and curvature."""
-    good = [o.parabola for o in optima if o.parabola and o.parabola.covariance and not o.flags]
-    influence_3W = np.array([laws[kind].influence for kind in BOUNDS])
-    error_W3 = np.array([[p.error(i) for i in range(3)] for p in good])
-    within_W33 = np.array([p.covariance for p in good]) / (error_W3[:, :, None] * error_W3[:, None, :])
-    covariance_33 = np.einsum("iw,wij,jw->ij", influence_3W, within_W33, influence_3W)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        size_3 = np.sqrt(np.diag(covariance_33))
-        return np.nan_to_num(covariance_33 / size_3[:, None] / size_3, nan=0.0) * ~np.eye(3, dtype=bool) + np.eye(3)
-
-
-def kappa(laws: dict[str, Law], optima: Sequence[Optimum]) -> Estimate:
-    """alpha - 2 beta + gamma: below 0, an extrapolation error costs less than width gains (arXiv 2605.21486)."""
-    return combine([laws[kind].exponent for kind in BOUNDS], (1, -2, 1), correlations(laws, optima))
-
-
-def fast_transfer(laws: dict[str, Law], optima: Sequence[Optimum]) -> Estimate:
-    """beta - alpha/2; transfer is fast, and useful, if above 0 (Ghosh et al., arXiv 2512.22768)."""
-    return combine([laws[kind].exponent for kind in BOUNDS], (-0.5, 1, 0), correlations(laws, optima))

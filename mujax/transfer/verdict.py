@@ -12,7 +12,8 @@ import numpy as np
 from scipy import stats
 
 from mujax.transfer.laws import Estimate
-from mujax.transfer.optimum import LN2, Cell, Noise, Optimum, cell_means
+from mujax.transfer.optimum import Cell, Noise, Optimum, cell_means, usable
+from mujax.transfer.parabola import LN2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +56,20 @@ def argmin_verdict(
 def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) -> Estimate | None:
     """Slope of the optimal log2 LR against log2 width, weighted by the vertices' errors, with its 68% interval.
 
-    Where a straight line misses the vertices (p < 0.01), its error is widened. Flagged if an optimum is; None with fewer
-    than two widths to draw a line through.
+    Where a straight line misses the vertices (p < 0.01), its error is widened. Flagged if an optimum is; None with
+    fewer than two widths to draw a line through.
     """
     flags = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else ["diverged"])]
-    pairs = [(n, o) for n, o in zip(widths, optima, strict=True) if o and o.parabola and o.noise and not o.flags]
-    if len(set(n for n, _ in pairs)) < 2:
+    found = usable(widths, optima)
+    if len({n for n, _, _ in found}) < 2:
         return None
     if len(widths) < 3:
         flags.append("too few widths: two always lie on a line")
-    t = np.log2([n for n, _ in pairs])
-    x, error = (np.array(v) for v in zip(*((o.parabola.vertex, o.parabola.error(1)) for _, o in pairs), strict=True))
-    if not error.all():
-        error = np.full_like(error, 1e-12)
-    w = error**-2.0
+    t, x = np.log2([n for n, _, _ in found]), np.array([p.vertex for _, p, _ in found])
+    w = np.array([p.error(1) for _, p, _ in found]) ** -2
     t0 = t - np.average(t, weights=w)
     slope = float((w * t0 * x).sum() / (w * t0**2).sum())
-    spread, spare, noise = float((w * t0**2).sum()) ** -0.5, len(x) - 2, pairs[0][1].noise
+    spread, spare, noise = float((w * t0**2).sum()) ** -0.5, len(x) - 2, found[0][2]
     chi2 = float((w * (x - np.average(x, weights=w) - slope * t0) ** 2).sum())
     if spare and stats.f.sf(chi2 / spare, spare, noise.dof or 10**6) < 0.01:
         spread, noise = spread * math.sqrt(chi2 / spare), Noise(1.0, spare, "line")
@@ -151,9 +149,9 @@ def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> floa
 def price(
     log2_lrs: Sequence[float], losses: Sequence[Cell], proxy_log2_lr: float, tuned_sp: Sequence[Cell]
 ) -> float | None:
-    """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width; nats, below 0 is gain.
+    """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width, nats.
 
-    Both trained on the same budget; what tuning SP took besides is not counted. Lowest grid point of SP.
+    Below 0 is gain. Both trained on the same budget; what tuning SP took besides is not counted. Lowest grid point of SP.
     """
     transferred, means = loss_at(log2_lrs, losses, proxy_log2_lr), cell_means(tuned_sp)[0]
     if transferred is None or not np.isfinite(means).any():
