@@ -20,23 +20,24 @@ def fit_laws(
     minima: Literal["fitted", "grid"] = "fitted",
     robust: bool = False,
 ) -> dict[Kind, Law]:
-    """The three laws of one study, by kind, from its unflagged optima.
+    """The three laws of one study, by kind, from its unflagged optima; none with fewer than 3 of them.
 
     minima: L* from the parabolas' minima, or the lowest points of the grids as in the paper; these are biased by the
       noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
     """
-    pairs = [(n, o) for n, o in zip(widths, optima, strict=True) if o.parabola and o.noise and not o.flags]
-    if len(pairs) < 3:
+    found = usable(widths, optima)
+    if len(found) < 3:
         return {}
-    kept, good = [n for n, _ in pairs], [o.parabola for _, o in pairs]
-    dof = pairs[0][1].noise.dof
-    errors = [[p.error(i) for p in good] for i in range(3)]
-    lowest = [p.minimum for p in good] if minima == "fitted" else [o.loss for _, o in pairs]
+    kept, good, dof = [n for n, _, _ in found], [p for _, p, _ in found], found[0][2].dof
+    lowest, error = [p.minimum for p in good], [p.error(0) for p in good]
     if minima == "grid":
-        errors[0] = [o.noise.sigma for _, o in pairs]
-    values = {"loss": lowest, "optimum": [p.vertex for p in good], "curvature": [p.curvature for p in good]}
+        at = {n: o.loss for n, o in zip(widths, optima, strict=True) if o}
+        lowest, error = [at[n] for n in kept], [noise.sigma for _, _, noise in found]
+    vertices, bowls = [p.vertex for p in good], [p.curvature for p in good]
     return {
-        kind: fit_law(kind, kept, values[kind], error, dof, robust) for kind, error in zip(BOUNDS, errors, strict=True)
+        "loss": fit_law("loss", kept, lowest, error, dof, robust),
+        "optimum": fit_law("optimum", kept, vertices, [p.error(1) for p in good], dof, robust),
+        "curvature": fit_law("curvature", kept, bowls, [p.error(2) for p in good], dof, robust),
     }
 
 

@@ -9,7 +9,7 @@ Axes: K kept points, W widths.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -56,7 +56,7 @@ def kept_points(
         means = cell_means(curve)[0]
         if not np.isfinite(means).any():
             continue
-        best = np.nanargmin(means)
+        best = int(np.nanargmin(means))
         near = np.abs(np.asarray(grid) - grid[best]) <= window.half_width
         keep = np.isfinite(means) & near & (np.nan_to_num(means, nan=math.inf) <= window.loss_ratio * means[best])
         kept += [(width, x, y) for x, y in zip(np.asarray(grid)[keep], means[keep], strict=True)]
@@ -113,7 +113,9 @@ def fit_joint(
             x_mid, per_log, beta, float(bowl(n_mid)), bowl.exponent.value,
         ]  # fmt: skip
         start = np.clip(start, np.array(low) + 1e-9, np.array(high) - 1e-9)
-        fits.append(least_squares(residuals, start, jacobian, (low, high), loss=loss, f_scale=scale, x_scale="jac"))
+        # The stubs know `jac` only as a string
+        jac: Any = jacobian
+        fits.append(least_squares(residuals, start, jac, (low, high), loss=loss, f_scale=scale, x_scale="jac"))
     best = min(fits, key=lambda fit: fit.cost)
     l_inf, a, alpha, x_mid, drift, beta, h, gamma = map(float, best.x)
     mse = float((residuals(best.x) ** 2).mean())

@@ -79,17 +79,22 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
     u_DX = LN2 * (x_X - x_X[best_D][:, None])
     design_DX3 = np.stack([np.ones_like(u_DX), u_DX, u_DX**2], -1)
     y_DX = np.where(finite_DX, loss_DX, 0.0)
-    center_D, keep_DX = x_X[best_D], inside_DX
-    for _ in range(3):  # the window follows the vertex
+    center_D = x_X[best_D]
+
+    def solve(center_D):
         keep_DX = inside_DX & (np.abs(x_X - center_D[:, None]) <= half_D + 1e-9)
         weighted_DX3 = design_DX3 * (keep_DX * seeds_X)[..., None]
         normal_D33 = np.einsum("dxi,dxj->dij", weighted_DX3, design_DX3)
         enough_D = keep_DX.sum(1) >= 3
         unit_D33 = np.linalg.inv(np.where(enough_D[:, None, None], normal_D33, np.eye(3)))
-        coef_D3 = np.einsum("dij,dxj,dx->di", unit_D33, weighted_DX3, y_DX)
+        return keep_DX, enough_D, unit_D33, np.einsum("dij,dxj,dx->di", unit_D33, weighted_DX3, y_DX)
+
+    for _ in range(2):  # the window follows the vertex
+        _, enough_D, _, coef_D3 = solve(center_D)
         convex_D = enough_D & (coef_D3[:, 2] > 0)
         vertex_D = x_X[best_D] - coef_D3[:, 1] / np.where(convex_D, 2 * coef_D3[:, 2], 1) / LN2
         center_D = np.where(convex_D, np.clip(vertex_D, low_D, high_D), x_X[best_D])
+    keep_DX, enough_D, unit_D33, coef_D3 = solve(center_D)
     rss_D = (keep_DX * seeds_X * (y_DX - np.einsum("dxi,di->dx", design_DX3, coef_D3)) ** 2).sum(1)
     coef_D3[~enough_D] = unit_D33[~enough_D] = rss_D[~enough_D] = math.nan
     return Fits(best_D, keep_DX, LN2 * x_X[best_D], coef_D3, unit_D33, rss_D)

@@ -151,7 +151,7 @@ def price(
 ) -> float | None:
     """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width, nats.
 
-    Below 0 is gain. Both trained on the same budget; what tuning SP took besides is not counted. Lowest grid point of SP.
+    Below 0 is gain. Both trained on the same budget; what tuning SP took besides is not counted.
     """
     transferred, means = loss_at(log2_lrs, losses, proxy_log2_lr), cell_means(tuned_sp)[0]
     if transferred is None or not np.isfinite(means).any():
