@@ -100,6 +100,15 @@ def test_a_row_is_drawn_as_if_it_were_alone():
     assert together[0] != generated(run, params, PROMPTS[:1], 8, Sampling(), seed=1)[0]
 
 
+def test_every_position_is_drawn_anew():
+    """From a model to which all tokens are alike: 40 draws of 256 have some repeats, but not one token throughout."""
+    run = make_with({})
+    params = initial_params(run)
+    params |= {"unembed": 0 * params["unembed"]}
+    for tokens in generated(run, params, [b"a", b"a"], 40, Sampling()):
+        assert 25 < len(set(tokens)) < 41
+
+
 PROBS = np.array([0.02, 0.3, 0.05, 0.2, 0.01, 0.25, 0.12, 0.05])
 
 
