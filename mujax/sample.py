@@ -147,8 +147,10 @@ def sample(
 
 
 def _abstract_params(run: Run):
-    init = make_train_fns(run.program).init
-    return jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), run.hps, run.scalings).params
+    """On one device of this machine, whichever the run was on."""
+    init, device = make_train_fns(run.program).init, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), run.hps, run.scalings).params
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
 
 
 def _text(tokens: list[int], stop: int) -> str:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_tree
+from conftest import run_mujax, tiny_tree
 from scipy.stats import chisquare
 from test_models import OPTIONS, apply, in_numpy, initial_params, make, make_with, shaken
 
 from mujax import main, sample
-from mujax.checkpoint import load
+from mujax.checkpoint import load, save
 from mujax.config import make_run_config
 from mujax.data.corpus import DOCUMENT_END
 from mujax.data.loader import load_batches
@@ -180,6 +180,19 @@ def test_the_weights_are_those_of_the_last_step(trained):
     losses = [float(evaluate(params, rows, run.hps, run.scalings)) for rows in validation]
     assert step == 60
     np.testing.assert_allclose(np.mean(losses), row["final_loss"], rtol=1e-6)
+
+
+def test_weights_of_a_device_that_is_not_here(trained, tmp_path):
+    """Saved on the eighth device, sampled from in a process that has one."""
+    root, tree, _ = trained
+    run = make_run(make_run_config(tree))
+    _, params = load(root, sample._abstract_params(run), run.table_hash)
+    save(tmp_path, 60, jax.device_put(params, jax.devices()[7]), run.table_hash)
+    shutil.copy(root / "config.json", tmp_path)
+    args = ["--prompt=import ", "--num_tokens=20", "--temperature=0"]
+    there, here = (run_mujax("sample", f"--workdir={folder}", *args) for folder in (tmp_path, root))
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == here.stdout
 
 
 def test_text_ends_with_its_document(trained):
