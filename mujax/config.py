@@ -5,6 +5,7 @@ before any compilation or data work.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -131,7 +132,7 @@ class RunConfig:
         # Through JSON, so that it equals what is read back: tuples become lists
         return json.loads(json.dumps({"seed": self.seed, "model": model, **sections}))
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """First 12 hex of the SHA-256 of the resolved config without its mesh: names the run and its directory."""
         return digest({key: value for key, value in self.as_dict().items() if key != "mesh"})
@@ -208,9 +209,12 @@ def typed_section(cls, tree: Mapping[str, Any], where: str):
 
 
 def _typed_fields(cls, tree: Mapping[str, Any], where: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
-    hints = {name: hint for name, hint in get_type_hints(cls).items() if name not in derived}
+    hints = {name: hint for name, hint in _type_hints(cls).items() if name not in derived}
     _check_names(tree, hints, f"{where}.")
     return {name: _cast(tree[name], hint, f"{where}.{name}") for name, hint in hints.items()}
+
+
+_type_hints = functools.lru_cache(maxsize=64)(get_type_hints)  # a sweep asks thousands of times
 
 
 def _check_names(tree: Mapping[str, Any], names, prefix: str) -> None:

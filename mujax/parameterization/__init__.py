@@ -30,6 +30,7 @@ _TABLES = (
     *everett.EVERETT,
     *lingle.LINGLE,
     *kalra.FACTORIAL,
+    kalra.MUP_SQRT_DECAY,
 )
 PARAMETERIZATIONS: dict[str, Parameterization] = {table.name: table for table in _TABLES}
 

@@ -5,6 +5,10 @@ shrinks them by eta * lambda at any width (n the width, decoupled decay). Where 
 learning rate the decay is lowered to keep that shrink (our reading; the paper's is not known to us).
 Gains do not decay. The matrices that write to the residual stream start at 1/sqrt(2 L n), L layers, as in
 the authors' related code (inferred); their learning rate is eta / n, not eta / 4n.
+
+Tied embeddings (the paper's rule is not known to us): the embedding keeps its own row and unit variance, and
+the readout is it times n^-1/2, or n^-1 with Last: the size of the untied unembedding at initialization. With
+Embd and Last the readout's learning rate is then eta / n too, as of the untied one.
 """
 
 import itertools
@@ -39,6 +43,12 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
             "hidden": matrix,
             "output": matrix.replace(init=_OUT_OF) if last else matrix,
             "vector": Row(source, lr={"adam": ONE if ln else _INTO}, weight_decay=ZERO),
+            "tied": Row(
+                f"{source}; readout as large as the unembedding",
+                lr={"adam": embed_lr},
+                weight_decay=embed_decay,
+                readout=_OUT_OF if last else FAN_IN,
+            ),
         },
         tensors={
             "*/wo": Row(
@@ -59,3 +69,24 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
 
 _SWITCHES = tuple(itertools.product((False, True), repeat=3))
 FACTORIAL = tuple(factorial(embd, *rest) for embd in (False, True, "sqrt") for rest in _SWITCHES)
+
+_MUP = factorial(embd=True, ln=True, attn=True, last=True)
+_TOWARDS_RESIDUAL = _MUP.tensors["*/wo"]
+# In this gauge lambda n is constant shrink; sqrt(m) in place of m, equal at the base width.
+MUP_SQRT_DECAY = _MUP.replace(
+    name=f"{_MUP.name}+sqrt_decay",
+    source=f"{_MUP.source}, decay of hidden matrices x sqrt(m), of the rest 0 (Fan et al. 2025, 2510.15262)",
+    rows={
+        role: row.replace(
+            weight_decay=Power(fan_in=1, ratio_in=-0.5) if role == "hidden" else ZERO,
+            source=f"{row.source}; decay 2510.15262",
+        )
+        for role, row in _MUP.rows.items()
+    },
+    tensors={
+        "*/wo": _TOWARDS_RESIDUAL.replace(
+            weight_decay=Power(fan_out=1, ratio_out=-0.5), source=f"{_TOWARDS_RESIDUAL.source}; decay 2510.15262"
+        )
+    },
+    intends={"decay": Intention(-0.5, "decay x sqrt(m) keeps the gain of sublayers, not the timescale (2510.15262)")},
+)

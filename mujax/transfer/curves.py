@@ -87,12 +87,19 @@ def _mean(losses: Sequence[float | None]) -> float | None:
 
 
 def varying_fields(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Override fields that take several values among the rows, apart from those that a curve plots."""
-    values: dict[str, set[str]] = {}
+    """Override fields that take several values among the rows of one width, apart from those that a curve plots.
+
+    A field with one value at each width, e.g. steps at fixed tokens a parameter, goes along with the width.
+    """
+    values: dict[str, dict[int, set[str]]] = {}
     for row in rows:
         for field, value in row["overrides"].items():
-            values.setdefault(field, set()).add(repr(value))
-    return [field for field, seen in values.items() if len(seen) > 1 and field not in _PLOTTED]
+            values.setdefault(field, {}).setdefault(row["width"], set()).add(repr(value))
+    return [
+        field
+        for field, by_width in values.items()
+        if any(len(seen) > 1 for seen in by_width.values()) and field not in _PLOTTED
+    ]
 
 
 def study_name(row: Mapping[str, Any], varying: Sequence[str]) -> str:

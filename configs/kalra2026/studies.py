@@ -1,0 +1,138 @@
+"""Every experiment of Kalra & Barkeshli 2026 (2605.21486) on a GPT: what of muP makes the learning rate transfer?
+
+mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
+mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk --workdir=runs/embedding_rate
+One slice of the factorial, here muP without decay:
+mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir=runs/slice \\
+    --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)" --config.sweep.optim.weight_decay="(0.0,)"
+The argument names a study of the table below, then, if need be,
+  scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps of 256 x 1024 tokens
+  scale=desk   2 layers, widths 32, 64, 128, 400 steps of 16 x 64 bytes of the embedded text, decays x 25
+SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`. In all of them a
+matrix of SP trains at eta / n and its decay is lambda n: eta lambda is what a step shrinks it by, at any width.
+Of the paper the tables, decays, schedule and widths are known; (ours) marks what is not. Its results, E, R(inf) and
+kappa of each slice of the factorial: experiments/kalra2026.
+"""
+
+from configs import base
+
+SP, EMBD, SQRT_EMBD, MUP = "factorial", "factorial+embd", "factorial+sqrt_embd", "factorial+embd+ln+attn+last"
+FACTORIAL = tuple(
+    "factorial" + embd + ln + attn + last
+    for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("", "+last")
+)  # fmt: skip
+DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
+TOKENS = {"full": 20, "desk": 2}  # a parameter (ours)
+FROZEN = ("input.lr=0",)  # tokens and positions stay as drawn; without a rate there is no decay either
+
+# Name -> axes beside width and learning rate; the comment says what is asked. decay: lambda, at 10,000 steps; 0 where
+# a study names none (ours). warmup: share of the steps. tokens: a parameter, rather than a given number of steps.
+# timescale: lambda is the one decay x 10,000 / steps.
+STUDIES = {
+    # Which of the four switches gives good fits (E), robust transfer (kappa) and low loss (R)? Published: Embd
+    "factorial": {"table": FACTORIAL, "decay": DECAYS},
+    # From SP to muP a switch at a time, in the order of the paper's table and back to front: where is the jump? (ours)
+    "path": {"table": (SP, EMBD, "factorial+embd+ln", "factorial+embd+ln+attn", MUP)},
+    "path_embd_last": {"table": (SP, "factorial+last", "factorial+attn+last", "factorial+ln+attn+last", MUP)},
+    # Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n) (2506.15025), n; in SP and in muP
+    "embedding_rate": {"table": (SP, SQRT_EMBD, EMBD, *(f"{t}+ln+attn+last" for t in (SP, SQRT_EMBD, EMBD)))},
+    # Is it enough for an embedding to move, or must it move fast? Never, slowly, fast
+    "frozen_embedding": {"table": (SP, MUP), "parameterization.override": ((), FROZEN)},
+    # Does a longer warm-up repair SP? Shares (ours); 0.2 is the baseline's
+    "warmup": {"table": (SP, EMBD, MUP), "warmup": (0.0, 0.05, 0.1, 0.2, 0.4)},
+    # An embedding that is the readout too; how the tables scale it is ours, see mujax/parameterization/kalra.py
+    "tied": {"table": (SP, EMBD, "factorial+ln+attn+last", MUP), "model.tied": (True,)},
+    # Compute-optimal: as many tokens a parameter at each width. With decay: lambda n, and muP's also by 2510.15262, lambda
+    # sqrt(n) on hidden matrices alone. Published: decay makes the extrapolation less robust here
+    "fixed_tokens": {"table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"), "decay": (0.0, 1e-3, 3e-3), "tokens": TOKENS},
+    # The same, lambda / steps: weights are forgotten over the same share of training at each width (2405.13698)
+    "fixed_tokens_timescale": {"table": (SP, EMBD, MUP), "decay": (1e-3,), "tokens": TOKENS, "timescale": True},
+}
+SCALES = ("full", "desk")
+
+
+def get_config(which: str = "factorial"):
+    name, scale = _parse(which)
+    axes = dict(STUDIES[name])
+    c = base.get_config()
+    _set_gpt(c)
+    widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
+    if scale == "desk":
+        _set_desk(c)
+        widths, log2_rates = (32, 64, 128), range(-6, 3)
+    c.parameterization.update(name=MUP, base_width=widths[0])  # only the decay of 2510.15262 depends on the base
+    c.sweep.parameterization = {"name": axes.pop("table")}
+    c.sweep.optim = {"learning_rate": tuple(2.0**k for k in log2_rates)}
+
+    decays = axes.pop("decay", (0.0,))
+    is_timescale = axes.pop("timescale", False)
+    if tokens := axes.pop("tokens", None):
+        c.sweep.points = tuple(_sized(c, width, tokens[scale]) for width in widths)
+    else:
+        c.sweep.model = {"d_model": widths}
+    if is_timescale:
+        for point in c.sweep.points:
+            point["optim.weight_decay"] = _decay(decays[0], point["train.steps"])
+    else:
+        c.sweep.optim.weight_decay = tuple(_decay(value, c.train.steps) for value in decays)
+    if warmup := axes.pop("warmup", None):
+        c.sweep.schedule = {"warmup_steps": tuple(int(share * c.train.steps) for share in warmup)}
+    for field, values in axes.items():
+        section, _, last = field.partition(".")
+        c.sweep[section] = {**c.sweep.get(section, {}), last: values}
+    return c
+
+
+def _parse(which: str) -> tuple[str, str]:
+    """'tied,scale=desk' -> ('tied', 'desk')."""
+    name, *settings = which.split(",")
+    if name not in STUDIES:
+        raise ValueError(f"no study {name!r}; one of {', '.join(STUDIES)}")
+    scale = "full"
+    for setting in settings:
+        key, _, scale = setting.partition("=")
+        if key != "scale" or scale not in SCALES:
+            raise ValueError(f"{setting!r} is neither scale=full nor scale=desk")
+    return name, scale
+
+
+def _set_gpt(c) -> None:
+    """Known but for norm_eps, dtype, remat and how often to evaluate (ours)."""
+    c.model.update(num_layers=12, d_head=64, norm="layer", norm_gain="vector", norm_eps=1e-5)
+    c.model.update(position="learned", activation="gelu", remat="full", dtype="bfloat16")
+    c.optim.grad_clip = 0.0
+    c.schedule.name = "wsd"
+    c.train.update(batch_size=256, eval_batches=16, log_interval=100)
+    c.data.update(name="shards", path="data/fineweb", seq_len=1024, vocab_size=50_304)
+    c.update_from_flattened_dict(_horizon(10_000))
+
+
+def _set_desk(c) -> None:
+    c.model.update(num_layers=2, d_head=16, remat="none", dtype="float32")
+    c.train.update(batch_size=16, log_interval=10)
+    c.data.update(name="embedded", path="", seq_len=64, vocab_size=256)
+    c.update_from_flattened_dict(_horizon(400))
+
+
+def _horizon(steps: int) -> dict[str, int]:
+    """Warm-up, constant and decay are 0.2, 0.6 and 0.2 of the steps."""
+    fifth = steps // 5
+    return {
+        "train.steps": steps, "train.eval_interval": max(fifth, 1), "schedule.warmup_steps": fifth,
+        "schedule.decay_steps": max(fifth, 1),
+    }  # fmt: skip
+
+
+def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, int]:
+    """A width, and as long as so many tokens a parameter last."""
+    layers, vocab, context = c.model.num_layers, c.data.vocab_size, c.data.seq_len
+    num_params = 12 * layers * width**2 + (2 * layers + 1) * width + (2 * vocab + context) * width
+    return {
+        "model.d_model": width,
+        **_horizon(round(tokens_per_parameter * num_params / (c.train.batch_size * context))),
+    }
+
+
+def _decay(value: float, steps: int) -> float:
+    """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of training."""
+    return round(value * 10_000 / steps, 8)
