@@ -35,7 +35,11 @@ def runs_by_case(width):
     """Name of a file -> run, for each table and change to it among the studies at full scale and this width."""
     runs = {}
     for name in STUDIES:
-        for _, cfg in expand_sweep(tree(name, optim__learning_rate=(1.0,), optim__weight_decay=(0.0,))):
+        one = {"optim__learning_rate": (1.0,), "optim__weight_decay": (0.0,), "model__d_model": (width,)}
+        for field in ("optim__weight_decay", "model__d_model"):  # which some studies set point by point
+            if field.replace("__", ".") in get_config(name).sweep.get("points", ({},))[0]:
+                one.pop(field)
+        for _, cfg in expand_sweep(tree(name, **one)):
             changes = ["tied"] * cfg.model.tied + ["frozen"] * bool(cfg.parameterization.override)
             case = ",".join([cfg.parameterization.name, *changes])
             if cfg.model.d_model == width and case not in runs:
@@ -107,7 +111,7 @@ def test_tokens_per_parameter(name, scale, ratio):
     rows = [
         {
             "width": p.run.cfg.model.d_model, "parameterization": p.run.cfg.parameterization.name, "status": "ok",
-            "overrides": p.overrides, "learning_rate": 1.0, "final_loss": 1.0,
+            "overrides": p.overrides, "learning_rate": 1.0, "final_loss": 1.0, "seed": 0,
         }
         for p in points
     ]  # fmt: skip
