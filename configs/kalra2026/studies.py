@@ -42,8 +42,8 @@ STUDIES = {
     "warmup": {"table": (SP, EMBD, MUP), "warmup": (0.0, 0.05, 0.1, 0.2, 0.4)},
     # An embedding that is the readout too; how the tables scale it is ours, see mujax/parameterization/kalra.py
     "tied": {"table": (SP, EMBD, "factorial+ln+attn+last", MUP), "model.tied": (True,)},
-    # Compute-optimal: as many tokens a parameter at each width. With decay: lambda n, and muP's also by 2510.15262, lambda
-    # sqrt(n) on hidden matrices alone. Published: decay makes the extrapolation less robust here
+    # Compute-optimal: as many tokens a parameter at each width. Decay lambda n, of muP also lambda sqrt(n) on hidden
+    # matrices alone (2510.15262). Published: decay makes the extrapolation less robust here
     "fixed_tokens": {"table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"), "decay": (0.0, 1e-3, 3e-3), "tokens": TOKENS},
     # The same, lambda / steps: weights are forgotten over the same share of training at each width (2405.13698)
     "fixed_tokens_timescale": {"table": (SP, EMBD, MUP), "decay": (1e-3,), "tokens": TOKENS, "timescale": True},
