@@ -61,20 +61,22 @@ def get_config(which: str = "factorial"):
         _set_desk(c)
         widths, log2_rates = (32, 64, 128), range(-6, 3)
     c.parameterization.update(name=MUP, base_width=widths[0])  # only the decay of 2510.15262 depends on the base
+    decays = axes.pop("decay", (0.0,))
+    points = None
+    if tokens := axes.pop("tokens", None):
+        points = tuple(_sized(c, width, tokens[scale]) for width in widths)
+        if axes.pop("timescale", False):
+            points = tuple({**p, "optim.weight_decay": _decay(decays[0], p["train.steps"])} for p in points)
+            decays = ()
+
     c.sweep.parameterization = {"name": axes.pop("table")}
     c.sweep.optim = {"learning_rate": tuple(2.0**k for k in log2_rates)}
-
-    decays = axes.pop("decay", (0.0,))
-    is_timescale = axes.pop("timescale", False)
-    if tokens := axes.pop("tokens", None):
-        c.sweep.points = tuple(_sized(c, width, tokens[scale]) for width in widths)
+    if decays:
+        c.sweep.optim = {**c.sweep.optim, "weight_decay": tuple(_decay(value, c.train.steps) for value in decays)}
+    if points:
+        c.sweep.points = points
     else:
         c.sweep.model = {"d_model": widths}
-    if is_timescale:
-        for point in c.sweep.points:
-            point["optim.weight_decay"] = _decay(decays[0], point["train.steps"])
-    else:
-        c.sweep.optim.weight_decay = tuple(_decay(value, c.train.steps) for value in decays)
     if warmup := axes.pop("warmup", None):
         c.sweep.schedule = {"warmup_steps": tuple(int(share * c.train.steps) for share in warmup)}
     for field, values in axes.items():
@@ -123,7 +125,7 @@ def _horizon(steps: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, int]:
+def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
     """A width, and as long as so many tokens a parameter last."""
     layers, vocab, context = c.model.num_layers, c.data.vocab_size, c.data.seq_len
     num_params = 12 * layers * width**2 + (2 * layers + 1) * width + (2 * vocab + context) * width
