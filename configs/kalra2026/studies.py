@@ -137,6 +137,6 @@ def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
     }
 
 
-def _decay(value: float, steps: int) -> float:
+def _decay(value: float, steps: float) -> float:
     """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of training."""
     return round(value * 10_000 / steps, 8)
