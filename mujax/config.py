@@ -94,7 +94,7 @@ SECTIONS = {
 }
 # Sections that speak of many runs, or of where they run, and are no part of what a run is.
 STUDY_SECTIONS = ("sweep", "refine")
-DATASETS = ("embedded", "text", "shards")
+DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
 ZERO_MEANS_NONE = ("num_kv_heads",)
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
@@ -165,6 +165,9 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     if not 0 <= seed < 2**31:
         raise UserError(f"seed = {seed} must be in [0, 2^31)")
     _check_ranges(**sections)
+    reads, holds = getattr(model_cls, "reads", "text"), DATASETS[sections["data"].name]
+    if reads != holds:
+        raise UserError(f"data.name = {sections['data'].name!r} is {holds}; model.name = {model_name!r} reads {reads}")
     derived = {"vocab_size": sections["data"].vocab_size, "seq_len": sections["data"].seq_len}
     has = {field.name for field in dataclasses.fields(model_cls)}
     model = model_cls(**model_kwargs, **{name: value for name, value in derived.items() if name in has})
@@ -342,11 +345,17 @@ def _check_ranges(
 
     _one_of("data.name", data.name, DATASETS)
     _positive("data.seq_len", data.seq_len)
-    if (data.name == "embedded") == bool(data.path):
-        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: all but 'embedded' have a path")
+    has_none = data.name in ("embedded", "synthetic_images")
+    if has_none == bool(data.path):
+        rule = "it has no path" if has_none else "it needs a path"
+        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: {rule}")
     _positive("data.vocab_size", data.vocab_size)
     if data.name in ("embedded", "text") and data.vocab_size != VOCAB_SIZE:
         raise UserError(f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes")
+    if DATASETS[data.name] == "images" and data.eos_id != -1:
+        raise UserError(f"data.eos_id = {data.eos_id} with data.name = {data.name!r}: an image has one class; set -1")
+    if DATASETS[data.name] == "images" and data.vocab_size > 256:
+        raise UserError(f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: at most 256 classes")
     if not -1 <= data.eos_id < data.vocab_size:
         raise UserError(f"data.eos_id = {data.eos_id} is no token of data.vocab_size = {data.vocab_size}, and not -1")
 

@@ -74,11 +74,14 @@ def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
     """
     module = MODELS[model_name][1](model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
-    variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _ONE_TOKEN)
+    variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg))
     return unbox(variables["params"])[1]
 
 
-_ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on batch or sequence
+def _first_tokens(model_cfg) -> jax.ShapeDtypeStruct:
+    """What a module is initialized on: one token, as no parameter's shape depends on batch or sequence, or more
+    where its config says so by init_length."""
+    return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
 
 
 def init_options() -> dict[str, Any] | None:
@@ -123,7 +126,8 @@ def make_train_fns(program: Program) -> TrainFns:
             logits = functools.partial(module.apply, readout, hps=hps, method="logits")
             return mean_cross_entropy(logits, features_BTD.astype(readout_dtype), tokens[:, 1:], vocab_size, eos_id)
         logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
-        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, 1:], vocab_size, eos_id)
+        # A classifier predicts the last tokens alone
+        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
 
     def gradient(params, rows, hps, scalings):
         """(objective, its gradient), of program.accumulation parts of the batch one after the other."""
@@ -153,7 +157,8 @@ def make_train_fns(program: Program) -> TrainFns:
         return recorded["activations"]
 
     def init(seed, hps, scalings):
-        tokens = jnp.zeros(_ONE_TOKEN.shape, _ONE_TOKEN.dtype)
+        first = _first_tokens(program.model)
+        tokens = jnp.zeros(first.shape, first.dtype)
         draws, _ = unbox(module.init(jax.random.key(seed), tokens, hps)["params"])
         params = jax.tree.map(lambda w, s: w * s.init, draws, scalings)
         step = jnp.int32(0)

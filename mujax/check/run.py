@@ -8,7 +8,7 @@ from mujax.check import oracle
 from mujax.check.coordinates import Measurements, measure, quick_compilation
 from mujax.check.static import static_findings
 from mujax.check.verdict import Verdict, judge
-from mujax.config import RunConfig, ScheduleConfig
+from mujax.config import DATASETS, RunConfig, ScheduleConfig
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.run import Run, make_run
@@ -64,12 +64,13 @@ def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
     A clip that bites rescales every update by the gradient's norm, which is not constant in width, and would hide
     what each tensor does by itself. The oracle keeps it.
     """
+    is_text = DATASETS[cfg.data.name] == "text"  # which can be cut
     return dataclasses.replace(
         cfg,
         optim=dataclasses.replace(cfg.optim, grad_clip=0.0),
         schedule=ScheduleConfig("constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
         train=dataclasses.replace(cfg.train, batch_size=min(cfg.train.batch_size, plan.batch_size), eval_batches=1),
-        data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)),
+        data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)) if is_text else cfg.data,
     )
 
 

@@ -6,8 +6,9 @@ from typing import cast
 import grain
 import numpy as np
 
-from mujax.config import DataConfig, TrainConfig
+from mujax.config import DATASETS, DataConfig, TrainConfig
 from mujax.data.corpus import load_corpus
+from mujax.data.images import load_images
 from mujax.errors import UserError
 
 
@@ -42,6 +43,9 @@ def load_batches(
     """
     if data.name == "shards":
         raise UserError(f"data.path = {data.path!r}: shards of tokens cannot be read yet; use 'text' or 'embedded'")
-    corpus = load_corpus(data.name, data.path, data.glob, seq_len=data.seq_len, batch_size=train.batch_size)
+    if DATASETS[data.name] == "images":
+        corpus = load_images(data.name, data.path, data.seq_len, data.vocab_size, train.batch_size)
+    else:
+        corpus = load_corpus(data.name, data.path, data.glob, seq_len=data.seq_len, batch_size=train.batch_size)
     batches = {seed: TrainBatches(corpus.train, train.batch_size, seed) for seed in seeds}
     return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus.fingerprint
