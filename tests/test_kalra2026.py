@@ -20,6 +20,8 @@ from mujax.transfer.curves import make_curves
 
 GOLDEN = ROOT / "tests" / "golden" / "kalra2026"
 WIDTHS = {"full": (128, 256, 512, 1024, 2048), "desk": (32, 64, 128)}
+IMAGE_WIDTHS = {"full": (32, 64, 128, 256, 512), "desk": (8, 16, 32)}
+ON_TEXT = [name for name in STUDIES if name != "first_layer"]
 
 
 def tree(which, **axes):
@@ -34,7 +36,7 @@ def tree(which, **axes):
 def runs_by_case(width):
     """Name of a file -> run, for each table and change to it among the studies at full scale and this width."""
     runs = {}
-    for name in STUDIES:
+    for name in ON_TEXT:
         one = {"optim__learning_rate": (1.0,), "optim__weight_decay": (0.0,), "model__d_model": (width,)}
         for field in ("optim__weight_decay", "model__d_model"):  # which some studies set point by point
             if field.replace("__", ".") in get_config(name).sweep.get("points", ({},))[0]:
@@ -57,8 +59,9 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
     rates = get_config(f"{name},scale={scale}").sweep.optim.learning_rate
     rates = rates if is_whole else (rates[0], rates[-1])
     points = make_points(tree(f"{name},scale={scale}", optim__learning_rate=rates))
-    assert {p.run.cfg.model.d_model for p in points} == set(WIDTHS[scale])
-    assert len({p.run.group for p in points}) == len({p.run.program for p in points}) == len(WIDTHS[scale])
+    widths = (WIDTHS if name in ON_TEXT else IMAGE_WIDTHS)[scale]
+    assert {p.run.cfg.model.d_model for p in points} == set(widths)
+    assert len({p.run.group for p in points}) == len({p.run.program for p in points}) == len(widths)
     if name == "factorial":
         assert len(points) == 16 * 8 * len(rates) * len(WIDTHS[scale])
         assert len({p.run.table_hash for p in points}) == 16 * len(WIDTHS[scale])
@@ -67,7 +70,7 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
         assert (cfg.optim.b1, cfg.optim.b2, cfg.optim.eps, cfg.optim.grad_clip) == (0.9, 0.95, 1e-8, 0)
         assert cfg.schedule.decay_steps == cfg.train.steps // 5
         assert name == "warmup" or cfg.schedule.warmup_steps == cfg.train.steps // 5
-        if scale == "full" and not name.startswith("fixed_tokens"):
+        if scale == "full" and name in ON_TEXT and not name.startswith("fixed_tokens"):
             assert (p.tokens, cfg.train.steps) == (10_000 * 256 * 1024, 10_000)
 
 
@@ -157,6 +160,23 @@ def test_scalings_are_those_of_the_paper():
     assert runs["factorial"].scalings["unembed"].init == runs["factorial"].scalings["blocks"]["mlp"]["wi"].init
 
 
+def test_first_layer_of_images():
+    """Its rate over eta: 1 / n, n^-1/2, 1; the other kernels' 1 / 9n, the readout's 1 / n."""
+    runs = {}
+    for _, cfg in expand_sweep(tree("first_layer", optim__learning_rate=(1.0,), model__d_model=(64,))):
+        runs[cfg.parameterization.name] = make_run(cfg)
+    assert {name: run.scalings["first"].lr * 64 for name, run in runs.items()} == {
+        "factorial": 1, "factorial+sqrt_embd": 8, "factorial+embd": 64,
+    }  # fmt: skip
+    for run in runs.values():
+        assert run.num_params == 27 * 64 + 3 * 9 * 64**2 + 64 * 10
+        for tensor, s in named_leaves(run.scalings, is_scaling).items():
+            assert tensor == "first" or math.isclose(
+                s.lr, 1 / 64 if tensor == "unembed" else 1 / (9 * 64), rel_tol=1e-6
+            )
+            assert math.isclose(s.lr * s.weight_decay, 1, rel_tol=1e-6)
+
+
 def test_golden_tables(request):
     """The whole resolved table of each case, at the narrowest and the widest width, to be read as a diff."""
     texts = {}
@@ -172,7 +192,7 @@ def test_golden_tables(request):
         assert (GOLDEN / f"{case}.txt").read_text() == text
 
 
-THIRD = ("frozen_embedding", "tied", "fixed_tokens")
+THIRD = ("frozen_embedding", "tied", "fixed_tokens", "first_layer")
 
 
 @pytest.mark.parametrize(
@@ -181,18 +201,19 @@ THIRD = ("frozen_embedding", "tied", "fixed_tokens")
 def test_desk_studies_train(name, steps):
     """Every point at the narrowest width and eta = 1, on a batch that is repeated: the loss falls."""
     cfgs = [cfg for _, cfg in expand_sweep(tree(f"{name},scale=desk", optim__learning_rate=(1.0,)))]
-    runs = [make_run(cfg) for cfg in cfgs if cfg.model.d_model == 32]
+    runs = [make_run(cfg) for cfg in cfgs if cfg.model.d_model == cfgs[0].model.d_model]
     batches, _, _ = load_batches(cfgs[0].data, runs[0].cfg.train, [0])
     fns = make_train_fns(runs[0].program)
     init, step = jax.jit(fns.init), jax.jit(fns.step)
+    first = "embed" if name in ON_TEXT else "first"
     for run in runs:
         state = init(0, run.hps, run.scalings)
-        losses, before = [], np.asarray(state.params["embed"])
+        losses, before = [], np.asarray(state.params[first])
         for _ in range(steps):
             state, metrics = step(state, batches[0][0], run.hps, run.scalings)
             losses.append(float(metrics["loss"]))
         assert losses[-1] < losses[0], run.cfg
-        assert np.array_equal(before, state.params["embed"]) == bool(run.cfg.parameterization.override)
+        assert np.array_equal(before, state.params[first]) == bool(run.cfg.parameterization.override)
 
 
 def table_of(display):

@@ -1,4 +1,4 @@
-"""Every experiment of Kalra & Barkeshli 2026 (2605.21486) on a GPT: what of muP makes the learning rate transfer?
+"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): what of muP makes the learning rate transfer?
 
 mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
 mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk --workdir=runs/embedding_rate
@@ -49,6 +49,10 @@ STUDIES = {
     "fixed_tokens": {"table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"), "decay": (0.0, 1e-3, 3e-3), "tokens": TOKENS},
     # The same, lambda / steps: weights are forgotten over the same share of training at each width (2405.13698)
     "fixed_tokens_timescale": {"table": (SP, EMBD, MUP), "decay": (1e-3,), "tokens": TOKENS, "timescale": True},
+    # Is a first layer special in images too? Its learning rate over that of the others: 1, sqrt(n), n. A small
+    # convolutional network (ours) on CIFAR-10, or synthetic images at desk scale; kernels count in the fan-in, so
+    # hidden layers train at eta / 9n
+    "first_layer": {"model": "cnn", "table": (SP, SQRT_EMBD, EMBD)},
 }
 SCALES = ("full", "desk")
 
@@ -56,12 +60,19 @@ SCALES = ("full", "desk")
 def get_config(which: str = "factorial"):
     name, scale = _parse(which)
     axes = dict(STUDIES[name])
-    c = base.get_config()
-    _set_gpt(c)
-    widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
-    if scale == "desk":
-        _set_desk(c)
+    c = base.get_config(axes.pop("model", "transformer"))
+    c.optim.grad_clip = 0.0
+    c.schedule.name = "wsd"
+    is_desk, widths, log2_rates = scale == "desk", (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
+    if is_desk:
         widths, log2_rates = (32, 64, 128), range(-6, 3)
+    if c.model.name == "cnn":
+        _set_cnn(c, is_desk)
+        widths = tuple(width // 4 for width in widths)
+    else:
+        _set_gpt(c)
+        if is_desk:
+            _set_desk(c)
     c.parameterization.update(name=MUP, base_width=widths[0])  # only the decay of 2510.15262 depends on the base
     decays = axes.pop("decay", (0.0,))
     points = None
@@ -104,8 +115,6 @@ def _set_gpt(c) -> None:
     """Known but for norm_eps, dtype, remat and how often to evaluate (ours)."""
     c.model.update(num_layers=12, d_head=64, norm="layer", norm_gain="vector", norm_eps=1e-5)
     c.model.update(position="learned", activation="gelu", remat="full", dtype="bfloat16")
-    c.optim.grad_clip = 0.0
-    c.schedule.name = "wsd"
     c.train.update(batch_size=256, eval_batches=16, log_interval=100)
     c.data.update(name="shards", path="data/fineweb", seq_len=1024, vocab_size=50_304)
     c.update_from_flattened_dict(_horizon(10_000))
@@ -116,6 +125,15 @@ def _set_desk(c) -> None:
     c.train.update(batch_size=16, log_interval=10)
     c.data.update(name="embedded", path="", seq_len=64, vocab_size=256)
     c.update_from_flattened_dict(_horizon(400))
+
+
+def _set_cnn(c, is_desk: bool) -> None:
+    """All ours. data/cifar10.npz: `images` uint8 [60000, 32, 32, 3] and `labels`."""
+    c.model.num_layers = 3 if is_desk else 4
+    c.train.update(batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100)
+    if not is_desk:
+        c.data.update(name="images", path="data/cifar10.npz", seq_len=3 * 32 * 32)
+    c.update_from_flattened_dict(_horizon(400 if is_desk else 10_000))
 
 
 def _horizon(steps: int) -> dict[str, int]:
