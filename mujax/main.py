@@ -112,10 +112,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(workdir: str) -> int:
+def _report(workdir: str, sources: str | None, input: str | None, columns: str | None, noise: str | None) -> int:
     from mujax.transfer.report import report
 
-    print(report(workdir))
+    level = None if noise is None else _number("noise", noise, 0.0, 0)
+    print(report(workdir, sources.split(",") if sources else (), input, columns, level))
     print(f"\n{workdir}/report.html")
     return FINISHED
 
@@ -232,7 +233,7 @@ VERBS = {
         takes_argv=True,
     ),
     "merge": Verb(_merge, ("workdir", "sources"), required=("workdir", "sources")),
-    "report": Verb(_report, ("workdir",), required=("workdir",)),
+    "report": Verb(_report, ("workdir", "sources", "input", "columns", "noise"), required=("workdir",)),
     "explain": Verb(_explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)),
     "check": Verb(_check, ("config", "workdir", "fast", "widths", "seeds"), switches=("fast",)),
     "sample": Verb(

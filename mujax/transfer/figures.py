@@ -1,32 +1,36 @@
-"""The figures of a report: matplotlib for papers (PNG, PDF), plotly for the page."""
+"""The figures of a report for papers, as PNG and PDF."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import plotly.graph_objects as go
-from matplotlib.ticker import MaxNLocator
-from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mujax.transfer.curves import Curve, TrainingCurve, find_drift, find_optimum
+from mujax.transfer.curves import Curve, find_drift, find_optimum
+from mujax.transfer.laws import Kind
+from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint
+from mujax.transfer.summary import Measured, law_point
 
 Curves = Mapping[str, Sequence[Curve]]
 LOG2_LR = "log2 learning rate"
 LOSS = "validation loss (nats/token)"
-STUDY_COLORS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
+COLORS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
+MARKERS = "osD^vP"
+MAX_PANELS, COLUMNS = 24, 4  # of transfer.png; more studies are in the page
+MAX_STUDIES = 24  # lines of one figure
 
 
-def width_colors(curves: Curves) -> dict[int, str]:
+def width_colors(curves: Curves) -> dict[int, tuple[float, ...]]:
     """A color a width, light for narrow to dark for wide, from a scale that survives color blindness."""
     widths = sorted({curve.width for members in curves.values() for curve in members})
-    at = [0.15 + 0.7 * i / max(len(widths) - 1, 1) for i in range(len(widths))]
-    return dict(zip(widths, map(str, sample_colorscale("Viridis_r", at, colortype="rgb")), strict=True))
+    scale = matplotlib.colormaps["viridis_r"]
+    return {width: scale(0.15 + 0.7 * i / max(len(widths) - 1, 1)) for i, width in enumerate(widths)}
 
 
 def loss_range(curves: Curves) -> tuple[float, float]:
@@ -48,18 +52,30 @@ def drift_text(curves: Sequence[Curve]) -> str:
     return f"optimum moves {drift.per_doubling:+.2f} log2 LR per doubling of width"
 
 
-def _finite(curve: Curve) -> tuple[list[float], list[float]]:
-    pairs = [(x, y) for x, y in zip(curve.log2_lrs, curve.losses, strict=True) if y is not None]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], folder: Path) -> list[Path]:
+    """Writes each figure for which there is something to draw as .png and .pdf; returns the paths.
 
-
-def save_figures(curves: Curves, folder: Path) -> list[Path]:
-    """Writes transfer.png and .pdf (loss against LR, a panel a study) and optimum.png and .pdf; returns the paths."""
+    transfer: loss against LR, a panel a study. optimum, loss, curvature: against width, with their laws. phase: the
+    three phase diagrams. Of many studies the first are drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    curves = {_plain(m.study.name): m.study.curves for m in measured}
+    drawn: dict[str, Callable[[], plt.Figure]] = {}
+    if measured:
+        drawn["transfer"] = lambda: _draw_curves(dict(list(curves.items())[:MAX_PANELS]))
+        drawn["optimum"] = lambda: _draw_law(measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}")
+    if any(o and o.parabola for m in measured for o in m.optima):
+        drawn["loss"] = lambda: _draw_law(measured[:MAX_STUDIES], "loss", "loss at the optimum (nats/token)")
+        drawn["curvature"] = lambda: _draw_law(measured[:MAX_STUDIES], "curvature", "curvature, nats per (ln LR)$^2$")
+    if points:
+        drawn["phase"] = lambda: _draw_phase(points)
+    for name in ("transfer", "optimum", "loss", "curvature", "phase"):  # no figure of an earlier report stays
+        for suffix in ("png", "pdf"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     paths = []
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
-        for name, draw in (("transfer", _draw_curves), ("optimum", _draw_optima)):
-            figure = draw(curves)
+        for name, draw in drawn.items():
+            figure = draw()
             for suffix in ("png", "pdf"):
                 paths.append(folder / f"{name}.{suffix}")
                 figure.savefig(paths[-1], dpi=160, bbox_inches="tight")
@@ -67,15 +83,25 @@ def save_figures(curves: Curves, folder: Path) -> list[Path]:
     return paths
 
 
-def _matplotlib_color(rgb: str) -> tuple[float, ...]:
-    return tuple(float(v) / 255 for v in rgb[4:-1].split(","))
+def _plain(name: str) -> str:
+    """A name in which matplotlib sees no formula, and that fits over a panel."""
+    name = name.replace("$", r"\$")
+    return name if len(name) <= 60 else name[:59] + "…"
+
+
+def _finite(curve: Curve) -> tuple[list[float], list[float]]:
+    pairs = [(x, y) for x, y in zip(curve.log2_lrs, curve.losses, strict=True) if y is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def _draw_curves(curves: Curves):
-    colors = {width: _matplotlib_color(rgb) for width, rgb in width_colors(curves).items()}
-    size = (4.4 * len(curves), 3.9)
-    figure, axes = plt.subplots(1, len(curves), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis, (study, members) in zip(axes[0], curves.items(), strict=True):
+    colors, columns = width_colors(curves), min(len(curves), COLUMNS)
+    rows = math.ceil(len(curves) / columns)
+    size = (4.4 * columns, 3.9 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (study, members) in zip(axes.flat, curves.items(), strict=False):
         for curve in members:
             axis.plot(*_finite(curve), "o-", color=colors[curve.width], ms=3.5, lw=1.6, label=f"{curve.width}")
             if optimum := find_optimum(curve):
@@ -85,127 +111,80 @@ def _draw_curves(curves: Curves):
         axis.text(0.5, 1.02, drift_text(members), transform=axis.transAxes, ha="center", fontsize=8.5)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylabel(LOSS)
-    axes[0][-1].legend(title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for axis in axes[:, 0]:
+        axis.set_ylabel(LOSS)
+    labels = {f"{width}": plt.Line2D([], [], color=color, marker="o", ms=3.5) for width, color in colors.items()}
+    axes[0][-1].legend(
+        labels.values(), labels, title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     return figure
 
 
-def _draw_optima(curves: Curves):
+def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
+    """A quantity against width with 68% intervals, hollow where flagged, and its law, dotted where flagged."""
     figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
-    for color, (study, members) in zip(STUDY_COLORS * len(curves), curves.items(), strict=False):
-        found = [(curve.width, optimum) for curve in members if (optimum := find_optimum(curve))]
-        best = [o.log2_lr if o.vertex is None else o.vertex for _, o in found]
-        axis.plot([width for width, _ in found], best, "o-", color=color, label=study)
-    widths = sorted(width_colors(curves))
+    widths = sorted({width for m in measured for width in m.study.widths})
+    for i, m in enumerate(measured):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
+        law = m.laws.get(kind)
+        if law:
+            n = np.geomspace(min(law.widths), 2 * max(law.widths), 60)
+            axis.plot(n, [float(law(w)) for w in n], ":" if law.exponent.flags else "-", color=color, lw=1.2)
+        found = [(n, *at) for n, o in zip(m.study.widths, m.optima, strict=True) if (at := law_point(o, kind))]
+        for hollow in (False, True):
+            some = [(n, y, low, high) for n, y, low, high, flagged in found if flagged is hollow]
+            if some:
+                n, y, low, high = map(np.array, zip(*some, strict=True))
+                axis.errorbar(
+                    n, y, np.maximum([y - low, high - y], 0), fmt=marker, color=color, ms=5, capsize=2,
+                    mfc="none" if hollow else color,
+                )  # fmt: skip
+        if not law and found:
+            axis.plot([p[0] for p in found], [p[1] for p in found], "-", color=color, alpha=0.4, lw=1)
+        axis.plot([], [], marker, ls="-", color=color, label=_plain(m.study.name))
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.minorticks_off()
-    axis.set(xlabel="width", ylabel=f"optimal {LOG2_LR} (interpolated)")
-    axis.legend(frameon=False)
+    axis.set(xlabel="width", ylabel=label)
+    outside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(measured) > 4 else {}
+    axis.legend(frameon=False, fontsize=8, **outside)
     axis.grid(alpha=0.25)
     return figure
 
 
-def interactive_curves(curves: Curves) -> go.Figure:
-    """Loss against log2 LR, a panel a study, a line a width; hover tells seeds and diverged points."""
-    titles = [f"{study}<br><sub>{drift_text(members)}</sub>" for study, members in curves.items()]
-    figure = make_subplots(1, len(curves), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.04)
-    colors = width_colors(curves)
-    low, high = loss_range(curves)
-    for column, members in enumerate(curves.values(), start=1):
-        for curve in members:
-            shared = {"legendgroup": str(curve.width), "row": 1, "col": column}
-            _add_curve(figure, curve, colors[curve.width], high, shared, first=column == 1)
-        figure.update_xaxes(title_text=LOG2_LR, row=1, col=column)
-    figure.update_yaxes(range=[low, high])
-    figure.update_yaxes(title_text=LOSS, row=1, col=1)
-    figure.update_layout(legend_title_text="width")
-    return _styled(figure, 460)
+PHASE_AXES = {"E": "E (nats$^2$)", "kappa": r"$\kappa$", "R_inf": r"$R(\infty)$ (nats)"}
+PHASES = (("kappa", "E"), ("R_inf", "E"), ("kappa", "R_inf"))  # x, y
 
 
-def _add_curve(figure: go.Figure, curve: Curve, color: str, top: float, shared: dict[str, Any], first: bool) -> None:
-    group, place = shared["legendgroup"], {"row": shared["row"], "col": shared["col"]}
-    detail = [[2**x, n] for x, y, n in zip(curve.log2_lrs, curve.losses, curve.num_seeds, strict=True) if y is not None]
-    xs, ys = _finite(curve)
-    hover = f"width {curve.width}<br>LR %{{customdata[0]:.4g}} = 2^%{{x:g}}<br>loss %{{y:.4f}}"
-    figure.add_scatter(
-        x=xs, y=ys, customdata=detail, mode="lines+markers", name=str(curve.width), legendgroup=group,
-        showlegend=first, line_color=color,
-        hovertemplate=hover + "<br>%{customdata[1]} seed(s)<extra></extra>", **place,
-    )  # fmt: skip
-    if optimum := find_optimum(curve):
-        vertex = "not bracketed" if optimum.vertex is None else f"interpolated {optimum.vertex:.2f}"
-        figure.add_scatter(
-            x=[optimum.log2_lr], y=[optimum.loss], mode="markers", legendgroup=group, showlegend=False,
-            marker={"symbol": "star", "size": 15, "color": color, "line": {"width": 1, "color": "white"}},
-            hovertemplate=hover.replace("%{customdata[0]:.4g}", f"{2**optimum.log2_lr:.4g}")
-            + f"<br>optimum, {vertex}<extra></extra>", **place,
-        )  # fmt: skip
-    diverged = [x for x, n in zip(curve.log2_lrs, curve.diverged, strict=True) if n]
-    if diverged:
-        figure.add_scatter(
-            x=diverged, y=[top] * len(diverged), mode="markers", legendgroup=group, showlegend=False,
-            marker={"symbol": "x", "size": 9, "color": color}, cliponaxis=False,
-            hovertemplate=f"width {curve.width}<br>LR 2^%{{x:g}}<br>diverged<extra></extra>", **place,
-        )  # fmt: skip
-
-
-def interactive_optima(curves: Curves) -> go.Figure:
-    """Interpolated optimum against width, a line a study."""
-    figure = go.Figure()
-    for color, (study, members) in zip(STUDY_COLORS * len(curves), curves.items(), strict=False):
-        found = [(curve.width, optimum) for curve in members if (optimum := find_optimum(curve))]
-        figure.add_scatter(
-            x=[width for width, _ in found], name=study, mode="lines+markers", line_color=color,
-            y=[o.log2_lr if o.vertex is None else o.vertex for _, o in found],
-            hovertemplate=f"{study}<br>width %{{x}}<br>optimum 2^%{{y:.2f}}<extra></extra>",
-        )  # fmt: skip
-    widths = sorted(width_colors(curves))
-    figure.update_xaxes(type="log", tickvals=widths, ticktext=[str(width) for width in widths], title_text="width")
-    figure.update_yaxes(title_text=f"optimal {LOG2_LR}")
-    return _styled(figure, 380)
-
-
-def interactive_training(runs: Sequence[TrainingCurve], curves: Curves) -> go.Figure:
-    """Training loss against step of every run, a panel a study; the best learning rate of each width stands out."""
-    figure = make_subplots(1, len(curves), shared_yaxes=True, subplot_titles=list(curves), horizontal_spacing=0.04)
-    colors = width_colors(curves)
-    columns = {study: column for column, study in enumerate(curves, start=1)}
-    best = {
-        (study, curve.width, optimum.log2_lr)
-        for study, members in curves.items()
-        for curve in members
-        if (optimum := find_optimum(curve))
-    }
-    named = set()
-    for run in sorted(runs, key=lambda run: run.width):
-        is_best = (run.study, run.width, run.log2_lr) in best
-        figure.add_scatter(
-            x=run.steps, y=run.losses, mode="lines", legendgroup=str(run.width), name=str(run.width),
-            showlegend=is_best and run.width not in named, line_color=colors[run.width],
-            opacity=1.0 if is_best else 0.25, line_width=2.5 if is_best else 1,
-            hovertemplate=f"width {run.width}<br>LR 2^{run.log2_lr:g}, seed {run.seed}"
-            "<br>step %{x}<br>loss %{y:.4f}<extra></extra>", row=1, col=columns[run.study],
-        )  # fmt: skip
-        named |= {run.width} if is_best else set()
-    # What rises above every start has left the question; the axis need not follow it.
-    starts = [run.losses[0] for run in runs if run.losses]
-    lowest = [loss for run in runs for loss in run.losses]
-    if starts:
-        figure.update_yaxes(range=[min(lowest) - 0.1, max(starts) + 0.1])
-    figure.update_xaxes(title_text="step")
-    figure.update_yaxes(title_text="training loss (nats/token)", row=1, col=1)
-    figure.update_layout(legend_title_text="width")
-    return _styled(figure, 420)
-
-
-def _styled(figure: go.Figure, height: int) -> go.Figure:
-    """Transparent, with mid-gray text and grid that read on light and on dark pages."""
-    figure.update_layout(
-        height=height, margin={"l": 60, "r": 20, "t": 60, "b": 50}, hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font_color="#808080",
-    )  # fmt: skip
-    grid = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.25)"}
-    figure.update_xaxes(grid)
-    figure.update_yaxes(grid)
+def _draw_phase(points: Sequence[PhasePoint]):
+    figure, axes = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
+    names = list(dict.fromkeys(p.facets.get("parameterization", p.name) for p in points))
+    for axis, (x, y) in zip(axes, PHASES, strict=True):
+        for p in points:
+            i = names.index(p.facets.get("parameterization", p.name))
+            values = {"E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
+            ends = [
+                None if e.interval is None else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
+                for e in (values[x], values[y])
+            ]
+            flagged, color = values[x].flags or values[y].flags, COLORS[i % len(COLORS)]
+            axis.errorbar(
+                values[x].value, values[y].value, ends[1], ends[0], fmt=MARKERS[i // len(COLORS) % len(MARKERS)],
+                color=color, mfc="none" if flagged else color, ms=5, lw=0.7, alpha=0.85,
+            )  # fmt: skip
+        axis.set(xlabel=PHASE_AXES[x], ylabel=PHASE_AXES[y])
+        for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
+            line(GUIDES[name], color="gray", ls="--", lw=0.8)
+            if name == "E":
+                scale("log")
+            elif name == "R_inf":
+                scale("symlog", linthresh=LINEAR_R)
+        for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
+            if name == "R_inf":
+                side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.grid(alpha=0.25)
+    for i, name in enumerate(names[:36]):
+        style = {"color": COLORS[i % len(COLORS)], "ls": ""}
+        axes[-1].plot([], [], MARKERS[i // len(COLORS) % len(MARKERS)], label=_plain(name), **style)
+    axes[-1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

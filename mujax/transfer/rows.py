@@ -1,0 +1,146 @@
+"""Rows of results: read from the workdir of a sweep or a run, or from several side by side, and checked."""
+
+import glob
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mujax import workdir as files
+from mujax.errors import UserError
+from mujax.transfer.curves import TrainingCurve, study_name, varying_fields
+
+Row = dict[str, Any]
+MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
+MAX_TRAINING_POINTS = 120_000
+
+
+def is_number(x) -> bool:
+    return type(x) in (int, float) and math.isfinite(x)
+
+
+# What the report reads of a row, and what it must be; the second group may be missing
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda x: isinstance(x, str),
+    "status": lambda x: x in ("ok", "diverged", "stopped"),
+    "diverged_at_step": lambda x: x is None or is_number(x),
+    "width": lambda x: type(x) is int and x > 0,
+    "parameterization": lambda x: isinstance(x, str),
+    "learning_rate": lambda x: is_number(x) and x > 0,
+    "seed": lambda x: type(x) is int,
+    "final_loss": lambda x: x is None or is_number(x),
+    "overrides": lambda x: isinstance(x, dict),
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    name: is_number for name in ("weight_decay", "tokens", "steps", "depth", "n_params", "seconds")
+}
+
+
+def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
+    """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many others there were.
+
+    Raises:
+      UserError: no workdir, no rows, or a row that is not one of ours.
+    """
+    root = files.local_path(workdir)
+    if not root.is_dir():
+        raise UserError(f"--{flag}={workdir}: no such folder")
+    if (root / "results.jsonl").exists():
+        rows = list(files.read_jsonl(root / "results.jsonl"))
+    elif (root / "result.json").exists():
+        rows = [files.read_json(root / "result.json")]
+    else:
+        raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
+    if not rows:
+        raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
+    for number, row in enumerate(rows, start=1):
+        for field, is_right in _CHECKS.items():
+            if field not in row or not is_right(row[field]):
+                value = repr(row[field]) if field in row else "missing"
+                raise UserError(f"--{flag}={workdir}: row {number}, field {field!r} is {value}")
+        for field, is_right in _OPTIONAL.items():
+            if row.get(field) is not None and not is_right(row[field]):
+                raise UserError(f"--{flag}={workdir}: row {number}, field {field!r} is {row[field]!r}, not a number")
+    first = {row["id"]: row for row in reversed(rows)}
+    return list(first.values())[::-1], len(rows) - len(first)
+
+
+def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
+    """Rows and folder of each source by its name, the workdir's own first if it holds any; and repeated rows.
+
+    Names are those of the folders, with as much of their paths as tells them apart.
+
+    Raises:
+      UserError: see load_rows.
+    """
+    own = files.local_path(workdir)
+    folders = [own] if any((own / name).exists() for name in ("results.jsonl", "result.json")) else []
+    for pattern in patterns:
+        found = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
+        if not found:
+            raise UserError(f"--sources: no folder {pattern}")
+        folders += found
+    folders = list({folder.resolve(): folder for folder in folders})
+    depth, names = 1, [folder.name for folder in folders]
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+    loaded = [load_rows(folder, "sources") for folder in folders]
+    rows = {name: found for name, (found, _) in zip(names, loaded, strict=True)}
+    return rows, dict(zip(names, folders, strict=True)), sum(again for _, again in loaded)
+
+
+def load_training(
+    root: Path, rows: Sequence[Row], best: Mapping[tuple[str, int], float]
+) -> tuple[list[TrainingCurve], int]:
+    """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many there are.
+
+    Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read; long ones are
+    thinned, to MAX_TRAINING_POINTS over all.
+    """
+    varying, found = varying_fields(rows), []
+    for row in rows:
+        candidates = (root / "points" / row["id"] / "metrics.jsonl", root / "metrics.jsonl")
+        if file := next((file for file in candidates if file.exists()), None):
+            key = (study_name(row, varying), row["width"])
+            x = math.log2(row["learning_rate"])
+            found.append((abs(x - best.get(key, x)), len(found), *key, x, row["seed"], file))
+    chosen = sorted(sorted(found)[:MAX_RUNS], key=lambda item: item[1])
+    limit, curves = max(8, min(MAX_STEPS, MAX_TRAINING_POINTS // max(len(chosen), 1))), []
+    for _, _, study, width, x, seed, file in chosen:
+        records = [r for r in files.read_jsonl(file) if is_number(r.get("loss")) and is_number(r.get("step"))]
+        if records:
+            stride = -(-len(records) // limit)
+            kept = records[: -1 if len(records) > 1 else 1 : stride] + records[-1:] * (len(records) > 1)
+            steps, losses = zip(*((r["step"], r["loss"]) for r in kept), strict=True)
+            curves.append(TrainingCurve(study, width, x, seed, steps, losses))
+    return curves, len(found)
+
+
+def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
+    """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
+    found = []
+    if (root / "manifest.json").exists():
+        manifest = files.read_json(root / "manifest.json")
+        points, notes = manifest.get("points"), manifest.get("refinement")
+        num_points = len(points) if isinstance(points, dict | list) else 0
+        if len(rows) < num_points:
+            found.append(f"{len(rows)} of {num_points} points have finished; curves are incomplete")
+        notes = notes if isinstance(notes, list) else []
+        found += [f"refinement of {note}" for note in notes if "no further" in str(note)]
+    if repeated:
+        found.append(f"{repeated} rows repeat the id of another; the first of each counts")
+    if stopped := sum(row["status"] == "stopped" for row in rows):
+        found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
+    return found + mixed(rows)
+
+
+def mixed(rows: Sequence[Row]) -> list[str]:
+    """Warnings of rows that were made of different text or by different code."""
+    found = []
+    for field in ("data_fingerprint", "code_version", "jax_version"):
+        values = dict.fromkeys(str(row[field]) for row in rows if field in row)
+        if len(values) > 1:
+            shown = ", ".join(list(values)[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+            found.append(f"rows differ in {field.replace('_', ' ')}: {shown}")
+    return found

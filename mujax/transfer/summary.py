@@ -1,0 +1,253 @@
+"""Everything that is measured of each study, and of studies beside each other."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mujax.transfer.curves import Curve, Drift, find_drift, make_curves, study_name, varying_fields
+from mujax.transfer.exponents import fast_transfer, fit_laws, kappa
+from mujax.transfer.joint import JointLaw, asymptotic_regret, fit_joint, reference_envelope, regret
+from mujax.transfer.laws import Estimate, Kind, Law
+from mujax.transfer.optimum import Optimum, fit_optima
+from mujax.transfer.phase import PhasePoint
+from mujax.transfer.rows import Row
+from mujax.transfer.verdict import (
+    ArgminVerdict,
+    StableRange,
+    Verdict,
+    argmin_verdict,
+    drift_per_doubling,
+    judge,
+    penalties,
+    price,
+    stable_range,
+)
+
+STABLE = 0.02  # nats above the best point that a stable range allows
+_SIZES = ("n_params", "tokens", "steps", "depth")
+_PLAIN_SP = ("sp", "lingle_sp", "factorial")  # parameterizations that are SP
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A parameterization, and whatever else tells its rows from others.
+
+    facets: what it may be filtered by. sizes: facts of the model and its budget, by width, where rows have them.
+    budget: text and tokens; only studies of one budget are compared in loss. None: rows do not say.
+    """
+
+    name: str
+    source: str
+    facets: Mapping[str, str]
+    curves: tuple[Curve, ...]
+    sizes: Mapping[int, Mapping[str, float]]
+    budget: tuple | None
+
+    @property
+    def widths(self) -> list[int]:
+        return [curve.width for curve in self.curves]
+
+    @property
+    def grids(self) -> list[tuple[float, ...]]:
+        return [curve.log2_lrs for curve in self.curves]
+
+    @property
+    def losses(self) -> list[tuple[tuple[float | None, ...], ...]]:
+        return [curve.seed_losses for curve in self.curves]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one study shows; lists go with its widths. grid_drift: slope of the interpolated optima, unweighted.
+
+    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum.
+    regret: nats above the reference envelope, by width; price: nats above tuned SP, by width.
+    """
+
+    study: Study
+    optima: tuple[Optimum | None, ...]
+    grid_drift: Drift | None
+    drift: Estimate | None
+    verdict: Verdict
+    argmin: ArgminVerdict
+    penalties: tuple[Estimate | None, ...]
+    stable: tuple[StableRange | None, ...]
+    laws: Mapping[Kind, Law]
+    kappa: Estimate | None
+    fast: Estimate | None
+    joint: JointLaw | None
+    regret: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    r_inf: Estimate | None = None
+    price: Mapping[int, float] = dataclasses.field(default_factory=dict)
+
+    def phase_point(self) -> PhasePoint | None:
+        if self.joint is None or self.kappa is None or self.r_inf is None:
+            return None
+        e = Estimate(self.joint.mse, None, self.joint.flags)
+        return PhasePoint(self.study.name, self.study.facets, e, self.r_inf, self.kappa)
+
+
+def make_studies(sources: Mapping[str, Sequence[Row]]) -> list[Study]:
+    """Studies of each source in the order of their rows; with several sources their names begin with the source's."""
+    studies = []
+    for source, rows in sources.items():
+        varying, members = varying_fields(rows), {}
+        for row in rows:
+            members.setdefault(study_name(row, varying), []).append(row)
+        for name, curves in make_curves(rows).items():
+            facets = {"source": source} if len(sources) > 1 else {}
+            facets |= _facets(members[name][0], varying)
+            sizes: dict[int, dict[str, float]] = {}
+            for row in members[name]:
+                sizes.setdefault(row["width"], {}).update({k: row[k] for k in _SIZES if row.get(k) is not None})
+            name_here = f"{source}: {name}" if len(sources) > 1 else name
+            studies.append(Study(name_here, source, facets, tuple(curves), sizes, _budget(members[name])))
+    return studies
+
+
+def _facets(row: Row, varying: Sequence[str]) -> dict[str, str]:
+    facets = {"parameterization": row["parameterization"]}
+    if row.get("weight_decay") is not None:
+        facets["weight decay"] = f"{row['weight_decay']:g}"
+    for field in varying:
+        if field != "optim.weight_decay" or "weight decay" not in facets:
+            facets[field.rpartition(".")[2].replace("_", " ")] = str(row["overrides"].get(field))
+    return facets
+
+
+def _budget(rows: Sequence[Row]) -> tuple | None:
+    if any(row.get("tokens") is None for row in rows):
+        return None
+    return tuple(sorted({str(row.get("data_fingerprint")) for row in rows})), tuple(sorted({r["tokens"] for r in rows}))
+
+
+def measure(study: Study, noise: float | None = None) -> Measured:
+    """One study alone. noise: standard deviation of a run's loss, nats; None: from its seeds or residuals."""
+    widths, grids, losses = study.widths, study.grids, study.losses
+    optima = fit_optima(grids, losses, noise)
+    laws = fit_laws(widths, optima)
+    return Measured(
+        study,
+        tuple(optima),
+        find_drift(study.curves),
+        drift_per_doubling(widths, optima),
+        judge(widths, optima),
+        argmin_verdict(widths, grids, losses),
+        tuple(penalties(widths, optima)),
+        tuple(stable_range(grid, loss, STABLE) for grid, loss in zip(grids, losses, strict=True)),
+        laws,
+        kappa(laws, optima) if laws else None,
+        fast_transfer(laws, optima) if laws else None,
+        fit_joint(widths, grids, losses, laws) if laws else None,
+    )
+
+
+def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | None, Law]]:
+    """Adds regret against the lower envelope over all studies of one budget, and the price against tuned SP; and the
+    envelopes' laws."""
+    references = {}
+    for budget in dict.fromkeys(m.study.budget for m in measured):
+        members = [m for m in measured if m.study.budget == budget]
+        widths = sorted({width for m in members for width in m.study.widths})
+        minima = [[_minimum(m, width) for width in widths] for m in members]
+        errors = [o.parabola.error(0) for m in members for o in m.optima if _good(o) and o and o.parabola]
+        if sum(any(column[i] is not None for column in minima) for i in range(len(widths))) >= 3:
+            references[budget] = reference_envelope(widths, minima, float(np.sqrt(np.mean(np.square(errors)))))
+    done = []
+    for m in measured:
+        found: dict[str, Any] = {"price": _prices(m, measured)}
+        if reference := references.get(m.study.budget):
+            pairs = [(n, v) for n in m.study.widths if (v := _minimum(m, n)) is not None]
+            values = regret([n for n, _ in pairs], [v for _, v in pairs], reference)
+            found["regret"] = {n: value for (n, _), value in zip(pairs, values, strict=True)}
+            found["r_inf"] = asymptotic_regret(m.laws["loss"], reference) if m.laws else None
+        done.append(dataclasses.replace(m, **found))
+    return done, references
+
+
+def _good(optimum: Optimum | None) -> bool:
+    return bool(optimum and optimum.parabola and optimum.noise and not optimum.flags)
+
+
+def _minimum(m: Measured, width: int) -> float | None:
+    """L* of a width, from its parabola; None where it is flagged."""
+    optimum = m.optima[m.study.widths.index(width)] if width in m.study.widths else None
+    return optimum.parabola.minimum if optimum and optimum.parabola and _good(optimum) else None
+
+
+def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
+    """By width: loss at the learning rate that is best at the narrowest width, less that of SP tuned at each width.
+
+    SP is the study with the same budget and facets but for the parameterization, of the same source if it has one.
+    """
+    study = m.study
+    if study.budget is None or not m.optima or m.optima[0] is None:
+        return {}
+    rest = _rest(study)
+    same = [o.study for o in others if _is_sp(o.study) and _rest(o.study) == rest and o.study.budget == study.budget]
+    same.sort(key=lambda s: s.source != study.source)
+    first = m.optima[0]
+    proxy = first.parabola.vertex if first.parabola and not first.flags else first.log2_lr
+    found = {}
+    for curve in study.curves[1:]:
+        for sp in same[:1]:
+            tuned = next((c for c in sp.curves if c.width == curve.width), None)
+            value = price(curve.log2_lrs, curve.seed_losses, proxy, tuned.seed_losses) if tuned else None
+            if value is not None:
+                found[curve.width] = value
+    return found
+
+
+def _is_sp(study: Study) -> bool:
+    return study.facets["parameterization"].lower() in _PLAIN_SP
+
+
+def _rest(study: Study) -> dict[str, str]:
+    return {k: v for k, v in study.facets.items() if k not in ("parameterization", "source")}
+
+
+def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float, bool] | None:
+    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where no parabola is."""
+    if optimum is None:
+        return None
+    p, flagged = optimum.parabola, bool(optimum.flags)
+    if p is None:
+        value = {"optimum": optimum.log2_lr, "loss": optimum.loss, "curvature": None}[kind]
+        return None if value is None else (value, value, value, True)
+    if kind == "optimum":
+        low, high = p.interval or (p.vertex, p.vertex)
+        return p.vertex, low, high, flagged or p.interval is None
+    value, error = (p.minimum, p.error(0)) if kind == "loss" else (p.curvature, p.error(2))
+    half = error * optimum.noise.quantile(1) if optimum.noise and math.isfinite(error) else 0.0
+    return value, value - half, value + half, flagged
+
+
+def as_json(value: Any) -> Any:
+    """Dataclasses, tuples and NumPy's numbers as JSON values; what is not finite is null, keys are strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return as_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def study_json(m: Measured) -> dict[str, Any]:
+    """JSON values of one study: curves, optima with their width, drift, and all else that is measured."""
+    found = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name not in ("study", "optima")}
+    optima = [
+        {"width": n, **dataclasses.asdict(o)} for n, o in zip(m.study.widths, m.optima, strict=True) if o is not None
+    ]
+    return as_json({
+        "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves, "sizes": m.study.sizes,
+        "optima": optima, **found, "drift": m.grid_drift, "weighted_drift": m.drift, "phase": m.phase_point(),
+    } | {"grid_drift": None})  # fmt: skip

@@ -1,0 +1,169 @@
+"""The report in words: the tables that a terminal and the page show."""
+
+import collections
+import math
+from collections.abc import Mapping, Sequence
+
+from mujax.transfer.curves import Curve, find_drift, find_optimum
+from mujax.transfer.laws import NAMES, Estimate, Kind
+from mujax.transfer.rows import Row
+from mujax.transfer.summary import Measured
+
+OPTIMUM_HEADER = ("parameterization", "width", "best LR", "log2", "interpolated", "loss", "runs", "diverged", "note")
+MAX_REASONS = 2  # of a verdict in a terminal; the page has all
+UNITS: Mapping[Kind, str] = {"loss": "nats", "optimum": "log2 LR", "curvature": "nats per (ln LR)^2"}
+
+
+def optimum_table(curves: Mapping[str, Sequence[Curve]]) -> list[tuple[str, ...]]:
+    """Lines under OPTIMUM_HEADER, one a study and width."""
+    table: list[tuple[str, ...]] = [OPTIMUM_HEADER]
+    for study, members in curves.items():
+        for curve in members:
+            runs, diverged = f"{sum(curve.num_seeds)}", f"{sum(curve.diverged)}"
+            optimum = find_optimum(curve)
+            if optimum is None:
+                table.append((study, f"{curve.width}", "-", "-", "-", "-", runs, diverged, "every point diverged"))
+                continue
+            vertex = "-" if optimum.vertex is None else f"{optimum.vertex:.2f}"
+            note = "at the edge of the grid: widen it" if optimum.on_edge else ""
+            lr = f"{2**optimum.log2_lr:.4g}"
+            loss = f"{optimum.loss:.4f}"
+            table.append((study, f"{curve.width}", lr, f"{optimum.log2_lr:g}", vertex, loss, runs, diverged, note))
+    return table
+
+
+def drift_lines(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
+    """One sentence a study on how its optimum moves with width."""
+    lines = []
+    for study, members in curves.items():
+        drift = find_drift(members)
+        if drift is None:
+            lines.append(f"{study}: no drift, which takes two widths that have an optimum")
+            continue
+        if drift.edge_widths:
+            widths = ", ".join(map(str, drift.edge_widths))
+            lines.append(
+                f"{study}: not measured, the optimum is at the edge of the grid at width {widths}; widen the grid"
+            )
+            continue
+        (first, narrow), (last, wide) = drift.narrowest, drift.widest
+        lines.append(
+            f"{study}: x{2**drift.per_doubling:.2f} per doubling of width ({drift.per_doubling:+.2f} in log2); "
+            f"on the grid from 2^{narrow:g} at width {first} to 2^{wide:g} at width {last}"
+        )
+    return lines
+
+
+def argmin_text(m: Measured) -> str:
+    """The criterion of arXiv 2404.05728: is the best grid point the same at every width?"""
+    close = f"; close calls at width {', '.join(map(str, m.argmin.close))}" if m.argmin.close else ""
+    return {
+        "Yes": f"the best grid point is the same at every width{close}",
+        "No": f"the best grid point is not the same at every width{close}",
+        "undecided": "whether the best grid point is the same at every width is open: a learning rate is missing"
+        " somewhere, or there are fewer than two widths",
+    }[m.argmin.word]
+
+
+def verdict_lines(measured: Sequence[Measured]) -> list[str]:
+    lines = []
+    for m in measured:
+        reasons = [*m.verdict.reasons[:MAX_REASONS], argmin_text(m)]
+        more = len(m.verdict.reasons) - MAX_REASONS
+        reasons[-1:-1] = [f"{more} more reasons in report.html"] if more > 0 else []
+        lines += [f"{m.study.name}: {m.verdict.word}", *(f"  {reason}" for reason in reasons)]
+    return lines
+
+
+def format_report(measured: Sequence[Measured]) -> str:
+    """The table, the drift and the verdict of each study, for a terminal."""
+    curves = {m.study.name: m.study.curves for m in measured}
+    table = optimum_table(curves)
+    wide = [max(len(line[column]) for line in table) for column in range(len(OPTIMUM_HEADER))]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line, wide, strict=True)]
+        return "  ".join([line[0].ljust(wide[0]), *cells[1:-1], line[-1]]).rstrip()
+
+    drifts = ["", "The optimal learning rate moves", *drift_lines(curves)]
+    return "\n".join([*map(aligned, table), *drifts, "", "Does it transfer?", *verdict_lines(measured)])
+
+
+def estimate_text(e: Estimate | None, digits: int = 3) -> str:
+    """'0.41 (0.38 to 0.44)'; with '?' if flagged."""
+    if e is None or not math.isfinite(e.value):
+        return "-"
+    interval = f" ({e.interval[0]:.{digits}g} to {e.interval[1]:.{digits}g})" if e.interval else ""
+    return f"{e.value:.{digits}g}{interval}{' ?' if e.flags else ''}"
+
+
+LAW_HEADER = ("study", "law", "exponent", "limit", "flags")
+
+
+def law_table(m: Measured) -> list[tuple[str, ...]]:
+    """Lines under LAW_HEADER: the three laws of a study and what their exponents say together."""
+    formulas = {
+        "loss": "L* = L_inf + A n^-alpha",
+        "optimum": "x* = x_inf + B n^-beta",
+        "curvature": "H = H_0 n^gamma",
+    }
+    lines = [
+        (
+            m.study.name,
+            formulas[kind],
+            f"{NAMES[kind]} = {estimate_text(law.exponent)}",
+            "" if kind == "curvature" else f"{estimate_text(law.limit, 4)} {UNITS[kind]}",
+            "; ".join(law.exponent.flags),
+        )
+        for kind, law in m.laws.items()
+    ]
+    combined = (
+        ("kappa = alpha - 2 beta + gamma", m.kappa),
+        ("fast transfer: beta - alpha/2", m.fast),
+        ("R(inf), nats", m.r_inf),
+    )
+    lines += [(m.study.name, what, estimate_text(e), "", "; ".join(e.flags)) for what, e in combined if e]
+    if m.joint:
+        size = f"{m.joint.mse:.3g} (RMSE {m.joint.rmse:.3g} nats, R2 {m.joint.r2:.4f}, {m.joint.num_points} points)"
+        lines.append((m.study.name, "E of the joint law", size, "", "; ".join(m.joint.flags)))
+    return lines
+
+
+WIDTH_HEADER = ("study", "width", "optimum (68%)", "L*", "curvature", "penalty", "stable range", "regret", "vs SP")
+WIDTH_HEADER += ("parameters", "tokens", "flags")
+
+
+def width_table(m: Measured) -> list[tuple[str, ...]]:
+    """Lines under WIDTH_HEADER; a penalty is the loss of using the narrowest width's optimum."""
+    lines = []
+    for i, (width, o) in enumerate(zip(m.study.widths, m.optima, strict=True)):
+        p = o.parabola if o else None
+        where = "-"
+        if p:
+            where = f"{p.vertex:.2f}" + (f" ({p.interval[0]:.2f} to {p.interval[1]:.2f})" if p.interval else "")
+        stable, sizes = m.stable[i], m.study.sizes.get(width, {})
+        lines.append((
+            m.study.name, f"{width}", where, f"{p.minimum:.4f}" if p else "-", f"{p.curvature:.3g}" if p else "-",
+            estimate_text(m.penalties[i], 2),
+            f"{'<' if stable.open_low else ''}{stable.low:.2f} to {'>' if stable.open_high else ''}{stable.high:.2f}"
+            if stable else "-",
+            *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret, m.price)),
+            *(f"{sizes[name]:,.0f}" if name in sizes else "-" for name in ("n_params", "tokens")),
+            "; ".join(o.flags) if o else "every point diverged",
+        ))  # fmt: skip
+    return lines
+
+
+def provenance(rows: Sequence[Row]) -> dict[str, str]:
+    """What made these rows; several values where the rows disagree."""
+    fields = ("code_version", "jax_version", "device", "data_fingerprint", "model", "optimizer", "steps", "tokens")
+    facts = {
+        field.replace("_", " "): values
+        for field in fields
+        if (values := ", ".join(list(dict.fromkeys(str(r[field]) for r in rows if field in r))[:12]))
+    }
+    status = collections.Counter(row["status"] for row in rows)
+    facts["points"] = ", ".join(f"{count} {name}" for name, count in status.items())
+    if any(row.get("seconds") for row in rows):
+        facts["compute"] = f"{math.fsum(row.get('seconds') or 0 for row in rows):.0f} s of wall time over all points"
+    return facts
