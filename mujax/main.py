@@ -113,10 +113,11 @@ def num_cores() -> int:
 
 
 def _report(workdir: str, sources: str | None, input: str | None, columns: str | None, noise: str | None) -> int:
+    from mujax.check.tensors import tensor_tables
     from mujax.transfer.report import report
 
     level = None if noise is None else _number("noise", noise, 0.0, 0)
-    print(report(workdir, sources.split(",") if sources else (), input, columns, level))
+    print(report(workdir, sources.split(",") if sources else (), input, columns, level, tensor_tables))
     print(f"\n{workdir}/report.html")
     return FINISHED
 

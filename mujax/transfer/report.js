@@ -5,6 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const PALETTE = ["#d1495b", "#0891a5", "#d99a1e", "#5f9e7c", "#9a77ad", "#5b7fa6", "#b8703f", "#7f8c3a"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "hexagon"];
+const SIGNS = ["●", "■", "◆", "▲", "▼", "✚", "★", "⬢"];
 const PAGE = 6, MAX_LINES = 24, ROWS = 100;
 const coarse = matchMedia("(pointer: coarse)").matches;
 const byId = (id) => document.getElementById(id);
@@ -75,6 +76,7 @@ function layout(height, more = {}) {
   return { height, margin: { l: 55, r: 12, t: 46, b: 46 }, hovermode: "closest", dragmode: coarse ? false : "zoom",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), size: 12 },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--soft"), font: { color: css("--ink"), size: 12 }, align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink") },
     legend: { orientation: "h", yref: "container", y: 1, yanchor: "top", x: 0 }, ...more };
 }
 const HOVER = { hovertemplate: "%{text}<extra></extra>" };
@@ -91,7 +93,8 @@ function drawIfStale(id) {
 }
 function draw(id) {
   const { traces, layout: shape } = drawers[id](byId(id).clientWidth);
-  Plotly.react(id, traces, shape, { displaylogo: false, displayModeBar: coarse ? false : "hover" });
+  Plotly.react(id, traces, shape, { displaylogo: false, displayModeBar: coarse ? false : "hover",
+    modeBarButtons: [["toImage", "resetScale2d"]] });
 }
 function figure(id, make) {
   if (!byId(id)) return;
@@ -103,6 +106,15 @@ function figure(id, make) {
 function drawAll() { for (const id of Object.keys(drawers)) drawIfStale(id); }
 function redraw(ids = Object.keys(drawers)) {
   for (const id of ids) { stale.add(id); if (near.has(id)) drawIfStale(id); }
+}
+
+// Which mark is which study, above a row of figures
+function key(id, entries) {
+  byId(id).replaceChildren(...entries.map(([i, name]) => {
+    const mark = element("span", { textContent: SIGNS[Math.floor(i / PALETTE.length) % SIGNS.length], ariaHidden: "true" });
+    mark.style.color = studyStyle(i).color;
+    return element("span", {}, mark, " " + short(name, 60));
+  }));
 }
 
 // Arrow keys walk over the points of a figure: they show what hovering shows, and say it
@@ -135,7 +147,7 @@ function panels(indices, width, xtitle, ytitle, range) {
     shape["yaxis" + n] = axis(c ? "" : ytitle, { domain: [Math.max(top - h, 0), top], anchor: "x" + n, range, showticklabels: !c,
       ...(k ? { matches: "y" } : {}) });
     shape.annotations.push({ text: esc(short(data.studies[s].name)) + ": " + data.studies[s].word, xref: "paper", yref: "paper",
-      x: c * (w + gap) + w / 2, y: top, yanchor: "bottom", showarrow: false, font: { size: 13 } });
+      x: c * (w + gap) + w / 2, xanchor: "center", y: top, yanchor: "bottom", showarrow: false, font: { size: 13 } });
   });
   return shape;
 }
@@ -207,10 +219,10 @@ const LAWS = { optimum: "optimal log2 learning rate", loss: "loss at the optimum
 for (const [kind, title] of Object.entries(LAWS)) figure("law-" + kind, () => {
   const traces = [];
   chosen().slice(0, MAX_LINES).forEach((s) => {
-    const { color, symbol } = studyStyle(s), { points, line } = data.studies[s].laws[kind], name = data.studies[s].name, legendgroup = String(s);
-    if (line) traces.push({ x: line.x, y: line.y, mode: "lines", line: { color, width: 1.5, dash: line.flags.length ? "dot" : "solid" }, legendgroup, showlegend: false,
+    const { color, symbol } = studyStyle(s), { points, line } = data.studies[s].laws[kind], name = data.studies[s].name;
+    if (line) traces.push({ x: line.x, y: line.y, mode: "lines", line: { color, width: 1.5, dash: line.flags.length ? "dot" : "solid" }, 
       text: line.x.map((x, i) => `${esc(name)}<br>law at width ${num(x)}: ${num(line.y[i], 5)}<br>${esc(line.text)}` + line.flags.map((f) => `<br>${esc(f)}`).join("")), ...HOVER });
-    traces.push({ x: points.map((p) => p[0]), y: points.map((p) => p[1]), mode: line ? "markers" : "lines+markers", name: esc(short(name, 30)), legendgroup,
+    traces.push({ x: points.map((p) => p[0]), y: points.map((p) => p[1]), mode: line ? "markers" : "lines+markers", 
       line: { color, width: 1, dash: "dot" }, marker: { color, size: 8, symbol: points.map((p) => symbol + (p[4] ? "-open" : "")) },
       error_y: { type: "data", symmetric: false, array: points.map((p) => p[3] - p[1]), arrayminus: points.map((p) => p[1] - p[2]), color, thickness: 1.2 },
       text: points.map((p) => `${esc(name)}<br>width ${p[0]}<br>${num(p[1], 5)}` + (p[3] > p[2] ? `, 68%: ${num(p[2], 5)} to ${num(p[3], 5)}` : "") +
@@ -218,7 +230,8 @@ for (const [kind, title] of Object.entries(LAWS)) figure("law-" + kind, () => {
         (line ? `<br>law: ${esc(line.text)}` : "")), ...HOVER });
   });
   const shape = layout(360, { xaxis: axis("width", { type: "log", tickvals: widths, ticktext: widths.map(String) }), yaxis: axis(title) });
-  shape.showlegend = kind === "optimum" || data.studies.length <= 4;
+  shape.showlegend = false;
+  key("law-key", chosen().slice(0, MAX_LINES).map((s) => [s, data.studies[s].name]));
   return { traces, layout: shape };
 });
 
@@ -242,14 +255,14 @@ function phaseAxis(name) {
     p[name].flags.map((f) => `<br>  ? ${esc(f)}`).join("");
   const traces = parameterizations.flatMap((table, i) => {
     const points = data.phase.filter((p) => (p.facets.parameterization ?? p.name) === table && visible(p)), { color, symbol } = studyStyle(i);
-    return points.length ? [{ x: points.map((p) => at(x, p[x].value)), y: points.map((p) => at(y, p[y].value)), mode: "markers", name: esc(short(table, 24)), legendgroup: table,
+    return points.length ? [{ x: points.map((p) => at(x, p[x].value)), y: points.map((p) => at(y, p[y].value)), mode: "markers",
       marker: { color, size: 8, opacity: 0.85, symbol: points.map((p) => symbol + (p[x].flags.length || p[y].flags.length ? "-open" : "")) },
       error_x: bars(x, points, color), error_y: bars(y, points, color), ...HOVER,
       text: points.map((p) => esc(p.name) + Object.entries(p.facets).map(([n, v]) => `<br>${esc(n)}: ${esc(v)}`).join("") + told(p, "E") + told(p, "kappa") + told(p, "R_inf")) }] : [];
   });
   const dash = { type: "line", line: { dash: "dash", width: 1, color: css("--soft") } };
-  const many = parameterizations.length > 6;
-  return { traces, layout: layout(many ? 420 : 360, { xaxis: phaseAxis(x), yaxis: phaseAxis(y), showlegend: !many || k === 0, margin: { l: 55, r: 12, t: many ? 130 : 60, b: 46 },
+  key("phase-key", parameterizations.map((table, i) => [i, table]));
+  return { traces, layout: layout(360, { xaxis: phaseAxis(x), yaxis: phaseAxis(y), showlegend: false,
     shapes: [{ ...dash, yref: "paper", x0: at(x, data.guides[x]), x1: at(x, data.guides[x]), y0: 0, y1: 1 },
       { ...dash, xref: "paper", x0: 0, x1: 1, y0: at(y, data.guides[y]), y1: at(y, data.guides[y]) }] }) };
 }));

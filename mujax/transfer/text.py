@@ -70,7 +70,7 @@ def verdict_lines(measured: Sequence[Measured]) -> list[str]:
     for m in measured:
         reasons = [*m.verdict.reasons[:MAX_REASONS], argmin_text(m)]
         more = len(m.verdict.reasons) - MAX_REASONS
-        reasons[-1:-1] = [f"{more} more reasons in report.html"] if more > 0 else []
+        reasons[-1:-1] = [f"{more} more reason{'s' * (more > 1)} in report.html"] if more > 0 else []
         lines += [f"{m.study.name}: {m.verdict.word}", *(f"  {reason}" for reason in reasons)]
     return lines
 
