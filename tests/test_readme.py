@@ -80,7 +80,7 @@ def test_quickstart_finds_what_it_says(tmp_path):
             verb, *[flag for flag in flags if "workdir" not in flag], f"--workdir={tmp_path}", timeout=1200
         )
         assert done.returncode == 0, done.stderr[-500:]
-    summary = json.loads((tmp_path / "transfer.json").read_text())
+    summary = json.loads((tmp_path / "transfer.json").read_text())["studies"]
     moves = {name: study["drift"]["widest"][1] - study["drift"]["narrowest"][1] for name, study in summary.items()}
     assert abs(moves["mup"]) <= 1
     assert -3 <= moves["sp"] <= -2

@@ -10,7 +10,8 @@ import pytest
 from mujax.errors import UserError
 from mujax.transfer.curves import find_drift, find_optimum, make_curves
 from mujax.transfer.parabola import parabola_vertex
-from mujax.transfer.report import load_rows, report
+from mujax.transfer.report import report
+from mujax.transfer.rows import load_rows
 
 
 def row(name, width, x, loss, seed=0, **overrides):
@@ -93,7 +94,8 @@ def test_report_warns_of_what_does_not_belong_together_and_counts_a_row_once(tmp
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, *rows[:2]]))
     (tmp_path / "manifest.json").write_text(json.dumps({"config": {}, "points": {str(i): {} for i in range(20)}}))
     text = report(tmp_path)
-    assert len(load_rows(tmp_path)) == len(rows)
+    loaded, repeated = load_rows(tmp_path)
+    assert (len(loaded), repeated) == (len(rows), 2)
     assert "Warning: 16 of 20 points have finished" in text
     assert "Warning: rows differ in data fingerprint: abc, def" in text
     assert "rows differ in data fingerprint" in (tmp_path / "report.html").read_text()
@@ -119,9 +121,9 @@ def test_report_is_one_page_with_everything(tmp_path):
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=""", page)  # needs no network
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(&#39;x&#39;)") >= 3  # in the drift, the table and the config
-    assert "Plotly.newPlot" in page
+    assert "Plotly.react" in page
     assert len(page) < 8e6
-    summary = json.loads((tmp_path / "transfer.json").read_text())
+    summary = json.loads((tmp_path / "transfer.json").read_text())["studies"]
     assert [o["vertex"] for o in summary["mup"]["optima"]] == pytest.approx([-4, -4])
     for name in ("transfer.png", "transfer.pdf", "optimum.png", "optimum.pdf"):
         assert (tmp_path / "figures" / name).stat().st_size > 5000

@@ -19,7 +19,8 @@ def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]
     points = manifest.get("points") or {"": {}}
     if not isinstance(config, dict) or not isinstance(points, dict):
         return {}
-    for overrides in points.values():
+    for point in points.values():
+        overrides = point.get("overrides", {}) if isinstance(point, dict) else None
         if isinstance(overrides, dict):
             name, width = overrides.get("parameterization.name"), overrides.get("model.d_model", 0)
             if name not in widest or width > widest[name].get("model.d_model", 0):

@@ -114,9 +114,7 @@ def _draw_curves(curves: Curves):
     for axis in axes[:, 0]:
         axis.set_ylabel(LOSS)
     labels = {f"{width}": plt.Line2D([], [], color=color, marker="o", ms=3.5) for width, color in colors.items()}
-    axes[0][-1].legend(
-        labels.values(), labels, title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
-    )
+    axes[0][-1].legend(labels.values(), labels, title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

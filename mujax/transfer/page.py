@@ -171,5 +171,3 @@ def _points(sources: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         ],
         "total": len(rows),
     }  # fmt: skip
-
-

@@ -58,7 +58,9 @@ def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
 def main_effects(points: Sequence[PhasePoint]) -> list[Effect]:
     """Paired over all other switches and facets; empty unless parameterizations are named by their switches."""
     named = [name for point in points if switches(name := point.facets.get("parameterization", "")) is not None]
-    known = sorted(set(itertools.chain(*(switches(n) or () for n in named if not n.lower().startswith(("m", "µ", "μ"))))))
+    known = sorted(
+        set(itertools.chain(*(switches(n) or () for n in named if not n.lower().startswith(("m", "µ", "μ")))))
+    )
     cells: dict[tuple, float] = {}
     for point in points:
         on = switches(point.facets.get("parameterization", ""), known)

@@ -100,7 +100,6 @@ function figure(id, make) {
   if (!byId(id)) return;
   drawers[id] = make;
   stale.add(id);
-  observer.observe(byId(id));
   byId(id).addEventListener("keydown", (event) => step(byId(id), event));
 }
 function drawAll() { for (const id of Object.keys(drawers)) drawIfStale(id); }
@@ -168,14 +167,16 @@ figure("curves", (width) => {
     const lead = `${esc(data.studies[s].name)}<br>width ${c.width}<br>`;
     const rate = (x) => `LR ${num(2 ** x)} = 2^${num(x, 5)}`;
     const seeds = (i) => (c.seeds && c.seeds[i].length > 1 ? `<br>${c.seeds[i].length} seeds: ${c.seeds[i].map((v) => v ?? "diverged").join(", ")}` : "");
+    // One trace a curve, for speed: its points, the best one a star, then the diverged ones as crosses at the top
     const fine = c.x.map((x, i) => i).filter((i) => c.y[i] !== null), gone = c.x.map((x, i) => i).filter((i) => c.y[i] === null);
-    traces.push({ x: fine.map((i) => c.x[i]), y: fine.map((i) => c.y[i]), mode: "lines+markers", name: String(c.width), line: { color },
-      showlegend: !named.has(c.width), text: fine.map((i) => `${lead}${rate(c.x[i])}<br>loss ${c.y[i].toFixed(4)}${seeds(i)}`), ...group });
+    const order = [...fine, ...gone.flatMap((i) => [null, i])], isStar = (i) => best && c.x[i] === best.x && c.y[i] !== null;
+    const told = (i) => (i === null ? "" : `${lead}${isStar(i) ? "best point, " : ""}${rate(c.x[i])}<br>` + (c.y[i] === null ? "diverged" : `loss ${c.y[i].toFixed(4)}`) + seeds(i) +
+      (isStar(i) ? HEAD.map((h, j) => (best.text[j] && best.text[j] !== "-" ? `<br>${h}: ${esc(best.text[j])}` : "")).join("") : ""));
+    traces.push({ x: order.map((i) => (i === null ? null : c.x[i])), y: order.map((i) => (i === null ? null : c.y[i] ?? range[1])), mode: "lines+markers",
+      name: String(c.width), showlegend: !named.has(c.width), line: { color }, cliponaxis: false, text: order.map(told), ...group,
+      marker: { color, opacity: 1, symbol: order.map((i) => (i === null || (c.y[i] !== null && !isStar(i)) ? "circle" : isStar(i) ? "star" : "x")),
+        size: order.map((i) => (i === null || (c.y[i] !== null && !isStar(i)) ? 6 : isStar(i) ? 14 : 8)), line: { width: order.map((i) => (isStar(i) ? 1 : 0)), color: css("--page") } } });
     named.add(c.width);
-    if (best) traces.push({ x: [best.x], y: [best.y], mode: "markers", showlegend: false, marker: { symbol: "star", size: 14, color, line: { width: 1, color: css("--page") } },
-      text: [`${lead}best point, ${rate(best.x)}<br>loss ${best.y.toFixed(4)}` + HEAD.map((h, i) => (best.text[i] && best.text[i] !== "-" ? `<br>${h}: ${esc(best.text[i])}` : "")).join("")], ...group });
-    if (gone.length) traces.push({ x: gone.map((i) => c.x[i]), y: gone.map(() => range[1]), mode: "markers", showlegend: false, cliponaxis: false,
-      marker: { symbol: "x", size: 8, color }, text: gone.map((i) => `${lead}${rate(c.x[i])}<br>diverged${seeds(i)}`), ...group });
   }));
   const shape = panels(indices, width, "log2 learning rate", "validation loss (nats/token)", range);
   shape.legend.title = { text: "width" };
@@ -191,10 +192,10 @@ figure("training", (width) => {
     const isBest = best && Math.abs(best.x - run.x) < 1e-3, steps = data.training.steps[run.k];
     low = Math.min(low, ...run.y); high = Math.max(high, run.y[0]);
     const lead = `${esc(study.name)}<br>width ${run.w}, LR ${num(2 ** run.x)} = 2^${num(run.x, 5)}, seed ${run.seed}`;
-    traces.push({ x: steps, y: run.y, mode: "lines", name: String(run.w), legendgroup: String(run.w), showlegend: !named.has(run.w),
+    traces.push({ x: steps, y: run.y, mode: "lines", name: String(run.w), legendgroup: String(run.w), showlegend: isBest && !named.has(run.w),
       line: { color: widthColor(run.w), width: isBest ? 2.5 : 1 }, opacity: isBest ? 1 : 0.28, ...place(at.get(run.s)),
       text: run.y.map((y, i) => `${lead}<br>step ${steps[i]}<br>loss ${y}`), ...HOVER });
-    named.add(run.w);
+    if (isBest) named.add(run.w);
   }
   const shape = panels(indices, width, "step", "training loss (nats/token)", runs.length ? [low - 0.1, high + 0.1] : undefined);
   shape.legend.title = { text: "width" };
@@ -298,12 +299,16 @@ if (byId("training-section")) {
   byId("training-section").hidden = !runs.length;
   byId("training-note").textContent = "The best learning rate of each width stands out." + (runs.length < total ? ` ${runs.length} of ${total} runs, those nearest to the best.` : "");
 }
-if (byId("curves")) drawIfStale("curves");
-else if (byId("phase-0")) drawIfStale("phase-0");
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; redraw(); } });
 addEventListener("beforeprint", drawAll);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
-window.mujaxReport = { drawAll };
-document.documentElement.dataset.readyMs = Math.round(performance.now());
+document.documentElement.dataset.usableMs = Math.round(performance.now());
+
+// Called once plotly, which takes longest to read, is there
+window.mujaxReport = { drawAll, start() {
+  for (const id of Object.keys(drawers)) observer.observe(byId(id));
+  drawIfStale(byId("curves") ? "curves" : "phase-0");
+  document.documentElement.dataset.readyMs = Math.round(performance.now());
+} };
 })();

@@ -85,9 +85,7 @@ def report(
     files.write_json(root / "transfer.json", document)
     (root / "report.html").write_text(text, encoding="utf-8")
     table = [format_report(measured)] if measured else [f"{len(points)} points of the phase diagrams"]
-    table += [
-        f"{e.switch}: E x{e.factor:.3g}, lower in {e.better} of {e.pairs} pairs" for e in main_effects(points)
-    ]
+    table += [f"{e.switch}: E x{e.factor:.3g}, lower in {e.better} of {e.pairs} pairs" for e in main_effects(points)]
     return "\n".join([*table, *(f"Warning: {line}" for line in notes)])
 
 

@@ -70,7 +70,9 @@ def read_table(file: str, columns: Mapping[str, str]) -> Table:
     present = dict.fromkeys(key for _, record in records for key in record)
     for name, column in columns.items():
         if column not in present:
-            raise UserError(f"--input={file} has no column {column!r}, which --columns names for {name}" + _known(present))
+            raise UserError(
+                f"--input={file} has no column {column!r}, which --columns names for {name}" + _known(present)
+            )
     plain = {name: name for name in RUNS + METRICS if name in present}
     if "log2_learning_rate" in columns:
         plain.pop("learning_rate", None)

@@ -118,14 +118,14 @@ def law_table(m: Measured) -> list[tuple[str, ...]]:
         for kind, law in m.laws.items()
     ]
     combined = (
-        ("kappa = alpha - 2 beta + gamma", m.kappa),
-        ("fast transfer: beta - alpha/2", m.fast),
-        ("R(inf), nats", m.r_inf),
+        ("kappa = alpha - 2 beta + gamma", m.kappa, "those of its exponents"),
+        ("fast transfer: beta - alpha/2", m.fast, "those of its exponents"),
+        ("R(inf), nats", m.r_inf, "those of L_inf here and of the reference"),
     )
-    lines += [(m.study.name, what, estimate_text(e), "", "; ".join(e.flags)) for what, e in combined if e]
+    lines += [(m.study.name, what, estimate_text(e), "", why if e.flags else "") for what, e, why in combined if e]
     if m.joint:
-        size = f"{m.joint.mse:.3g} (RMSE {m.joint.rmse:.3g} nats, R2 {m.joint.r2:.4f}, {m.joint.num_points} points)"
-        lines.append((m.study.name, "E of the joint law", size, "", "; ".join(m.joint.flags)))
+        fit = f"RMSE {m.joint.rmse:.3g} nats, R2 {m.joint.r2:.4f}, {m.joint.num_points} points"
+        lines.append((m.study.name, "E of the joint law", f"{m.joint.mse:.3g}", fit, "; ".join(m.joint.flags)))
     return lines
 
 

@@ -1,0 +1,380 @@
+"""The report: in a browser, from hostile and odd rows, from several sweeps, and from the published tables of others."""
+
+import base64
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT, run_mujax
+from laws import GRIDS, WIDTHS, draws
+
+from mujax.errors import UserError
+from mujax.main import run
+from mujax.transfer import figures
+from mujax.transfer.phase import PhasePoint, main_effects, switches, symlog
+from mujax.transfer.report import report
+from mujax.transfer.summary import compare, make_studies, measure
+from mujax.transfer.tables import parse_columns, read_table
+
+QUICKSTART = ROOT / "experiments/quickstart"
+LINGLE, KALRA = (str(ROOT / f"experiments/{name}/published.csv") for name in ("lingle2024", "kalra2026"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = "</script><script>document.title='broken'</script><b>%{x}"
+
+
+def row(name, width, x, loss, seed=0, **changes):
+    decay = changes.pop("weight_decay", 0.0)
+    own = {"model.d_model": width, "optim.learning_rate": 2.0**x, "optim.weight_decay": decay}
+    return {
+        "id": f"{name}-{width}-{x}-{seed}-{decay}", "status": "diverged" if loss is None else "ok",
+        "diverged_at_step": 7 if loss is None else None, "parameterization": name, "width": width,
+        "learning_rate": 2.0**x, "weight_decay": decay, "seed": seed, "final_loss": loss, "tokens": 1000,
+        "data_fingerprint": "abc", "overrides": own, **changes,
+    }  # fmt: skip
+
+
+def laws(name, seed=0, widths=WIDTHS[5], grid=GRIDS[9], noise=0.003, shift=0.0, **more):
+    """Rows of one study drawn from the laws of tests/laws.py."""
+    (losses,) = draws(1, widths, grid, noise, seed)
+    return [
+        row(name, n, x, y + shift, **more)
+        for n, curve in zip(widths, losses, strict=True)
+        for x, y in zip(grid, curve, strict=True)
+    ]
+
+
+def write(folder, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """The page alone: matplotlib takes most of the time."""
+    monkeypatch.setattr(figures, "save_figures", lambda *args: [])
+
+
+def browse(page, folder, probe="", *flags, size="1280,900"):
+    """(what the expression `probe` gives in the opened page, console messages); nothing may be fetched."""
+    copy = folder / "probed.html"
+    script = f"""<script>(() => {{ let said; try {{ said = (() => {{ {probe} }})(); }} catch (e) {{ said = String(e); }}
+    const pre = document.createElement('pre'); pre.id = 'probe'; pre.textContent = btoa(unescape(encodeURIComponent(
+    JSON.stringify(said ?? null)))); document.body.append(pre); }})()</script></body>"""
+    copy.write_text(page.read_text().replace("</body>\n</html>", script + "\n</html>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}", f"--window-size={size}"]
+    done = subprocess.run(
+        [*command, "--enable-logging=stderr", *flags, "--dump-dom", copy.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r'<pre id="probe">([^<]*)</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    return json.loads(base64.b64decode(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+PROBE = """
+mujaxReport.drawAll();
+const tick = (name, value) => document.querySelector(`input[name="${name}"][value="${value}"]`).click();
+const traces = () => document.getElementById("curves").data.length;
+const hover = (id, point) => { Plotly.Fx.hover(id, [point]);
+  return [...document.querySelectorAll(`#${id} .hovertext`)].map((n) => n.textContent).join("|"); };
+const found = { traces: [traces()], hover: hover("curves", { curveNumber: 0, pointNumber: 1 }) };
+found.law = hover("law-optimum", { curveNumber: 1, pointNumber: 0 });
+found.phase = hover("phase-0", { curveNumber: 0, pointNumber: 0 });
+found.training = hover("training", { curveNumber: 0, pointNumber: 1 });
+document.getElementById("curves").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+found.said = document.getElementById("said").textContent;
+tick("parameterization", "sp"); mujaxReport.drawAll(); found.traces.push(traces());
+found.cards = [...document.querySelectorAll(".verdicts > li")].filter((n) => !n.hidden).length;
+tick("weight decay", "0.1"); mujaxReport.drawAll(); found.traces.push(traces());
+found.points = document.getElementById("phase-0").data.length;
+tick("parameterization", "sp"); tick("weight decay", "0.1"); mujaxReport.drawAll(); found.traces.push(traces());
+document.querySelector("#points").open = true; document.querySelector("#points").dispatchEvent(new Event("toggle"));
+found.rows = document.querySelectorAll("#points tr").length;
+found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+found.ink = getComputedStyle(document.body).color;
+found.usable = +document.documentElement.dataset.usableMs;
+return found;
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_page_of_a_real_sweep_in_a_browser(tmp_path):
+    """Trains 2 x 3 x 4 x 2 tiny runs and opens their report on a desk, in the dark and on a phone."""
+    (tmp_path / "config.py").write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    c = base.get_config('mlp')\n"
+        "    c.train.steps, c.schedule.warmup_steps, c.train.eval_batches, c.train.log_interval = 12, 2, 1, 2\n"
+        "    c.train.batch_size, c.parameterization.base_width = 8, 16\n"
+        "    c.sweep.model = {'d_model': (16, 32, 64)}\n"
+        "    c.sweep.parameterization = {'name': ('sp', 'mup')}\n"
+        "    c.sweep.optim = {'learning_rate': (0.004, 0.016, 0.06, 0.25), 'weight_decay': (0.0, 0.1)}\n"
+        "    return c\n"
+    )
+    done = run_mujax("sweep", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 0, done.stderr
+    done = run_mujax("report", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "w/report.html"
+    probe = PROBE.replace('found.phase = hover("phase-0", { curveNumber: 0, pointNumber: 0 });', "")
+    probe = probe.replace('found.points = document.getElementById("phase-0").data.length;', "")
+    for size, flags in (("1280,900", ()), ("1280,900", ("--blink-settings=preferredColorScheme=0",)), ("500,844", ())):
+        found, console = browse(page, tmp_path, probe, *flags, size=size)
+        assert console == []  # no error, and nothing that the content security policy had to stop
+        assert found["traces"] == [12, 6, 3, 12], found
+        assert found["cards"] == 2
+        assert "loss" in found["hover"] or "diverged" in found["hover"]
+        assert "step" in found["training"] and "width 16" in found["said"]
+        assert found["rows"] == 1 + 48
+        assert found["wide"] <= 0  # nothing scrolls sideways but tables in their boxes
+        assert (found["ink"] == "rgb(230, 232, 234)") == bool(flags)
+    text = page.read_text()
+    assert re.search(r"<summary>mup, width 64 \(base width 16\).*<td>unembed</td><td>output</td>", text, re.S)
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=[\"']?(?!data:)", text)
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_page_with_laws_and_hostile_names_in_a_browser(tmp_path, no_figures):
+    rows = [*laws("sp"), *laws("sp", 1, weight_decay=0.1), *laws("mup", 2, weight_decay=0.1)]
+    rows += laws(HOSTILE, 3)
+    write(tmp_path / "w", rows)
+    for r in rows[:20]:
+        (tmp_path / "w/points" / r["id"]).mkdir(parents=True)
+        lines = [json.dumps({"step": step, "loss": 3 - step / 10}) + "\n" for step in range(1, 9)]
+        (tmp_path / "w/points" / r["id"] / "metrics.jsonl").write_text("".join(lines))
+    text = report(tmp_path / "w")
+    assert "sp, weight_decay=0.0: " in text and HOSTILE in text
+    page = tmp_path / "w/report.html"
+    assert "<script>document.title" not in page.read_text()
+    probe = PROBE.replace("return found;", "found.title = document.title; return found;")
+    found, console = browse(page, tmp_path, probe)
+    assert console == []
+    assert found["title"] == "mujax transfer report"
+    assert found["traces"] == [20, 10, 5, 20]  # 4 studies of 5 widths; without sp 2; of these 1 without decay
+    assert found["points"] == 1
+    assert re.search(r"width 128.*LR 0.0\d+ = 2\^.*best point|loss \d\.\d{4}", found["hover"])
+    assert re.search(r"68%: .* to .*law: beta = ", found["law"])
+    assert all(part in found["phase"] for part in ("E (nats²)", "κ", "R(∞)", "68%", "weight decay: 0"))
+    names = "return document.getElementById('curves').layout.annotations.map((a) => a.text)"
+    found, _ = browse(page, tmp_path, names)
+    assert any("&lt;/script&gt;" in name for name in found)
+
+
+def many(number):
+    """Rows of `number` runs: 16 tables x 8 decays x 5 widths x 8 learning rates, then more seeds."""
+    for i in range(number):
+        rest, x = divmod(i, 8)
+        rest, w = divmod(rest, 5)
+        rest, name = divmod(rest, 16)
+        seed, decay = divmod(rest, 8)
+        loss = 2 + 2.0**-w + 0.05 * (x - 4 + 0.1 * name) ** 2 + 0.01 * math.sin(i)
+        yield row(f"t{name}", 64 << w, x - 9, None if x == 7 else loss, seed, weight_decay=decay / 100)
+
+
+def test_five_thousand_rows_fit_and_open(tmp_path, no_figures):
+    rows = list(many(5000))
+    write(tmp_path, rows)
+    lines = "".join(json.dumps({"step": step, "loss": 3 + math.sin(step)}) + "\n" for step in range(0, 1000, 10))
+    for r in rows:
+        (tmp_path / "points" / r["id"]).mkdir(parents=True)
+        (tmp_path / "points" / r["id"] / "metrics.jsonl").write_text(lines)
+    report(tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 8e6
+    if CHROMIUM:
+        times = []
+        for _ in range(3):
+            usable, console = browse(
+                tmp_path / "report.html", tmp_path, "return +document.documentElement.dataset.usableMs"
+            )
+            assert console == []
+            times.append(usable)
+        assert min(times) < 2000, times
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows(tmp_path):
+    report(write(tmp_path, many(100_000)))
+    assert (tmp_path / "report.html").stat().st_size < 16e6
+
+
+ODD = {
+    "one row": ([row("sp", 64, -4, 2.0)], "at the edge of the grid"),
+    "one width": (laws("mup", widths=[128]), "fewer than two widths"),
+    "all diverged": ([row("sp", n, x, None) for n in (32, 64) for x in (-5, -4)], "every point diverged"),
+    "duplicated": ([*laws("mup"), *laws("mup")], "Warning: 45 rows repeat the id of another"),
+    "mixed": (
+        [*laws("mup"), *(r | {"data_fingerprint": "other", "id": r["id"] + "b"} for r in laws("sp"))],
+        "Warning: studies differ in text or tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_give_a_page_that_says_so(tmp_path, name):
+    rows, said = ODD[name]
+    assert said in report(write(tmp_path, rows))
+    page = (tmp_path / "report.html").read_text()
+    assert said.removeprefix("Warning: ") in page
+    assert json.loads((tmp_path / "transfer.json").read_text())["studies"]
+    if CHROMIUM:
+        assert browse(tmp_path / "report.html", tmp_path)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"final_loss": math.nan}, "row 3, field 'final_loss' is nan"),
+        ({"final_loss": "2.5"}, "row 3, field 'final_loss' is '2.5'"),
+        ({"learning_rate": "fast"}, "row 3, field 'learning_rate' is 'fast'"),
+        ({"weight_decay": math.inf}, "row 3, field 'weight_decay' is inf"),
+        ({"width": 64.5}, "row 3, field 'width' is 64.5"),
+    ],
+)
+def test_what_is_no_number_is_one_line_and_exit_code_2(tmp_path, change, said, capsys):
+    rows = [row("sp", 64, x, 2.0) for x in range(-6, -2)]
+    rows[2] |= change
+    write(tmp_path, rows)
+    assert run(["report", f"--workdir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_laws_phase_points_and_everything_in_transfer_json(tmp_path):
+    """Known exponents come back: tests/laws.py draws with alpha 0.4, beta 0.6, gamma 0.05."""
+    text = report(write(tmp_path, [*laws("sp", noise=0.0005), *laws("mup", 1, noise=0.0005, shift=0.1)]))
+    assert re.search(r"^Does it transfer\?\nsp: \w+\n  ", text, re.M)
+    told = json.loads((tmp_path / "transfer.json").read_text())
+    study = told["studies"]["mup"]
+    for kind, truth in (("loss", 0.4), ("optimum", 0.6), ("curvature", 0.05)):
+        assert study["laws"][kind]["exponent"]["value"] == pytest.approx(truth, abs=0.1), kind
+    assert study["kappa"]["value"] == pytest.approx(0.4 - 1.2 + 0.05, abs=0.2)
+    assert study["r_inf"]["value"] == pytest.approx(0.1, abs=0.05)
+    assert study["phase"]["e"]["value"] == pytest.approx(0.0005**2, rel=0.5)
+    assert [p["name"] for p in told["phase"]] == ["sp", "mup"]
+    assert {"verdict", "argmin", "penalties", "stable", "fast", "joint", "price", "regret"} <= set(study)
+    for name in ("transfer", "optimum", "loss", "curvature", "phase"):
+        assert all((tmp_path / f"figures/{name}.{suffix}").stat().st_size > 5000 for suffix in ("png", "pdf"))
+
+
+def test_price_against_tuned_sp_on_the_same_budget():
+    """muP with the narrow optimum at 2^-5 costs 2.1 at width 64; SP tuned there costs 2.0."""
+    bowl = lambda name, n, best, low, **more: [  # noqa: E731
+        row(name, n, x, low + 0.05 * (x - best) ** 2, **more) for x in range(-8, -2)
+    ]
+    mup = bowl("mup", 32, -5, 2.2) + bowl("mup", 64, -5, 2.1)
+    sp = bowl("sp", 32, -5, 2.2) + bowl("sp", 64, -6, 2.0)
+    prices = lambda rows: {  # noqa: E731
+        m.study.facets["parameterization"]: m.price
+        for m in compare([measure(study) for study in make_studies({"a": rows})])[0]
+    }
+    found = prices(mup + sp)
+    assert found["mup"] == {64: pytest.approx(0.1, abs=1e-6)}
+    assert found["sp"] == {64: pytest.approx(0.05, abs=1e-6)}  # a grid step off
+    assert prices(mup + [r | {"tokens": 2000} for r in sp])["mup"] == {}
+    assert prices(mup + [r | {"data_fingerprint": "other"} for r in sp])["mup"] == {}
+
+
+def test_sources_are_compared_side_by_side(tmp_path, no_figures):
+    write(tmp_path / "a", laws("mup"))
+    write(tmp_path / "b", laws("mup", 1))
+    text = report(tmp_path / "out", [str(tmp_path / "?")])
+    assert re.search(r"^a: mup +128 ", text, re.M) and re.search(r"^b: mup +128 ", text, re.M)
+    told = json.loads((tmp_path / "out/transfer.json").read_text())["studies"]
+    assert [study["facets"]["source"] for study in told.values()] == ["a", "b"]
+    with pytest.raises(UserError, match="--sources: no folder"):
+        report(tmp_path / "out", [str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="has no results.jsonl"):
+        (tmp_path / "empty").mkdir()
+        report(tmp_path / "out", [str(tmp_path / "empty")])
+
+
+def test_published_losses_of_lingle_2024(tmp_path):
+    done = run_mujax(
+        "report", f"--workdir={tmp_path}", f"--input={LINGLE}", "--noise=0.02",
+        "--columns=study=group,log2_learning_rate=log2_lr",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^sp +2048 +0.0009766 +-10 +- +2.7380 +5 +0 +at the edge of the grid", done.stdout, re.M)
+    told = json.loads((tmp_path / "transfer.json").read_text())["studies"]
+    assert {name: s["argmin"]["word"] for name, s in told.items() if s["argmin"]["word"] == "Yes"} == {
+        "baseline": "Yes", "biases": "Yes", "combined_large_scale": "Yes",
+    }  # fmt: skip
+    assert (tmp_path / "report.html").exists()
+
+
+def test_published_metrics_of_kalra_2026(tmp_path, no_figures):
+    """Their main effects are geometric means over pairs."""
+    text = report(tmp_path, input=KALRA, columns="parameterization=display,R_inf=R_inf_unscaled")
+    assert "124 points of the phase diagrams" in text
+    points = read_table(KALRA, parse_columns("parameterization=display,R_inf=R_inf_unscaled")).points
+    effects = {e.switch: (float(f"{e.factor:.2g}"), e.better, e.pairs) for e in main_effects(points)}
+    assert effects == {
+        "embd": (0.14, 58, 60), "ln": (3.9, 14, 60), "attn": (0.46, 45, 60), "last": (0.79, 35, 60),
+    }  # fmt: skip
+    told = json.loads((tmp_path / "transfer.json").read_text())
+    assert len(told["phase"]) == 124 and told["main_effects_on_E"][1]["factor"] == pytest.approx(0.144, abs=5e-4)
+    if CHROMIUM:
+        probe = "mujaxReport.drawAll(); return [0, 1, 2].map((k) => document.getElementById('phase-' + k).data.length)"
+        assert browse(tmp_path / "report.html", tmp_path, probe) == ([16, 16, 16], [])
+
+
+def test_phase_figure_of_published_points(tmp_path):
+    points = [PhasePoint.plain(f"SP, {i}", {"parameterization": "SP"}, 10.0**-i, i - 1.0, -i) for i in range(3)]
+    paths = figures.save_figures([], points, tmp_path)
+    assert [path.name for path in paths] == ["phase.png", "phase.pdf"]
+
+
+def test_symlog_and_names_of_switches():
+    assert [symlog(r) for r in (-0.1, -0.01, 0.0, 0.005, 0.01, 1.0)] == pytest.approx([-2, -1, 0, 0.5, 1, 3])
+    known = ("attn", "embd", "ln")
+    assert switches("SP+Embd+LN", known) == switches("muP-Attn", known) == switches("μP-Attn", known) == {"embd", "ln"}
+    assert switches("factorial+sqrt_embd", known) == {"sqrt_embd"}
+    assert switches("mup_table8") is None
+
+
+def test_inputs_in_plain_and_log2_learning_rates_are_the_same_rows(tmp_path):
+    (tmp_path / "a.csv").write_text("n,log2_lr,val,s\n64,-3,2.5,0\n64,-4,,0\n64,-3,2.7,1\n64,-3,2.7,1\n")
+    lines = [{"n": 64, "lr": 0.125, "val": 2.5, "s": 0}, {"n": 64, "lr": "0.0625", "val": math.nan, "s": 0}]
+    lines += [{"n": 64.0, "lr": 0.125, "val": "2.7", "s": 1}]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = lambda name, rate: read_table(  # noqa: E731
+        str(tmp_path / name), parse_columns(f"width=n,{rate},loss=val,seed=s")
+    )
+    a, b = read("a.csv", "log2_learning_rate=log2_lr"), read("b.jsonl", "learning_rate=lr")
+    drop = lambda rows: [{k: v for k, v in r.items() if k != "id"} for r in rows]  # noqa: E731
+    assert drop(a.rows) == drop(b.rows)
+    assert (a.repeated, b.repeated) == (1, 0)
+    assert [(r["status"], r["final_loss"], r["seed"]) for r in a.rows] == [
+        ("ok", 2.5, 0), ("diverged", None, 0), ("ok", 2.7, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "said"),
+    [
+        ("width,lr,loss\n64,fast,2\n", "learning_rate=lr", "line 2: column 'lr' (learning_rate) is 'fast', not a fini"),
+        ("width,lr,loss\n64,0,2\n", "learning_rate=lr", "line 2: column 'lr' (learning_rate) is 0.0, not above 0"),
+        ("width,lr,loss\n64,nan,2\n", "learning_rate=lr", "column 'lr' (learning_rate) is 'nan', not a finite number"),
+        ("width,lr,loss\nbig,1,2\n", "learning_rate=lr", "line 2: column 'width' is 'big', not a whole number"),
+        ("width,lr,loss\n64,1,low\n", "learning_rate=lr", "line 2: column 'loss' is 'low', not a finite number"),
+        ("width,lr,loss\n64,1\n", "learning_rate=lr", "line 2: not as many cells as the header has"),
+        ("width,lr,loss\n64,1,2\n64,1,3\n", "learning_rate=lr", "lines 2 and 3 give two losses"),
+        ("width,lr,loss\n64,1,2\n", "", "which column is the learning_rate? --columns=learning_rate=COLUMN; there"),
+        ("width,lr,loss\n64,1,2\n", "learning_rate=rate", "has no column 'rate', which --columns names for learning"),
+        ("width,lr,loss\n64,1,2\n", "withd=n", "'withd' is nothing we know; did you mean width?"),
+        ("width,lr,loss\n64,1,2\n", "width", "'width' is not NAME=COLUMN"),
+        ("width,lr,loss\n", "learning_rate=lr", "holds no rows"),
+        ("E,R_inf,kappa\n-1,0,0\n", "", "line 2: column 'E' is '-1', not above 0"),
+    ],
+)
+def test_bad_inputs_are_one_clear_line(tmp_path, content, columns, said):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError) as error:
+        read_table(str(tmp_path / "a.csv"), parse_columns(columns))
+    assert said in str(error.value) and "\n" not in str(error.value)
