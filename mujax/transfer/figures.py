@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mujax.transfer.curves import Curve, find_drift, find_optimum
@@ -26,7 +28,7 @@ MAX_PANELS, COLUMNS = 24, 4  # of transfer.png; more studies are in the page
 MAX_STUDIES = 24  # lines of one figure
 
 
-def width_colors(curves: Curves) -> dict[int, tuple[float, ...]]:
+def width_colors(curves: Curves) -> dict[int, tuple[float, float, float, float]]:
     """A color a width, light for narrow to dark for wide, from a scale that survives color blindness."""
     widths = sorted({curve.width for members in curves.values() for curve in members})
     scale = matplotlib.colormaps["viridis_r"]
@@ -60,7 +62,7 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
     """
     folder.mkdir(parents=True, exist_ok=True)
     curves = {_plain(m.study.name): m.study.curves for m in measured}
-    drawn: dict[str, Callable[[], plt.Figure]] = {}
+    drawn: dict[str, Callable[[], Figure]] = {}
     if measured:
         drawn["transfer"] = lambda: _draw_curves(dict(list(curves.items())[:MAX_PANELS]))
         drawn["optimum"] = lambda: _draw_law(measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}")
@@ -113,7 +115,7 @@ def _draw_curves(curves: Curves):
         axis.grid(alpha=0.25)
     for axis in axes[:, 0]:
         axis.set_ylabel(LOSS)
-    labels = {f"{width}": plt.Line2D([], [], color=color, marker="o", ms=3.5) for width, color in colors.items()}
+    labels = {f"{width}": Line2D([], [], color=color, marker="o", ms=3.5) for width, color in colors.items()}
     axes[0][-1].legend(labels.values(), labels, title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -158,6 +160,12 @@ def _draw_phase(points: Sequence[PhasePoint]):
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
     names = list(dict.fromkeys(p.facets.get("parameterization", p.name) for p in points))
     for axis, (x, y) in zip(axes, PHASES, strict=True):
+        for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
+            line(GUIDES[name], color="gray", ls="--", lw=0.8)
+            if name == "E":
+                scale("log")
+            elif name == "R_inf":
+                scale("symlog", linthresh=LINEAR_R)
         for p in points:
             i = names.index(p.facets.get("parameterization", p.name))
             values = {"E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
@@ -171,12 +179,6 @@ def _draw_phase(points: Sequence[PhasePoint]):
                 color=color, mfc="none" if flagged else color, ms=5, lw=0.7, alpha=0.85,
             )  # fmt: skip
         axis.set(xlabel=PHASE_AXES[x], ylabel=PHASE_AXES[y])
-        for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
-            line(GUIDES[name], color="gray", ls="--", lw=0.8)
-            if name == "E":
-                scale("log")
-            elif name == "R_inf":
-                scale("symlog", linthresh=LINEAR_R)
         for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
             if name == "R_inf":
                 side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
