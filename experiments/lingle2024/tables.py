@@ -23,7 +23,7 @@ from configs.lingle2024.ablations import ABLATIONS, get_config
 from mujax.config import differences
 from mujax.errors import UserError
 from mujax.transfer.optimum import fit_optima
-from mujax.transfer.report import load_rows
+from mujax.transfer.rows import load_rows
 from mujax.transfer.verdict import ArgminVerdict, argmin_verdict
 from mujax.workdir import read_json, same_study
 
@@ -97,7 +97,7 @@ def load_study(argument: str) -> Study:
     name = name or Path(folder).name
     if name not in ABLATIONS:
         raise UserError(f"{argument}: no ablation {name!r}; name the folder as one, or write NAME=FOLDER")
-    rows = load_rows(folder)
+    rows, _ = load_rows(folder)
     if not (Path(folder) / "manifest.json").exists():
         raise UserError(f"{argument}: no manifest.json, so it is no workdir of mujax sweep")
     grid, widths, notes = _closest_config(name, read_json(Path(folder) / "manifest.json")["config"])
