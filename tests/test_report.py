@@ -152,6 +152,9 @@ def test_page_with_laws_and_hostile_names_in_a_browser(tmp_path, no_figures):
     assert "sp, weight_decay=0.0: " in text and HOSTILE in text
     page = tmp_path / "w/report.html"
     assert "<script>document.title" not in page.read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    assert data and "<" not in data[1]
+    assert json.loads(data[1])["studies"][-1]["facets"]["parameterization"] == HOSTILE
     probe = PROBE.replace("return found;", "found.title = document.title; return found;")
     found, console = browse(page, tmp_path, probe)
     assert console == []
