@@ -94,7 +94,7 @@ parts of one sweep, mujax sweep goes on in DIR with what is still missing.
 Exit codes: 0 written, 2 something to fix in the command or the folders, nothing written."""
 
 REPORT = """\
-mujax report - where the best learning rate lies at each width, how it moves, and whether it transfers.
+mujax report - where the best learning rate lies at each width, and whether it transfers.
 
   mujax report --workdir=runs/quickstart
   mujax report --workdir=runs/both --sources=runs/quickstart,runs/mine

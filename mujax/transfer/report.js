@@ -93,7 +93,7 @@ function drawIfStale(id) {
 }
 function draw(id) {
   const { traces, layout: shape } = drawers[id](byId(id).clientWidth);
-  Plotly.react(id, traces, shape, { displaylogo: false, displayModeBar: coarse ? false : "hover",
+  Plotly.react(id, traces, shape, { displaylogo: false, displayModeBar: coarse || innerWidth < 600 ? false : "hover",
     modeBarButtons: [["toImage", "resetScale2d"]] });
 }
 function figure(id, make) {
