@@ -81,7 +81,7 @@ def test_quickstart_finds_what_it_says(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-500:]
     summary = json.loads((tmp_path / "transfer.json").read_text())["studies"]
-    moves = {name: study["drift"]["widest"][1] - study["drift"]["narrowest"][1] for name, study in summary.items()}
+    moves = {name: s["optima"][-1]["log2_lr"] - s["optima"][0]["log2_lr"] for name, s in summary.items()}
     assert abs(moves["mup"]) <= 1
     assert -3 <= moves["sp"] <= -2
 

@@ -1,4 +1,4 @@
-"""Loss against learning rate: from result rows to curves, optima and drift. x is log2 learning rate."""
+"""Loss against learning rate: from result rows to curves. x is log2 learning rate."""
 
 import dataclasses
 import math
@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from mujax.transfer.optimum import Optimum, fit_optimum
 
 # Fields of a sweep that a curve plots or averages over; every other field that varies splits the study.
 _PLOTTED = ("model.d_model", "optim.learning_rate", "seed", "parameterization.name")
@@ -40,21 +38,6 @@ class TrainingCurve:
     seed: int
     steps: tuple[int, ...]
     losses: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Drift:
-    """How the optimum moves. per_doubling: least-squares slope of its log2 LR against log2 width.
-
-    narrowest, widest: (width, log2 LR of the best grid point) at the two ends.
-    edge_widths: widths whose optimum lies at the edge of the grid; with any, the drift is a bound at
-      best and must not be reported as a measurement.
-    """
-
-    per_doubling: float
-    narrowest: tuple[int, float]
-    widest: tuple[int, float]
-    edge_widths: tuple[int, ...]
 
 
 def make_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Curve]]:
@@ -105,24 +88,3 @@ def varying_fields(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def study_name(row: Mapping[str, Any], varying: Sequence[str]) -> str:
     parts = [f"{field.rpartition('.')[2]}={row['overrides'].get(field)}" for field in varying]
     return ", ".join([row["parameterization"], *parts])
-
-
-def find_optimum(curve: Curve) -> Optimum | None:
-    """The optimum of a curve; None if every point diverged."""
-    return fit_optimum(curve.log2_lrs, curve.seed_losses)
-
-
-def find_drift(curves: Sequence[Curve]) -> Drift | None:
-    """Drift of one study's optimum; interpolated optima where there are, grid ones elsewhere.
-
-    None with fewer than two widths that have an optimum.
-    """
-    optima = [(curve.width, optimum) for curve in curves if (optimum := find_optimum(curve))]
-    if len({width for width, _ in optima}) < 2:
-        return None
-    log2_widths = np.log2([width for width, _ in optima])
-    best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
-    slope = np.polyfit(log2_widths, best, 1)[0]
-    (first, narrow), (last, wide) = optima[0], optima[-1]
-    edges = tuple(width for width, optimum in optima if optimum.on_edge)
-    return Drift(float(slope), (first, narrow.log2_lr), (last, wide.log2_lr), edges)

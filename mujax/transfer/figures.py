@@ -1,7 +1,7 @@
 """The figures of a report for papers, as PNG and PDF."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mujax.transfer.curves import Curve, find_drift, find_optimum
+from mujax.transfer.curves import Curve
 from mujax.transfer.laws import Kind
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint
 from mujax.transfer.summary import Measured, law_point
 
-Curves = Mapping[str, Sequence[Curve]]
 LOG2_LR = "log2 learning rate"
 LOSS = "validation loss (nats/token)"
 COLORS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
@@ -28,16 +27,16 @@ MAX_PANELS, COLUMNS = 24, 4  # of transfer.png; more studies are in the page
 MAX_STUDIES = 24  # lines of one figure
 
 
-def width_colors(curves: Curves) -> dict[int, tuple[float, float, float, float]]:
+def width_colors(measured: Sequence[Measured]) -> dict[int, tuple[float, float, float, float]]:
     """A color a width, light for narrow to dark for wide, from a scale that survives color blindness."""
-    widths = sorted({curve.width for members in curves.values() for curve in members})
+    widths = sorted({width for m in measured for width in m.study.widths})
     scale = matplotlib.colormaps["viridis_r"]
     return {width: scale(0.15 + 0.7 * i / max(len(widths) - 1, 1)) for i, width in enumerate(widths)}
 
 
-def loss_range(curves: Curves) -> tuple[float, float]:
+def loss_range(measured: Sequence[Measured]) -> tuple[float, float]:
     """Vertical range that shows the optima: up to the 85th percentile of losses, so no outlier flattens them."""
-    losses = sorted(loss for members in curves.values() for c in members for loss in c.losses if loss is not None)
+    losses = sorted(loss for m in measured for c in m.study.curves for loss in c.losses if loss is not None)
     if not losses:
         return 0.0, 1.0
     low, high = losses[0], losses[int(0.85 * (len(losses) - 1))]
@@ -45,13 +44,11 @@ def loss_range(curves: Curves) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def drift_text(curves: Sequence[Curve]) -> str:
-    drift = find_drift(curves)
-    if drift is None:
+def drift_text(m: Measured) -> str:
+    if m.drift is None:
         return ""
-    if drift.edge_widths:
-        return "drift not measured: an optimum is at the grid's edge"
-    return f"optimum moves {drift.per_doubling:+.2f} log2 LR per doubling of width"
+    flagged = ", flagged" if m.drift.flags else ""
+    return f"optimum moves {m.drift.value:+.2f} log2 LR per doubling of width{flagged}"
 
 
 def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], folder: Path) -> list[Path]:
@@ -61,10 +58,9 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
     three phase diagrams. Of many studies the first are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    curves = {_plain(m.study.name): m.study.curves for m in measured}
     drawn: dict[str, Callable[[], Figure]] = {}
     if measured:
-        drawn["transfer"] = lambda: _draw_curves(dict(list(curves.items())[:MAX_PANELS]))
+        drawn["transfer"] = lambda: _draw_curves(measured[:MAX_PANELS])
         drawn["optimum"] = lambda: _draw_law(measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}")
     if any(o and o.parabola for m in measured for o in m.optima):
         drawn["loss"] = lambda: _draw_law(measured[:MAX_STUDIES], "loss", "loss at the optimum (nats/token)")
@@ -96,21 +92,21 @@ def _finite(curve: Curve) -> tuple[list[float], list[float]]:
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 
-def _draw_curves(curves: Curves):
-    colors, columns = width_colors(curves), min(len(curves), COLUMNS)
-    rows = math.ceil(len(curves) / columns)
+def _draw_curves(measured: Sequence[Measured]):
+    colors, columns = width_colors(measured), min(len(measured), COLUMNS)
+    rows = math.ceil(len(measured) / columns)
     size = (4.4 * columns, 3.9 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(curves) :]:
+    for axis in axes.flat[len(measured) :]:
         axis.set_axis_off()
-    for axis, (study, members) in zip(axes.flat, curves.items(), strict=False):
-        for curve in members:
+    for axis, m in zip(axes.flat, measured, strict=False):
+        for curve, optimum in zip(m.study.curves, m.optima, strict=True):
             axis.plot(*_finite(curve), "o-", color=colors[curve.width], ms=3.5, lw=1.6, label=f"{curve.width}")
-            if optimum := find_optimum(curve):
+            if optimum:
                 axis.plot(optimum.log2_lr, optimum.loss, "*", color=colors[curve.width], ms=15, mec="white", zorder=3)
-        axis.set(xlabel=LOG2_LR, ylim=loss_range(curves))
-        axis.set_title(f"{study}\n", fontsize=12)
-        axis.text(0.5, 1.02, drift_text(members), transform=axis.transAxes, ha="center", fontsize=8.5)
+        axis.set(xlabel=LOG2_LR, ylim=loss_range(measured))
+        axis.set_title(f"{_plain(m.study.name)}\n", fontsize=12)
+        axis.text(0.5, 1.02, drift_text(m), transform=axis.transAxes, ha="center", fontsize=8.5)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
     for axis in axes[:, 0]:

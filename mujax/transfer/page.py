@@ -48,8 +48,7 @@ def render(
     names = {m.study.name: i for i, m in enumerate(measured)}
     tables: dict[str, list[Any]] = {"optima": [], "widths": [], "laws": []}
     for i, m in enumerate(shown):
-        own = {m.study.name: m.study.curves}
-        tables["optima"] += [(i, line) for line in optimum_table(own)[1:]]
+        tables["optima"] += [(i, line) for line in optimum_table([m])[1:]]
         tables["widths"] += [(i, line) for line in width_table(m)]
         tables["laws"] += [(i, line) for line in law_table(m)]
     data = {
@@ -63,7 +62,7 @@ def render(
     return environment.get_template("report.html.j2").render(
         measured=shown,
         num_studies=len(measured),
-        drifts=drift_lines({m.study.name: m.study.curves for m in shown}),
+        drifts=drift_lines(shown),
         argmins=[argmin_text(m) for m in shown],
         headers={"optima": ("study", *OPTIMUM_HEADER[1:]), "widths": WIDTH_HEADER, "laws": LAW_HEADER},
         tables=tables,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mujax.transfer.curves import Curve, Drift, find_drift, make_curves, study_name, varying_fields
+from mujax.transfer.curves import Curve, make_curves, study_name, varying_fields
 from mujax.transfer.exponents import fast_transfer, fit_laws, kappa
 from mujax.transfer.joint import JointLaw, asymptotic_regret, fit_joint, reference_envelope, regret
 from mujax.transfer.laws import Estimate, Kind, Law
@@ -62,7 +62,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one study shows; lists go with its widths. grid_drift: slope of the interpolated optima, unweighted.
+    """What one study shows; lists go with its widths.
 
     laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum.
     regret: nats above the reference envelope, by width; price: nats above tuned SP, by width.
@@ -70,7 +70,6 @@ class Measured:
 
     study: Study
     optima: tuple[Optimum | None, ...]
-    grid_drift: Drift | None
     drift: Estimate | None
     verdict: Verdict
     argmin: ArgminVerdict
@@ -133,7 +132,6 @@ def measure(study: Study, noise: float | None = None) -> Measured:
     return Measured(
         study,
         tuple(optima),
-        find_drift(study.curves),
         drift_per_doubling(widths, optima),
         judge(widths, optima),
         argmin_verdict(widths, grids, losses),
@@ -249,5 +247,5 @@ def study_json(m: Measured) -> dict[str, Any]:
     ]
     return as_json({
         "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves, "sizes": m.study.sizes,
-        "optima": optima, **found, "drift": m.grid_drift, "weighted_drift": m.drift, "phase": m.phase_point(),
-    } | {"grid_drift": None})  # fmt: skip
+        "optima": optima, **found, "phase": m.phase_point(),
+    })  # fmt: skip

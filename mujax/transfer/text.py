@@ -4,7 +4,6 @@ import collections
 import math
 from collections.abc import Mapping, Sequence
 
-from mujax.transfer.curves import Curve, find_drift, find_optimum
 from mujax.transfer.laws import NAMES, Estimate, Kind
 from mujax.transfer.rows import Row
 from mujax.transfer.summary import Measured
@@ -14,13 +13,12 @@ MAX_REASONS = 2  # of a verdict in a terminal; the page has all
 UNITS: Mapping[Kind, str] = {"loss": "nats", "optimum": "log2 LR", "curvature": "nats per (ln LR)^2"}
 
 
-def optimum_table(curves: Mapping[str, Sequence[Curve]]) -> list[tuple[str, ...]]:
+def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
     """Lines under OPTIMUM_HEADER, one a study and width."""
     table: list[tuple[str, ...]] = [OPTIMUM_HEADER]
-    for study, members in curves.items():
-        for curve in members:
-            runs, diverged = f"{sum(curve.num_seeds)}", f"{sum(curve.diverged)}"
-            optimum = find_optimum(curve)
+    for m in measured:
+        for curve, optimum in zip(m.study.curves, m.optima, strict=True):
+            study, runs, diverged = m.study.name, f"{sum(curve.num_seeds)}", f"{sum(curve.diverged)}"
             if optimum is None:
                 table.append((study, f"{curve.width}", "-", "-", "-", "-", runs, diverged, "every point diverged"))
                 continue
@@ -32,25 +30,24 @@ def optimum_table(curves: Mapping[str, Sequence[Curve]]) -> list[tuple[str, ...]
     return table
 
 
-def drift_lines(curves: Mapping[str, Sequence[Curve]]) -> list[str]:
+def drift_lines(measured: Sequence[Measured]) -> list[str]:
     """One sentence a study on how its optimum moves with width."""
     lines = []
-    for study, members in curves.items():
-        drift = find_drift(members)
-        if drift is None:
-            lines.append(f"{study}: no drift, which takes two widths that have an optimum")
-            continue
-        if drift.edge_widths:
-            widths = ", ".join(map(str, drift.edge_widths))
-            lines.append(
-                f"{study}: not measured, the optimum is at the edge of the grid at width {widths}; widen the grid"
-            )
-            continue
-        (first, narrow), (last, wide) = drift.narrowest, drift.widest
-        lines.append(
-            f"{study}: x{2**drift.per_doubling:.2f} per doubling of width ({drift.per_doubling:+.2f} in log2); "
-            f"on the grid from 2^{narrow:g} at width {first} to 2^{wide:g} at width {last}"
-        )
+    for m in measured:
+        found = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
+        edges = ", ".join(f"{n}" for n, o in found if o.on_edge)
+        if len(found) < 2:
+            said = "no drift, which takes two widths that have an optimum"
+        elif edges:
+            said = f"not measured, the optimum is at the edge of the grid at width {edges}; widen the grid"
+        else:
+            (first, narrow), (last, wide) = found[0], found[-1]
+            said = f"on the grid from 2^{narrow.log2_lr:g} at width {first} to 2^{wide.log2_lr:g} at width {last}"
+            if m.drift:
+                flagged = ", flagged" if m.drift.flags else ""
+                step = f"{m.drift.value:+.2f} in log2{flagged}"
+                said = f"x{2**m.drift.value:.2f} per doubling of width ({step}); {said}"
+        lines.append(f"{m.study.name}: {said}")
     return lines
 
 
@@ -77,15 +74,14 @@ def verdict_lines(measured: Sequence[Measured]) -> list[str]:
 
 def format_report(measured: Sequence[Measured]) -> str:
     """The table, the drift and the verdict of each study, for a terminal."""
-    curves = {m.study.name: m.study.curves for m in measured}
-    table = optimum_table(curves)
+    table = optimum_table(measured)
     wide = [max(len(line[column]) for line in table) for column in range(len(OPTIMUM_HEADER))]
 
     def aligned(line: Sequence[str]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(line, wide, strict=True)]
         return "  ".join([line[0].ljust(wide[0]), *cells[1:-1], line[-1]]).rstrip()
 
-    drifts = ["", "The optimal learning rate moves", *drift_lines(curves)]
+    drifts = ["", "The optimal learning rate moves", *drift_lines(measured)]
     return "\n".join([*map(aligned, table), *drifts, "", "Does it transfer?", *verdict_lines(measured)])
 
 
