@@ -378,8 +378,8 @@ def test_spectral_norm_of_logical_matrices():
     ("table", "changes"),
     [
         ("mup", {"optim__name": "sgd", "optim__learning_rate": 0.5}),
-        ("mup_table9", {"optim__name": "lion", "optim__learning_rate": 0.003}),
-        ("mup", {"optim__name": "adafactor", "optim__learning_rate": 0.05}),
+        pytest.param("mup_table9", {"optim__name": "lion", "optim__learning_rate": 0.003}, marks=pytest.mark.slow),
+        pytest.param("mup", {"optim__name": "adafactor", "optim__learning_rate": 0.05}, marks=pytest.mark.slow),
         ("mup", {"optim__name": "muon", "optim__learning_rate": 0.02}),
         ("mup", {"model__tied": True, "model__num_kv_heads": 1}),
         (
@@ -402,8 +402,8 @@ def test_spectral_norm_of_logical_matrices():
                 "model__attention": "normalized_elu",
             },
         ),
-        ("u_mup", {"optim__learning_rate": 0.3}),
-        ("standard_full", {}),
+        pytest.param("u_mup", {"optim__learning_rate": 0.3}, marks=pytest.mark.slow),
+        pytest.param("standard_full", {}, marks=pytest.mark.slow),
     ],  # fmt: skip
     ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
@@ -413,6 +413,7 @@ def test_other_right_models_pass(table, changes, text_file):
     assert verdict.culprits == (), [finding for finding in verdict.findings if finding.level == "fail"]
 
 
+@pytest.mark.slow
 def test_frozen_tensor_under_muon_is_seen(text_file, monkeypatch):
     """Its update is a matrix of zeros, whose spectral norm is zero and not NaN."""
     monkeypatch.setattr(MuModule, "weight", frozen)

@@ -181,7 +181,7 @@ def test_bad_config_file(case, capsys, tmp_path):
         (["train"], "train needs --config=FILE.py"),
         (["train", "--config=nope.py"], "--config=nope.py: no such file"),
         (["train", f"--config={ROOT}/configs/base.py"], "train needs --workdir=DIR"),
-        (["train", f"--config={ROOT}/configs/base.py:cnn", "--workdir=x"], "no fields for model 'cnn'"),
+        (["train", f"--config={ROOT}/configs/base.py:rnn", "--workdir=x"], "no fields for model 'rnn'"),
         (["report"], "report needs --workdir=DIR"),
         (["report", "--workdir=/no/such/dir"], "no such folder"),
     ],

@@ -154,6 +154,7 @@ def test_bad_input_is_one_line(verb, args, message, tmp_path):
     assert not done.stdout
 
 
+@pytest.mark.slow  # the guide's worked example runs it too
 def test_check_on_the_command_line(tmp_path):
     """muP passes, SP fails and names the hidden tensors; files are left, and an earlier check is kept."""
     args = ("--config=configs/base.py:mlp", f"--workdir={tmp_path}", "--fast", "--config.data.name=text")

@@ -190,8 +190,8 @@ ONE_TRAJECTORY = (
     [
         ("adamw", "decoupled"),
         ("adamw", "independent"),
-        ("adamw", "l2"),
-        ("sgd", "decoupled"),
+        pytest.param("adamw", "l2", marks=pytest.mark.slow),
+        pytest.param("sgd", "decoupled", marks=pytest.mark.slow),
         ("sgd", "l2"),
         ("lion", "independent"),
         ("adafactor", "decoupled"),

@@ -41,6 +41,8 @@ def test_mujax_commands_run(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # spends less time on compilation
     for verb, *flags in MUJAX:
         extra = SMALL if verb in ("train", "sweep") else []
+        if verb == "check":
+            extra = ["--widths=16,32,48,64"]
         if extra and any("kalra2026" in flag for flag in flags):
             extra = [*extra, "--config.schedule.decay_steps=1"]
         if verb == "sweep" and "--dry_run" not in flags and not any("d_model" in flag for flag in flags):

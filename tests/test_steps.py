@@ -92,7 +92,7 @@ def test_evaluation_reads_out_in_float32():
     np.testing.assert_allclose(evaluated, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "sgd", "muon"])
+@pytest.mark.parametrize("name", ["lion", "muon", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw", "sgd"))])
 def test_first_moment_in_bfloat16(name, tmp_path):
     """It alone; the run is the same to bfloat16's precision; and what is in flight is saved with it, to the bit."""
     exact, _ = one_step(make(optim__name=name), ROWS)
