@@ -54,10 +54,18 @@ def test_noise_comes_from_the_caller_the_seeds_or_the_residuals():
     seeds = (np.array(bowl(GRID))[:, None] + sigma * rng.standard_normal((17, 5))).tolist()
     single = [cell[0] for cell in seeds]
     cases = ((single, 0.01), (seeds, None), (single, None))
-    found = [fit_optimum(GRID, losses, noise).noise for losses, noise in cases]
+    optima = [fit_optimum(GRID, losses, noise) for losses, noise in cases]
+    found = [o.noise for o in optima]
     assert [n.source for n in found] == ["given", "seeds", "residuals"]
     assert [n.dof for n in found] == [None, 40, 7]
-    np.testing.assert_allclose([n.sigma for n in found], sigma, rtol=0.5)
+    # By hand: pooled over the seeds of the points kept; what the kept points leave of a parabola
+    low, high = optima[1].parabola.span
+    pooled = np.sqrt(np.mean([np.var(c, ddof=1) for x, c in zip(GRID, seeds, strict=True) if low <= x <= high]))
+    kept = [(x, y) for x, y in zip(GRID, single, strict=True) if np.clip(x, *optima[2].parabola.span) == x]
+    x, y = np.transpose(kept)
+    left = y - np.polyval(np.polyfit(x, y, 2), x)
+    residual = np.sqrt(left @ left / (len(x) - 3))
+    np.testing.assert_allclose([n.sigma for n in found], [sigma, pooled, residual], rtol=1e-6)
     five, one = (fit_optimum(GRID, losses, sigma).parabola.error(1) for losses in (seeds, single))
     assert 1.5 < one / five < 3.5  # five seeds, errors smaller by sqrt(5)
     assert "widened" in fit_optimum(GRID, single, 1e-4).noise.source
