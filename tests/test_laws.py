@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from laws import GRIDS, TRUTH, WIDTHS, clean, draws
 
-from mujax.transfer.exponents import bootstrap, fast_transfer, fit_laws, kappa
+from mujax.transfer.exponents import bootstrap, bootstrap_intervals, fast_transfer, fit_laws, kappa
 from mujax.transfer.joint import asymptotic_regret, fit_joint, reference_envelope, regret, tradeoff
 from mujax.transfer.laws import Estimate, fit_law
 from mujax.transfer.optimum import fit_optima
@@ -118,6 +118,8 @@ def test_bootstrap_agrees_with_the_profile():
     (losses,) = draws(1, widths, grid, 0.003)
     optima, laws = measure(widths, grid, losses)
     drawn = bootstrap(widths, [grid] * 5, losses)
+    assert bootstrap_intervals(drawn)["beta"] == tuple(np.percentile(drawn["beta"], (16, 84)))
+    assert bootstrap_intervals({"beta": np.array([1.0, np.nan] * 50)}) == {}
     for name, e in {**{n: laws[k].exponent for k, n in KINDS.items()}, "kappa": kappa(laws, optima)}.items():
         low, high = np.nanpercentile(drawn[name], (16, 84))
         assert 0.6 < (high - low) / (e.interval[1] - e.interval[0]) < 1.6, name
@@ -141,6 +143,38 @@ def test_joint_law(loss):
     assert not joint.flags
 
 
+def test_joint_intervals_cover(num=60):
+    """Those of the parameters the truth, that of E its mean over draws: sigma^2 times (1 - 8 parameters / points)."""
+    widths, grid, sigma = WIDTHS[5], GRIDS[17], 0.003
+    joints = []
+    for losses in draws(num, widths, grid, sigma):
+        _, laws = measure(widths, grid, losses)
+        joints.append(fit_joint(widths, [grid] * 5, losses, laws))
+    assert not any(j.flags for j in joints)
+    truth = TRUTH | {"kappa": TRUTH["alpha"] - 2 * TRUTH["beta"] + TRUTH["gamma"]}
+    truth["mse"] = sigma**2 * (1 - 8 / joints[0].num_points)
+    for name, ends in joints[0].intervals.items():
+        covered = np.mean([j.intervals[name][0] <= truth[name] <= j.intervals[name][1] for j in joints])
+        assert 0.5 <= covered <= 0.86, (name, covered)
+        assert ends[0] < getattr(joints[0], name) < ends[1]
+    centre = np.median([sum(j.intervals["mse"]) / 2 / j.mse for j in joints])
+    assert abs(centre - 1) < 0.05
+
+
+def test_joint_law_of_few_points_and_at_its_bound():
+    widths, grid = WIDTHS[5], GRIDS[17]
+    (losses,) = draws(1, widths, grid, 0.003, b=0.0, x_inf=-6.0, l_inf=0.0, alpha=0.1, a=6.0)
+    _, laws = measure(widths, grid, losses)
+    joint = fit_joint(widths, [grid] * 5, losses, laws)
+    assert joint.flags == ("l_inf at its bound",)
+    assert joint.intervals["l_inf"] == pytest.approx((joint.l_inf, joint.l_inf))
+    assert joint.intervals["beta"] == (0, 2)  # nothing drifts: any beta will do
+    few = [curve[8:10] for curve in losses[:4]]
+    joint = fit_joint(widths[:4], [grid[8:10]] * 4, few, laws)
+    assert joint.intervals == {}
+    assert "as many parameters as points" in joint.flags
+
+
 def test_regret_against_the_envelope():
     widths = WIDTHS[5]
     good, bad = ([limit + 10 * n**-0.4 for n in widths] for limit in (2.0, 2.3))
@@ -154,6 +188,9 @@ def test_regret_against_the_envelope():
 def test_tradeoff_and_flagged_estimates():
     """Transfer wins at a large budget on one side of beta = alpha/2 and loses on the other (arXiv 2512.22768)."""
     for beta, wins in ((0.8, True), (0.2, False)):
-        found = tradeoff(1e60, 1.0, beta)
-        assert (found.transfer < found.direct) == wins
+        found = tradeoff(1.0, beta)
+        assert (found.transfer > found.direct) == wins
+    assert found.direct == pytest.approx(2 / 5)
+    assert tradeoff(1.0, 1.0).proxy_width == pytest.approx(1 / 3)
+    assert tradeoff(1.0, 1.0).transfer == pytest.approx(1 / 2)  # of F^(-1/2) + F^(-2/3) the slower
     assert not Estimate(1.0, (0.9, 1.1), ("at its bound",)).above(0)

@@ -90,7 +90,7 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Draws of alpha, beta, gamma and kappa, (D,) each, nan where a draw has no minimum at some width.
 
-    A check of the profile intervals and a picture of how they hang together. Means over seeds are drawn anew: from the
+    A check of the profile intervals, which stand beside it in a report. Means over seeds are drawn anew: from the
     seeds of each point where all have at least 3, else as the parabola plus normal noise within the window, and
     as the measured loss plus the same noise beyond it. Empty if the optimum of a width is flagged.
     """
@@ -118,6 +118,17 @@ def bootstrap(
         chi2_DP = profile(kind, p_P, widths, np.nan_to_num(y_DW), 1 / error_W3[:, i]).chi2_DP
         found[NAMES[kind]] = np.where(np.isfinite(y_DW).all(1), _lowest(p_P, chi2_DP), math.nan)
     return found | {"kappa": found["alpha"] - 2 * found["beta"] + found["gamma"]}
+
+
+def bootstrap_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """68% of the draws that have a minimum at each width; none if that is less than nine in ten of them."""
+    kept = {name: d[np.isfinite(d)] for name, d in drawn.items()}
+    return {
+        name: (float(low), float(high))
+        for name, d in kept.items()
+        if len(d) >= 0.9 * len(drawn[name])
+        for low, high in [np.percentile(d, (16, 84))]
+    }
 
 
 def _lowest(p_P: np.ndarray, chi2_DP: np.ndarray) -> np.ndarray:

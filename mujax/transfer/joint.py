@@ -3,7 +3,7 @@
   L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2,   x*(n) = x_inf + B n^-beta,   x = ln(learning rate)
 
 (arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our reading.)
-Axes: K kept points, W widths.
+Axes: D draws, K kept points, P parameters, W widths.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from mujax.transfer.optimum import Cell, cell_means
 from mujax.transfer.parabola import KALRA, LN2, Window
 
 _PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
+_DRAWS = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class JointLaw:
     """Losses in nats, positions in log2 LR, curvatures per (ln LR)^2; a, b, h_0 belong to n^power.
 
     mse: the metric E. r2: 1 - mse / variance of the kept losses. At beta = 0, x_inf and b are not finite.
+    intervals: 68% ones of l_inf, alpha, beta, gamma, kappa and mse, by a bootstrap of the points.
     """
 
     l_inf: float
@@ -41,6 +43,7 @@ class JointLaw:
     r2: float
     num_points: int
     flags: tuple[str, ...]
+    intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def kappa(self) -> float:
@@ -123,13 +126,39 @@ def fit_joint(
         f"{name} at its bound" for name, at, lo, hi in zip(_PARAMS, best.x, low, high, strict=True)
         if min(at - lo, hi - at) < 1e-3
     ]  # fmt: skip
+    intervals = {}
     if len(y_K) <= len(_PARAMS):
         flags.append("as many parameters as points")
+    else:
+        intervals = _intervals(best.x, residuals(best.x), jacobian(best.x), np.array(low), np.array(high))
     per_beta = drift / beta / LN2 if beta else math.nan
     return JointLaw(
         l_inf, a * n_mid**alpha, alpha, x_mid / LN2 + per_beta, -per_beta * n_mid**beta, beta, h * n_mid**-gamma, gamma,
-        mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K), tuple(flags),
+        mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K), tuple(flags), intervals,
     )  # fmt: skip
+
+
+def _intervals(p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low: np.ndarray, high: np.ndarray):
+    """Bootstrap of the points: residuals, larger by their leverage, are drawn anew and the law refitted to first order.
+
+    A parameter at a bound stays there. The residuals hold what the law misses as well as noise, so E is not that alone.
+    """
+    free_P = (p_P - low > 1e-3) & (high - p_P > 1e-3)
+    size_P = np.linalg.norm(jacobian_KP, axis=0)
+    free_P &= size_P > 0
+    u_KP, size, v_PP = np.linalg.svd(jacobian_KP[:, free_P] / size_P[free_P], full_matrices=False)
+    known = size > 1e-9 * size[0]
+    u_KP, inverse_PP = u_KP[:, known], (v_PP[known] / size[known, None]) / size_P[free_P]
+    residual_K = left_K / np.sqrt(np.maximum(1 - (u_KP**2).sum(1), 1e-6))
+    drawn_DK = np.random.default_rng(0).choice(residual_K - residual_K.mean(), (_DRAWS, len(left_K)))
+    along_DP = drawn_DK @ u_KP
+    p_DP = np.tile(p_P, (_DRAWS, 1))
+    p_DP[:, free_P] += along_DP @ inverse_PP
+    named = dict(zip(_PARAMS, np.clip(p_DP, low, high).T, strict=True))
+    drawn = {name: named[name] for name in ("l_inf", "alpha", "beta", "gamma")}
+    drawn["kappa"] = drawn["alpha"] - 2 * drawn["beta"] + drawn["gamma"]
+    drawn["mse"] = ((drawn_DK - along_DP @ u_KP.T) ** 2).mean(1)
+    return {name: (float(a), float(b)) for name, d in drawn.items() for a, b in [np.percentile(d, (16, 84))]}
 
 
 def _log_slope(law: Law, n: float) -> float:
@@ -163,19 +192,19 @@ def asymptotic_regret(law: Law, reference: Law) -> Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoff:
-    """Excess loss of two ways to spend a budget F of compute, up to constants (arXiv 2512.22768)."""
+    """Powers of compute F, up to constants: excess loss falls as F^-direct where the model itself is tuned, as
+    F^-transfer where a proxy is, of a width that grows as F^proxy_width (arXiv 2512.22768)."""
 
     direct: float
     transfer: float
     proxy_width: float
 
 
-def tradeoff(budget: float, alpha: float, beta: float, num_hyperparameters: int = 1, cost_power: float = 2) -> Tradeoff:
-    """Direct search F^(-2a/(ha+2r)), transfer F^(-a/r) + F^(-2b/(hb+r)) from proxy width F^(1/(hb+r)); cost n^r a run.
+def tradeoff(alpha: float, beta: float, num_hyperparameters: int = 1, cost_power: float = 2) -> Tradeoff:
+    """A run costs width^cost_power. Transfer wins as F grows if and only if beta > alpha/2.
 
-    Transfer wins as F grows if and only if beta > alpha/2.
+    The losses are F^(-2a/(ha+2r)), and F^(-a/r) + F^(-2b/(hb+r)) with a proxy of width F^(1/(hb+r)).
     """
     h, r = num_hyperparameters, cost_power
-    direct = budget ** (-2 * alpha / (h * alpha + 2 * r))
-    transfer = budget ** (-alpha / r) + budget ** (-2 * beta / (h * beta + r))
-    return Tradeoff(direct, transfer, budget ** (1 / (h * beta + r)))
+    direct = 2 * alpha / (h * alpha + 2 * r)
+    return Tradeoff(direct, min(alpha / r, 2 * beta / (h * beta + r)), 1 / (h * beta + r))

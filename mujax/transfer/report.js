@@ -233,6 +233,8 @@ for (const [kind, title] of Object.entries(LAWS)) figure("law-" + kind, () => {
   const shape = layout(360, { xaxis: axis("width", { type: "log", tickvals: widths, ticktext: widths.map(String) }), yaxis: axis(title) });
   shape.showlegend = false;
   key("law-key", chosen().slice(0, MAX_LINES).map((s) => [s, data.studies[s].name]));
+  const left = chosen().length - MAX_LINES;
+  if (left > 0) byId("law-key").append(element("span", { textContent: `(${left} more, not drawn: filter the studies)` }));
   return { traces, layout: shape };
 });
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mujax.transfer.curves import Curve, make_curves, study_name, varying_fields
-from mujax.transfer.exponents import fast_transfer, fit_laws, kappa
+from mujax.transfer.exponents import bootstrap, bootstrap_intervals, fast_transfer, fit_laws, kappa
 from mujax.transfer.joint import JointLaw, asymptotic_regret, fit_joint, reference_envelope, regret
 from mujax.transfer.laws import Estimate, Kind, Law
 from mujax.transfer.optimum import Optimum, fit_optima
@@ -64,7 +64,8 @@ class Study:
 class Measured:
     """What one study shows; lists go with its widths.
 
-    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum.
+    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum. bootstrap: 68%
+    intervals of alpha, beta, gamma and kappa, a second opinion beside those of the laws.
     regret: nats above the reference envelope, by width; price: nats above tuned SP, by width.
     """
 
@@ -79,6 +80,7 @@ class Measured:
     kappa: Estimate | None
     fast: Estimate | None
     joint: JointLaw | None
+    bootstrap: Mapping[str, tuple[float, float]]
     regret: Mapping[int, float] = dataclasses.field(default_factory=dict)
     r_inf: Estimate | None = None
     price: Mapping[int, float] = dataclasses.field(default_factory=dict)
@@ -86,7 +88,7 @@ class Measured:
     def phase_point(self) -> PhasePoint | None:
         if self.joint is None or self.kappa is None or self.r_inf is None:
             return None
-        e = Estimate(self.joint.mse, None, self.joint.flags)
+        e = Estimate(self.joint.mse, self.joint.intervals.get("mse"), self.joint.flags)
         return PhasePoint(self.study.name, self.study.facets, e, self.r_inf, self.kappa)
 
 
@@ -141,6 +143,7 @@ def measure(study: Study, noise: float | None = None) -> Measured:
         kappa(laws, optima) if laws else None,
         fast_transfer(laws, optima) if laws else None,
         fit_joint(widths, grids, losses, laws) if laws else None,
+        bootstrap_intervals(bootstrap(widths, grids, losses, noise)) if laws else {},
     )
 
 

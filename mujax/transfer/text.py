@@ -4,6 +4,7 @@ import collections
 import math
 from collections.abc import Mapping, Sequence
 
+from mujax.transfer.joint import tradeoff
 from mujax.transfer.laws import NAMES, Estimate, Kind
 from mujax.transfer.rows import Row
 from mujax.transfer.summary import Measured
@@ -93,7 +94,7 @@ def estimate_text(e: Estimate | None, digits: int = 3) -> str:
     return f"{e.value:.{digits}g}{interval}{' ?' if e.flags else ''}"
 
 
-LAW_HEADER = ("study", "law", "exponent", "limit", "flags")
+LAW_HEADER = ("study", "law", "exponent", "bootstrap", "limit", "flags")
 
 
 def law_table(m: Measured) -> list[tuple[str, ...]]:
@@ -103,11 +104,13 @@ def law_table(m: Measured) -> list[tuple[str, ...]]:
         "optimum": "x* = x_inf + B n^-beta",
         "curvature": "H = H_0 n^gamma",
     }
+    drawn = {name: f"{low:.3g} to {high:.3g}" for name, (low, high) in m.bootstrap.items()}
     lines = [
         (
             m.study.name,
             formulas[kind],
             f"{NAMES[kind]} = {estimate_text(law.exponent)}",
+            drawn.get(NAMES[kind], ""),
             "" if kind == "curvature" else f"{estimate_text(law.limit, 4)} {UNITS[kind]}",
             "; ".join(law.exponent.flags),
         )
@@ -118,10 +121,21 @@ def law_table(m: Measured) -> list[tuple[str, ...]]:
         ("fast transfer: beta - alpha/2", m.fast, "those of its exponents"),
         ("R(inf), nats", m.r_inf, "those of L_inf here and of the reference"),
     )
-    lines += [(m.study.name, what, estimate_text(e), "", why if e.flags else "") for what, e, why in combined if e]
+    lines += [
+        (m.study.name, what, estimate_text(e), drawn.get(what.split()[0], ""), "", why if e.flags else "")
+        for what, e, why in combined
+        if e
+    ]
+    if m.laws:
+        alpha, beta = m.laws["loss"].exponent, m.laws["optimum"].exponent
+        t = tradeoff(alpha.value, beta.value)
+        powers = f"tuned directly F^-{t.direct:.3g}, by a proxy of width F^{t.proxy_width:.3g} F^-{t.transfer:.3g}"
+        why = "those of alpha and beta" if alpha.flags or beta.flags else ""
+        lines.append((m.study.name, "excess loss at compute F", f"{powers}{' ?' if why else ''}", "", "", why))
     if m.joint:
         fit = f"RMSE {m.joint.rmse:.3g} nats, R2 {m.joint.r2:.4f}, {m.joint.num_points} points"
-        lines.append((m.study.name, "E of the joint law", f"{m.joint.mse:.3g}", fit, "; ".join(m.joint.flags)))
+        bars = " to ".join(f"{end:.3g}" for end in m.joint.intervals.get("mse", ()))
+        lines.append((m.study.name, "E of the joint law", f"{m.joint.mse:.3g}", bars, fit, "; ".join(m.joint.flags)))
     return lines
 
 
