@@ -129,7 +129,7 @@ def law_table(m: Measured) -> list[tuple[str, ...]]:
     if m.laws:
         alpha, beta = m.laws["loss"].exponent, m.laws["optimum"].exponent
         t = tradeoff(alpha.value, beta.value)
-        powers = f"tuned directly F^-{t.direct:.3g}, by a proxy of width F^{t.proxy_width:.3g} F^-{t.transfer:.3g}"
+        powers = f"F^-{t.direct:.3g} tuned directly, F^-{t.transfer:.3g} by a proxy of width F^{t.proxy_width:.3g}"
         why = "those of alpha and beta" if alpha.flags or beta.flags else ""
         lines.append((m.study.name, "excess loss at compute F", f"{powers}{' ?' if why else ''}", "", "", why))
     if m.joint:
