@@ -221,7 +221,7 @@ class Chunk:
         Lanes that are not vmapped cost nothing when idle.
         """
         old = self._executables
-        num_slots = old.mesh.shape["sweep"]
+        num_slots = old.layout.num_slots
         per_slot = 2 ** math.ceil(math.log2(math.ceil(len(self.busy) / num_slots)))
         num_lanes = per_slot * num_slots
         if not old.vmapped or 2 * num_lanes > old.num_lanes:
@@ -232,7 +232,7 @@ class Chunk:
             return self
         parked = self.park()
         self._lanes = None  # makes room for the smaller chunk
-        executables = compile_lanes(self._runs, self._validation, old.mesh, num_lanes, old.vmapped)
+        executables = compile_lanes(self._runs, self._validation, old.layout, num_lanes, old.vmapped)
         chunk = Chunk(self._runs, self._batches, self._validation, executables)
         chunk.refill(collections.deque(parked))
         return chunk

@@ -19,7 +19,7 @@ from mujax.errors import UserError
 from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
 from mujax.models import MODELS
 from mujax.run import Run
-from mujax.sharding import sweep_mesh
+from mujax.sharding import Layout, make_layout
 from mujax.steps import Program
 
 # A signal is served, and progress is shown, between two calls of the compiled program.
@@ -32,7 +32,7 @@ class Executables(NamedTuple):
     """The compiled functions of mujax.lanes for one number of lanes."""
 
     num_lanes: int
-    mesh: Mesh
+    layout: Layout
     vmapped: bool
     init: Callable
     replace: Callable
@@ -77,11 +77,11 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
         # runs as for many: the executable is the same then, and a sweep that goes on repeats every bit.
         per_slot = 1
     while True:
-        mesh = sweep_mesh(num_slots, **dataclasses.asdict(mesh_cfg))
-        available = available_memory(mesh)
+        layout = make_layout(num_slots, **dataclasses.asdict(mesh_cfg))
+        available = available_memory(layout.mesh)
         needed = 2 * available  # if the compiler gives up, as it does for TPUs, it does not say how much it needs
         try:
-            executables = compile_lanes(runs, validation, mesh, num_slots * per_slot, vmapped)
+            executables = compile_lanes(runs, validation, layout, num_slots * per_slot, vmapped)
             needed = executables.bytes_per_device
         except jax.errors.JaxRuntimeError as e:
             if "RESOURCE_EXHAUSTED" not in str(e):
@@ -112,7 +112,7 @@ def available_memory(mesh: Mesh) -> int:
 
 
 def compile_lanes(
-    runs: Sequence[Run], validation: np.ndarray, mesh: Mesh, num_lanes: int, vmapped: bool
+    runs: Sequence[Run], validation: np.ndarray, layout: Layout, num_lanes: int, vmapped: bool
 ) -> Executables:
     """Compiles the functions of a chunk ahead of time, so that their memory is known before anything runs."""
     train = runs[0].cfg.train
@@ -121,17 +121,17 @@ def compile_lanes(
     abstract_rows = jax.ShapeDtypeStruct(rows, validation.dtype)
     abstract_validation = jax.ShapeDtypeStruct(validation.shape, validation.dtype)
     program = runs[0].program
-    return _compile(program, MODELS[program.model_name], mesh, num_lanes, vmapped, abstract_rows, abstract_validation)
+    return _compile(program, MODELS[program.model_name], layout, num_lanes, vmapped, abstract_rows, abstract_validation)
 
 
 @functools.lru_cache(maxsize=4)  # groups that differ in lengths alone share a program
-def _compile(program: Program, model, mesh, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
+def _compile(program: Program, model, layout: Layout, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
     del model  # what the program's name for it stands for: a fork edited in a notebook keeps its name
     start = time.time()
-    fns = make_lane_fns(program, mesh, vmapped)
-    lanes = abstract_lanes(program, mesh, num_lanes)
-    per_lane = NamedSharding(mesh, P("sweep"))
-    whole = NamedSharding(mesh, P())
+    fns = make_lane_fns(program, layout, vmapped)
+    lanes = abstract_lanes(program, layout, num_lanes)
+    per_lane = NamedSharding(layout.mesh, P("sweep"))
+    whole = NamedSharding(layout.mesh, P())
 
     def of_lanes(dtype):
         return jax.ShapeDtypeStruct((num_lanes,), dtype, sharding=per_lane)
@@ -151,7 +151,7 @@ def _compile(program: Program, model, mesh, num_lanes: int, vmapped: bool, rows,
         compiled = list(pool.map(lambda f: f[0].lower(*f[1]).compile(), functions))
     needed = max(_bytes_needed(c) for c in compiled)
     init, replace, train, evaluate = compiled
-    return Executables(num_lanes, mesh, vmapped, init, replace, train, evaluate, needed, time.time() - start)
+    return Executables(num_lanes, layout, vmapped, init, replace, train, evaluate, needed, time.time() - start)
 
 
 def _bytes_needed(compiled: Any) -> int:

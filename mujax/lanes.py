@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mujax.hps import Hps, as_float32
 from mujax.models import MODELS
 from mujax.parameterization import Scaling
-from mujax.sharding import batch_sharding, is_split, tensor_sharding
+from mujax.sharding import Layout
 from mujax.steps import METRICS, Program, TrainState, abstract_metas, init_options, make_train_fns
 
 Options = dict[str, Any] | None  # of XLA, for one program
@@ -40,7 +40,7 @@ class LaneFns(NamedTuple):
     evaluate: Callable
 
 
-def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options: Options = None) -> LaneFns:
+def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_options: Options = None) -> LaneFns:
     """Returns the functions of a program over N lanes; N is a multiple of the mesh axis `sweep`.
 
     K steps, E batches, B batch, T seq_len; hps and scalings are trees of float32 [N]. The lanes of one
@@ -50,27 +50,26 @@ def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options:
     replace(lanes, new_lanes, is_new_N) -> LaneState: new lanes where is_new, the others untouched.
     train(lanes, rows [U, K, B, T + 1], row_set_N, active_N, num_steps, hps, scalings, divergence_loss_N)
       -> (LaneState, {metric: [N, K]}): num_steps <= K updates of each active lane on the rows of its
-      set; a lane whose loss is not finite or above its bound keeps the state it had, and is not
-      stepped again.
+      set; a lane whose loss is not finite or above its bound is not stepped again.
     evaluate(lanes, rows [E, B, T + 1], active_N, hps, scalings) -> mean loss in nats [N], NaN if not active.
     """
-    fns = make_train_fns(program)
-    shardings = _lane_shardings(program, mesh)
+    mesh, is_split = layout.mesh, layout.is_split
+    fns = make_train_fns(program, layout if is_split else None)
+    shardings = _lane_shardings(program, layout)
     one_lane = jax.tree.map(lambda s: NamedSharding(mesh, P(*s.spec[1:])), shardings)
 
     def split(lane: LaneState) -> LaneState:
-        return jax.lax.with_sharding_constraint(lane, one_lane) if is_split(mesh) else lane
+        return jax.lax.with_sharding_constraint(lane, one_lane) if is_split else lane
 
     def split_batch(rows):
-        sharding = batch_sharding(mesh, batch_axis=rows.ndim - 2, ndim=rows.ndim)
-        return jax.lax.with_sharding_constraint(rows, sharding) if is_split(mesh) else rows
+        sharding = layout.batch(batch_axis=rows.ndim - 2, ndim=rows.ndim)
+        return jax.lax.with_sharding_constraint(rows, sharding) if is_split else rows
 
     def train_lane(lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss):
         def attempt(lane: LaneState, rows_BT):
             new_state, metrics = fns.step(lane.train, split_batch(rows_BT), hps, scalings)
             diverged = ~(metrics["loss"] <= divergence_loss)  # also true at NaN
-            state = jax.tree.map(lambda old, new: jnp.where(diverged, old, new), lane.train, new_state)
-            return split(LaneState(state, jnp.where(diverged, lane.train.step, -1))), metrics
+            return split(LaneState(new_state, jnp.where(diverged, lane.train.step, -1))), metrics
 
         def skip(lane: LaneState, rows_BT):
             del rows_BT
@@ -102,24 +101,24 @@ def make_lane_fns(program: Program, mesh: Mesh, vmapped: bool, compiler_options:
 
     per_lane = NamedSharding(mesh, P("sweep"))
     return LaneFns(
-        init=over_lanes(init_lane, mesh, vmapped, compiler_options or init_options(), out_shardings=shardings),
-        replace=over_lanes(replace_lane, mesh, vmapped, compiler_options, donate=(0,), out_shardings=shardings),
+        init=over_lanes(init_lane, layout, vmapped, compiler_options or init_options(), out_shardings=shardings),
+        replace=over_lanes(replace_lane, layout, vmapped, compiler_options, donate=(0,), out_shardings=shardings),
         train=over_lanes(
             train_lane,
-            mesh,
+            layout,
             vmapped,
             compiler_options,
             shared=(1, 4),
             donate=(0,),
             out_shardings=(shardings, dict.fromkeys(METRICS, per_lane)),
         ),
-        evaluate=over_lanes(evaluate_lane, mesh, vmapped, compiler_options, shared=(1,), out_shardings=per_lane),
+        evaluate=over_lanes(evaluate_lane, layout, vmapped, compiler_options, shared=(1,), out_shardings=per_lane),
     )
 
 
-def abstract_lanes(program: Program, mesh: Mesh, num_lanes: int) -> LaneState:
+def abstract_lanes(program: Program, layout: Layout, num_lanes: int) -> LaneState:
     """Shapes, types and shardings of the state of so many lanes; allocates and compiles nothing."""
-    lane, shardings = abstract_lane(program), _lane_shardings(program, mesh)
+    lane, shardings = abstract_lane(program), _lane_shardings(program, layout)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s), lane, shardings)
 
 
@@ -141,25 +140,25 @@ def _abstract_lane(program: Program, model) -> LaneState:
     return jax.eval_shape(LaneState, state, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-def _lane_shardings(program: Program, mesh: Mesh) -> LaneState:
+def _lane_shardings(program: Program, layout: Layout) -> LaneState:
     """Parameters, and what of the optimizer's state has their structure, by their axes; the rest whole."""
     lane = abstract_lane(program)
     metas = abstract_metas(program.model_name, program.model)
     structure = jax.tree.structure(lane.train.params)
-    of_params = jax.tree.map(lambda m: NamedSharding(mesh, P("sweep", *tensor_sharding(m, mesh).spec)), metas)
+    of_params = jax.tree.map(lambda m: NamedSharding(layout.mesh, P("sweep", *layout.stored(m).spec)), metas)
 
     def is_like_params(x):
         return jax.tree.structure(x) == structure
 
     def shardings(x):
-        return of_params if is_like_params(x) else NamedSharding(mesh, P("sweep"))
+        return of_params if is_like_params(x) else NamedSharding(layout.mesh, P("sweep"))
 
     return jax.tree.map(shardings, lane, is_leaf=is_like_params)
 
 
 def over_lanes(
     lane_fn: Callable,
-    mesh: Mesh,
+    layout: Layout,
     vmapped: bool,
     compiler_options: Options = None,
     shared: tuple[int, ...] = (),
@@ -169,17 +168,20 @@ def over_lanes(
     """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in `shared`."""
 
     def batched(*args):
-        if vmapped or is_split(mesh):
+        if jax.tree.leaves(args[0])[0].shape[0] == 1:  # a branch stays a branch, where vmap would select
+            one = (arg if i in shared else jax.tree.map(lambda x: x[0], arg) for i, arg in enumerate(args))
+            return jax.tree.map(lambda x: x[None], lane_fn(*one))
+        if vmapped or layout.is_split:
             in_axes = [None if i in shared else 0 for i in range(len(args))]
-            return jax.vmap(lane_fn, in_axes, spmd_axis_name="sweep" if is_split(mesh) else None)(*args)
+            return jax.vmap(lane_fn, in_axes, spmd_axis_name="sweep" if layout.is_split else None)(*args)
         own = {i: arg for i, arg in enumerate(args) if i not in shared}
         return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)
 
     def sharded(*args):
-        if is_split(mesh):  # what is split by the compiler cannot be split by hand too: XLA aborts on its gathers
+        if layout.is_split:  # what is split by the compiler cannot be split by hand too: XLA aborts on its gathers
             return batched(*args)
         specs = tuple(P() if i in shared else P("sweep") for i in range(len(args)))
-        return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
+        return jax.shard_map(batched, mesh=layout.mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
 
     sharded.__name__ = lane_fn.__name__  # names the executable
     return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options, out_shardings=out_shardings)

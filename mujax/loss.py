@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from mujax.models.layers import at_least_float32
 
-# Of the float32 logits of a chunk; more chunks than that leave matmuls too small to be fast
-CHUNK_BYTES, MAX_CHUNKS = 2**22, 8
+# Logits of a chunk, up to a number of chunks beyond which matmuls are too small to be fast: 8 in float32, 4 in
+# bfloat16. They hold an eighth of the whole batch's float32 logits either way.
+CHUNK_BYTES, CHUNKS_PER_BYTE = 2**22, 2
 
 
 def cross_entropy(logits_BTV, targets_BT):
@@ -24,31 +25,71 @@ def until_first(eos_id: int, targets_BT):
     return (jnp.cumsum(ends_BT, axis=1) - ends_BT == 0).astype(jnp.float32)
 
 
-def mean_cross_entropy(logits: Callable, x_BTD, targets_BT, vocab_size: int, eos_id: int | None):
+def mean_cross_entropy(
+    logits: Callable, weights, x_BTD, targets_BT, vocab_size: int, eos_id: int | None, unrolled: bool = False
+):
     """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as 0.
 
+    Differentiable in weights and x_BTD. A chunk's gradient is taken with its loss, since what comes from above only
+    multiplies it: its logits are computed once, and are gone before those of the next. Gradients of the weights are
+    added up in the dtype of the weights.
+
     Args:
-      logits: features [B, any, D] -> logits [B, any, V], each position by itself.
+      logits: weights, features [B, any, D] -> logits [B, any, V], each position by itself.
+      unrolled: parts as code one after the other, not as a loop: where rows are split over devices, XLA then adds the
+        gradients of all parts up before it exchanges them.
     """
     mask_BT = None if eos_id is None else until_first(eos_id, targets_BT)
     batch_size, seq_len = targets_BT.shape
-    num_chunks = _num_chunks(batch_size, seq_len, vocab_size)
+    num_chunks = _num_chunks(batch_size * vocab_size, seq_len, x_BTD.dtype.itemsize)
 
-    def mean_of(chunk):
-        x_BTD, targets_BT, mask_BT = chunk
-        losses_BT = cross_entropy(logits(x_BTD), targets_BT)
+    def mean_of(weights, x_BTD, targets_BT, mask_BT):
+        losses_BT = cross_entropy(logits(weights, x_BTD), targets_BT)
         return jnp.mean(losses_BT if mask_BT is None else losses_BT * mask_BT)
+
+    if num_chunks == 1:
+        return mean_of(weights, x_BTD, targets_BT, mask_BT)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
 
-    whole = (x_BTD, targets_BT, mask_BT)
-    if num_chunks == 1:
-        return mean_of(whole)
-    return jnp.mean(jax.lax.map(jax.checkpoint(mean_of), jax.tree.map(cut, whole)))
+    labels = jax.tree.map(cut, (targets_BT, mask_BT))
+
+    @jax.custom_vjp
+    def mean(weights, x_BTD):
+        return jnp.mean(jax.lax.map(lambda chunk: mean_of(weights, *chunk), (cut(x_BTD), *labels)))
+
+    def forward(weights, x_BTD):
+        def add(total, chunk):
+            x_BTD, targets_BT, mask_BT = chunk
+            logits_BTV, pull = jax.vjp(logits, weights, x_BTD)
+            share_BT = jnp.full(targets_BT.shape, 1 / targets_BT.size) if mask_BT is None else mask_BT / mask_BT.size
+            loss, of_logits_BTV = _loss_and_gradient(logits_BTV, targets_BT, share_BT)
+            of_weights, of_x_BTD = pull(of_logits_BTV)
+            return jax.tree.map(jnp.add, total, (loss, of_weights)), of_x_BTD
+
+        zero = jax.tree.map(jnp.zeros_like, weights)
+        chunks = (cut(x_BTD), *labels)
+        (loss, of_weights), of_x_NBTD = jax.lax.scan(add, (jnp.float32(0), zero), chunks, unroll=unrolled or 1)
+        of_x_BTD = jnp.moveaxis(of_x_NBTD, 0, 1).reshape(x_BTD.shape)
+        return loss / num_chunks, jax.tree.map(lambda g: g / num_chunks, (of_weights, of_x_BTD))
+
+    mean.defvjp(forward, lambda gradient, g: jax.tree.map(lambda x: x * g.astype(x.dtype), gradient))
+    return mean(weights, x_BTD)
 
 
-def _num_chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
+def _loss_and_gradient(logits_BTV, targets_BT, share_BT):
+    """Sum of cross-entropies times share_BT, and its gradient by the logits, softmax - one-hot, in their dtype."""
+    precise_BTV = at_least_float32(logits_BTV)
+    is_target_BTV = jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
+    log_sum_BT1 = jax.nn.logsumexp(precise_BTV, axis=-1, keepdims=True)
+    target_BT = jnp.sum(jnp.where(is_target_BTV, precise_BTV, 0), axis=-1)
+    gradient_BTV = (jnp.exp(precise_BTV - log_sum_BT1) - is_target_BTV) * share_BT[..., None]
+    return jnp.sum((log_sum_BT1[..., 0] - target_BT) * share_BT), gradient_BTV.astype(logits_BTV.dtype)
+
+
+def _num_chunks(logits_per_position: int, seq_len: int, itemsize: int) -> int:
     """Into how many parts along the sequence the readout is cut."""
-    divisors = [n for n in range(1, MAX_CHUNKS + 1) if seq_len % n == 0]
-    return next((n for n in divisors if 4 * batch_size * seq_len * vocab_size <= n * CHUNK_BYTES), divisors[-1])
+    divisors = [n for n in range(1, CHUNKS_PER_BYTE * itemsize + 1) if seq_len % n == 0]
+    fitting = (n for n in divisors if 4 * logits_per_position * seq_len <= n * CHUNK_BYTES)
+    return next(fitting, divisors[-1])

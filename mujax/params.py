@@ -4,9 +4,11 @@ A module declares each parameter in one line, `self.weight("wq", "hidden", "embe
 and draws it with unit variance. How big it should be is decided elsewhere (mujax.parameterization).
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, get_args
 
 import jax
@@ -126,6 +128,20 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(meta=meta)
 
 
+# Where arrays live while a module runs: a mujax.sharding.Layout, or None on one device. Modules name axes alone.
+_LAYOUT: contextvars.ContextVar[Any] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def laid_out(layout) -> Iterator[None]:
+    """Modules that are traced inside place their weights and constrained activations as `layout` says."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
 class MuModule(nn.Module):
     """nn.Module whose parameters are declared by role and signature; `cfg.dims` gives the sizes."""
 
@@ -137,7 +153,14 @@ class MuModule(nn.Module):
         except UserError as e:
             raise UserError(f"{'/'.join((*self.path, name))}: {e}") from e
         # Flax hands the module the unboxed array.
-        return cast(jax.Array, self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)))
+        w = cast(jax.Array, self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)))
+        layout = _LAYOUT.get()
+        return w if layout is None else layout.weight(w, meta)
+
+    def constrain(self, x: jax.Array, axes: str) -> jax.Array:
+        """x, whose axes have these logical names ("batch length embed"), split over devices as a layout says."""
+        layout = _LAYOUT.get()
+        return x if layout is None else layout.activation(x, axes.split())
 
     def record(self, name: str, x) -> None:
         """Names an activation, for `check`; costs nothing where the collection `activations` is not asked for."""

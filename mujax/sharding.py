@@ -1,49 +1,109 @@
 """Where arrays live: the mesh of a sweep, and how the tensors of one run are split over its share of devices.
 
-The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run.
+The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run. Rows are split over
+`data` and `fsdp`, weights as the rules say, optimizer state and gradients like their weights. A weight that `fsdp`
+splits is gathered, in the compute dtype, when its layer needs it.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mujax.params import ParamMeta
 
-# Logical axis of a tensor -> mesh axis that splits it
-RULES = {"embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+AXES = ("sweep", "data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
+# Logical axis -> mesh axis that splits it, if it divides it: of weights, and, but for those on fsdp, of activations
+RULES = (("embed", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
 
 
-def sweep_mesh(num_slots: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of the first num_slots * data * fsdp * tensor devices; a slot is the devices that share one run."""
-    shape = (num_slots, data, fsdp, tensor)
-    devices = jax.devices()[: int(np.prod(shape))]
-    names = ("sweep", "data", "fsdp", "tensor")
-    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when modules get them."""
+
+    mesh: Mesh
+    rules: tuple[tuple[str, str], ...] = RULES
+    gathered: bool = False
+
+    @property
+    def num_slots(self) -> int:
+        """How many runs stand side by side; a slot is the devices that share one run."""
+        return self.mesh.shape["sweep"]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether one run takes more than one device."""
+        return self.mesh.size > self.num_slots
+
+    def stored(self, meta: ParamMeta) -> NamedSharding:
+        """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
+        return self._sharding(meta.axes, meta.sizes, ("fsdp", "tensor"))
+
+    def used(self, meta: ParamMeta) -> NamedSharding:
+        """Of a weight while a layer computes with it: whole but for tensor parallelism."""
+        return self._sharding(meta.axes, meta.sizes, ("tensor",))
+
+    def batch(self, batch_axis: int, ndim: int) -> NamedSharding:
+        """Splits one axis of an array, the batch, over `data` and `fsdp`."""
+        spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
+        return NamedSharding(self.mesh, P(*spec))
+
+    def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
+        """`w` as it is used; what comes back as its gradient is summed right into the shares that are stored."""
+        if self.gathered:
+            return w
+        stored, used = self.stored(meta), self.used(meta)
+        constrain = jax.lax.with_sharding_constraint
+
+        def gather(w):
+            return constrain(constrain(w, stored), used)
+
+        gathered = jax.custom_vjp(gather)
+        gathered.defvjp(lambda w: (gather(w), None), lambda _, g: (constrain(g, stored),))
+        return gathered(w)
+
+    def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
+        """`x` with its axis `batch` over `data` and `fsdp`, and others by the rules of tensor parallelism."""
+        spec = self._sharding(axes, x.shape, ("tensor",)).spec
+        split = P(*(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
+
+    def _sharding(self, axes: Sequence[str], sizes: Sequence[int], names: Sequence[str]) -> NamedSharding:
+        used, spec, rules = set(), [], dict(self.rules)
+        for axis, size in zip(axes, sizes, strict=True):
+            name = rules.get(axis)
+            if name not in names or name in used or size % self.mesh.shape[name]:
+                spec.append(None)
+            else:
+                used.add(name)
+                spec.append(name)
+        return NamedSharding(self.mesh, P(*spec))
 
 
-def tensor_sharding(meta: ParamMeta, mesh: Mesh) -> NamedSharding:
-    """The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
-    used, spec = set(), []
-    for axis, size in zip(meta.axes, meta.sizes, strict=True):
-        name = RULES.get(axis)
-        if name is None or name in used or size % mesh.shape[name]:
-            spec.append(None)
-        else:
-            used.add(name)
-            spec.append(name)
-    return NamedSharding(mesh, P(*spec))
+def make_layout(
+    num_slots: int,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    rules: Sequence[tuple[str, str]] = RULES,
+    devices: Sequence[Any] | None = None,
+) -> Layout:
+    """The first num_slots * data * fsdp * tensor devices as a mesh.
 
-
-def batch_sharding(mesh: Mesh, batch_axis: int, ndim: int) -> NamedSharding:
-    """Splits one axis of an array, the batch, over `data` and `fsdp`."""
-    spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
-    return NamedSharding(mesh, P(*spec))
-
-
-def is_split(mesh: Mesh) -> bool:
-    """Whether one run takes more than one device."""
-    return mesh.size > mesh.shape["sweep"]
+    slices: TPU slices that are joined by a data-center network; `data` is split over them first, so that only the sum
+      of gradients crosses it. devices: None: all of this machine's.
+    """
+    inside, across = (num_slots, data // slices, fsdp, tensor), (1, slices, 1, 1)
+    devices = list(jax.devices() if devices is None else devices)[: int(np.prod(inside)) * slices]
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    return Layout(Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), tuple(rules))

@@ -18,7 +18,7 @@ from mujax.loss import mean_cross_entropy, until_first
 from mujax.models import MODELS
 from mujax.models.layers import LanguageModel
 from mujax.optim import effective_grad_norm, make_optimizer
-from mujax.params import unbox
+from mujax.params import laid_out, unbox
 from mujax.schedules import SCHEDULES
 
 
@@ -96,8 +96,10 @@ def effective(params, scalings, dtype) -> dict[str, Any]:
     return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
 
 
-def make_train_fns(program: Program) -> TrainFns:
+def make_train_fns(program: Program, layout=None) -> TrainFns:
     """Returns the functions of a program.
+
+    layout: where the arrays of a run that is split over devices live, a mujax.sharding.Layout.
 
     init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on the
       seed and its place in its module alone.
@@ -113,6 +115,10 @@ def make_train_fns(program: Program) -> TrainFns:
     # Not where a fork has a __call__ of its own: that is what it is then
     is_split = type(module).__call__ is LanguageModel.__call__
 
+    def apply(*args, whole: bool = False, **kwargs):
+        with laid_out(dataclasses.replace(layout, gathered=True) if layout and whole else layout):
+            return module.apply(*args, **kwargs)
+
     def optimizer(step, hps, scalings):
         numbers = hps, scalings, schedule(step, hps)
         return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
@@ -121,13 +127,16 @@ def make_train_fns(program: Program) -> TrainFns:
         """Mean over all slots of the cross-entropy, where masked 0: what is differentiated."""
         tokens, weights = rows.astype(jnp.int32), effective(params, scalings, dtype)
         if is_split:
-            features_BTD = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps, method="features"))
-            readout = effective(params, scalings, readout_dtype)
-            logits = functools.partial(module.apply, readout, hps=hps, method="logits")
-            return mean_cross_entropy(logits, features_BTD.astype(readout_dtype), tokens[:, 1:], vocab_size, eos_id)
-        logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
+            features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
+            readout, features_BTD = effective(params, scalings, readout_dtype), features_BTD.astype(readout_dtype)
+            if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
+                readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
+            logits = functools.partial(apply, hps=hps, method="logits", whole=True)
+            whole = logits, readout, features_BTD, tokens[:, 1:], vocab_size, eos_id
+            return mean_cross_entropy(*whole, unrolled=layout is not None)
+        logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
-        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
+        return mean_cross_entropy(lambda _, x: x, {}, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
 
     def gradient(params, rows, hps, scalings):
         """(objective, its gradient), of program.accumulation parts of the batch one after the other."""
@@ -153,7 +162,7 @@ def make_train_fns(program: Program) -> TrainFns:
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
-        _, recorded = module.apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
+        _, recorded = apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
         return recorded["activations"]
 
     def init(seed, hps, scalings):

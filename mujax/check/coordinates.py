@@ -19,7 +19,7 @@ from mujax.optim import is_muon
 from mujax.parameterization import named_leaves
 from mujax.params import ParamMeta
 from mujax.run import Run
-from mujax.sharding import sweep_mesh
+from mujax.sharding import make_layout
 from mujax.steps import make_train_fns
 
 
@@ -85,9 +85,9 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
     program = runs[0].program
     num_devices = min(jax.device_count(), len(runs))
     is_cpu = jax.default_backend() == "cpu"
-    mesh = sweep_mesh(num_devices)
+    layout = make_layout(num_devices)
     options = quick_compilation()
-    fns, plain = make_lane_fns(program, mesh, not is_cpu, options), make_train_fns(program)
+    fns, plain = make_lane_fns(program, layout, not is_cpu, options), make_train_fns(program)
 
     def rms(tree):
         return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x))), tree)
@@ -111,7 +111,7 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
             "loss": {"loss": plain.evaluate(params, probe, hps, scalings)},
         }
 
-    measure_lanes = over_lanes(measure_lane, mesh, not is_cpu, options)
+    measure_lanes = over_lanes(measure_lane, layout, not is_cpu, options)
     # The last run is repeated until the devices have equal shares.
     num_runs = len(runs)
     num_lanes = -(-num_runs // num_devices) * num_devices

@@ -192,7 +192,7 @@ class Block(MuModule):
         self.record("mlp_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         self.record("residual", x_BTD)
-        return x_BTD, cache
+        return self.constrain(x_BTD, "batch length embed"), cache
 
 
 def _remat(block, policy: str):
@@ -240,7 +240,7 @@ class Transformer(LanguageModel):
         if self.cfg.position == "learned":  # the sum as large as either
             position_TD = jax.lax.dynamic_slice_in_dim(self.position_TD, position, tokens_BT.shape[1])
             x_BTD = (x_BTD + position_TD[None]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
-        x_BTD = scaled(x_BTD, hps.embedding_scale)
+        x_BTD = self.constrain(scaled(x_BTD, hps.embedding_scale), "batch length embed")
         self.record("embedding", x_BTD)
         if self.cfg.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
@@ -255,4 +255,4 @@ class Transformer(LanguageModel):
             logits_BTV = logits_BTV + self.unembed_bias_V[None, None]
         logits_BTV = scaled(logits_BTV, hps.logits_scale)
         self.record("logits", logits_BTV)
-        return logits_BTV
+        return self.constrain(logits_BTV, "batch length vocab")
