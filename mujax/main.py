@@ -100,6 +100,34 @@ def _sweep(
     return FINISHED
 
 
+def _launch(
+    config: ConfigDict,
+    workdir: str,
+    engine: str,
+    name: str | None,
+    shards: str | None,
+    retries: str | None,
+    parallel: str | None,
+    argv: Sequence[str],
+    **flags: str | bool | None,
+) -> int:
+    from mujax.launch import launch
+
+    joined = _joined(argv)
+    if any(arg.startswith("--flagfile") for arg in joined):
+        raise UserError("launch takes no --flagfile: its jobs could not read it")
+    return launch(
+        config.to_dict(),
+        [arg for arg in joined if arg.startswith(("--config", "--noconfig"))],
+        workdir,
+        engine,
+        name,
+        _number("shards", shards, 1, 1),
+        _number("retries", retries, 5, 0),
+        {**flags, "parallel": None if parallel is None else _number("parallel", parallel, 1, 1)},
+    )
+
+
 def _merge(workdir: str, sources: str) -> int:
     from mujax.merge import merge
 
@@ -233,6 +261,16 @@ VERBS = {
         switches=("dry_run", "tensorboard"),
         takes_argv=True,
     ),
+    "launch": Verb(
+        _launch,
+        ("config", "workdir", "engine", "name", "shards", "retries", "out", "parallel")
+        + ("topology", "spot", "zone", "project", "runtime_version")  # tpu_vm
+        + ("image", "mount", "queue")  # jobset
+        + ("partition", "time"),  # slurm
+        required=("config", "workdir", "engine"),
+        switches=("spot",),
+        takes_argv=True,
+    ),
     "merge": Verb(_merge, ("workdir", "sources"), required=("workdir", "sources")),
     "report": Verb(_report, ("workdir", "sources", "input", "columns", "noise"), required=("workdir",)),
     "explain": Verb(_explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)),
@@ -362,8 +400,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"mujax: {_one_line(e)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        is_sweep = verb == "sweep"
-        after = "what was done is kept, the same command goes on" if is_sweep else "the same command starts it again"
+        is_kept = verb in ("sweep", "launch")
+        after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
 

@@ -38,6 +38,7 @@ ALLOWED = {
     "engine": {"config", "data.loader", "executables", "hps", "lanes", "metrics", "run", "steps"},
     "in_flight": {"engine", "lanes", "workdir"},
     "checkpoint": {"errors"},
+    "launch": {"errors", "points", "refine", "workdir"},
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
     "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
@@ -58,8 +59,8 @@ ALLOWED = {
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
     | {"run", "sharding", "steps", "workdir"},
     "help": {"parameterization"},
-    "main": {"check", "config", "dry_run", "errors", "help", "merge", "mirrors", "points", "sample", "sweep", "train"}
-    | {"transfer", "workdir"},
+    "main": {"check", "config", "dry_run", "errors", "help", "launch", "merge", "mirrors", "points", "sample", "sweep"}
+    | {"train", "transfer", "workdir"},
 }
 # Library -> the only modules that may import it
 CONFINED = {
@@ -73,6 +74,7 @@ CONFINED = {
     "plotly": {"transfer"},
     "tensorboardX": {"mirrors"},
     "wandb": {"mirrors"},
+    "yaml": {"launch"},
     "absl": {"main"},
     "ml_collections": {"main"},
 }

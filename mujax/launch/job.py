@@ -1,0 +1,140 @@
+"""What an engine is given to run: shards of a sweep, each one idempotent command with a workdir of its own."""
+
+import dataclasses
+import glob
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mujax.errors import UserError
+from mujax.points import Shard, make_points
+from mujax.refine import refine_config
+from mujax.workdir import local_path, write_json
+
+# Exit codes of mujax (README): of all others the same command is run again, of these
+FINISHED = (0, 3)  # 3: finished, and a run diverged
+NEVER_AGAIN = (1, 2)  # a failed check; something to fix in the command or config
+SAVED = 75  # interrupted with its state saved; running the same command again costs no retry
+
+MAX_NAME = 28  # characters; engines append to it, and what they make of it must stay a DNS label
+_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One command. `name` is a DNS label; `workdir` is where its results end up, for mujax merge to find."""
+
+    name: str
+    argv: tuple[str, ...]
+    workdir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The jobs of a sweep, and what every engine needs to know of them."""
+
+    name: str
+    workdir: str
+    jobs: tuple[Job, ...]
+    retries: int  # of a job that was killed; those after exit code 75 do not count
+    source: str  # the folder that the commands are run in
+
+    @property
+    def next_steps(self) -> str:
+        """What there is to do once all jobs have finished."""
+        report = shlex.join(["mujax", "report", f"--workdir={self.workdir}"])
+        if len(self.jobs) == 1:
+            return report
+        parts = f"{glob.escape(self.workdir)}/shard-*"
+        return shlex.join(["mujax", "merge", f"--workdir={self.workdir}", f"--sources={parts}"]) + f"\n{report}"
+
+
+def make_launch(
+    tree: Mapping[str, Any], config_flags: Sequence[str], workdir: str, name: str | None, shards: int, retries: int
+) -> Launch:
+    """The jobs of a config's sweep.
+
+    Args:
+      config_flags: --config=FILE and the fields that the command line sets; they reach each job as they are.
+      name: what the jobs are called; None takes the last part of the workdir.
+
+    Raises:
+      UserError: the sweep would be refused, has fewer points than shards, or the name is no DNS label.
+    """
+    grid = make_points(tree)
+    refinement = refine_config(tree, grid)
+    field = refinement.field if refinement else None
+    if not Shard(shards - 1, shards).take(grid, field):
+        together = f", and those of a curve along {field} stay together" if field else ""
+        raise UserError(f"--shards={shards}: the sweep has {len(grid)} points{together}; ask for fewer shards")
+    root = os.path.abspath(local_path(workdir))
+    if "," in root:
+        raise UserError(f"--workdir={workdir} has a comma, at which mujax merge would part it; choose another")
+    label = _label(name, Path(root).name, shards)
+    jobs = []
+    for i in range(shards):
+        own = root if shards == 1 else f"{root}/shard-{i}"
+        part = [] if shards == 1 else [f"--shard={i}/{shards}"]
+        argv = ("mujax", "sweep", *config_flags, f"--workdir={own}", *part)
+        jobs.append(Job(label if shards == 1 else f"{label}-{i}", argv, own))
+    return Launch(label, root, tuple(jobs), retries, os.getcwd())
+
+
+def _label(name: str | None, folder: str, shards: int) -> str:
+    label = re.sub("[^a-z0-9]+", "-", folder.lower()).strip("-") if name is None else name
+    given = f"--name={name}" if name is not None else f"the workdir's name {folder!r}, which jobs are called by,"
+    if not _LABEL.fullmatch(label):
+        raise UserError(
+            f"{given} makes no DNS label: lower-case letters, digits and hyphens, a letter first; give another --name"
+        )
+    longest = label if shards == 1 else f"{label}-{shards - 1}"
+    if len(longest) > MAX_NAME:
+        raise UserError(f"{given} is too long: {longest} has {len(longest)} characters, at most {MAX_NAME} are allowed")
+    return label
+
+
+def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) -> Path:
+    """Writes a launch's files and, as the mark of whose folder it is, launch.json; the same launch again is no change.
+
+    Raises:
+      UserError: the folder holds anything else; nothing has been written.
+    """
+    root = Path(os.path.expanduser(out))
+    mark = root / "launch.json"
+    if root.exists():
+        if not root.is_dir():
+            raise UserError(f"--out={out} is a file; choose a new folder")
+        if not mark.exists() and any(root.iterdir()):
+            raise UserError(f"--out={out} holds other files; choose a new folder")
+        if mark.exists() and json.loads(mark.read_text()) != json.loads(json.dumps(record)):
+            raise UserError(f"--out={out} holds another launch, in launch.json; choose a new folder")
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(mark, record)
+    for name, text in files.items():
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def as_child(signal: str) -> str:
+    """POSIX sh that runs "$@" and leaves its exit code in $code.
+
+    As a child, because a shell that waits would keep signals from it: it gets SIGTERM when the shell gets `signal`.
+    A `wait` that a signal has ended says nothing of the child, so it is asked again.
+    """
+    return f"""\
+child='' stop=0
+trap 'stop=1; [ -z "$child" ] || kill -TERM "$child"' {signal}
+"$@" &
+child=$!
+[ "$stop" = 0 ] || kill -TERM "$child"
+stop=1 code=129
+while [ "$stop" = 1 ] && [ "$code" -gt 128 ]; do
+  stop=0
+  wait "$child"
+  code=$?
+done
+"""
