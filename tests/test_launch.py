@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -473,6 +474,18 @@ def test_what_is_said_is_what_there_is_to_do(launch, tmp_path):
     assert "mujax merge" not in one and "hosts" not in one
     _, hosts, _ = launch(*TPU_VM, "--topology=v4:2x2x4", out=tmp_path / "hosts")
     assert "this slice has 4 hosts" in hosts
+
+
+def test_commands_of_the_guide_render(launch, tmp_path):
+    guide = ROOT / "docs/tpu.md"
+    text = guide.read_text()
+    commands = [shlex.split(c) for c in re.findall(r"^mujax launch (.*)$", text.replace("\\\n", ""), re.M)]
+    assert len(commands) == 3
+    for i, flags in enumerate(commands):
+        code, printed, err = launch(*flags, f"--out={tmp_path}/{i}")
+        assert (code, err) == (0, ""), flags
+    for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r"tpu_scripts/\w+\.sh", text):
+        assert (guide.parent / target).exists() or (ROOT / target).exists(), target
 
 
 @pytest.mark.slow
