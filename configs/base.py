@@ -126,7 +126,11 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = 1  # splits the batch
     c.mesh.fsdp = 1  # splits the batch, and what is stored of weights and optimizer
-    c.mesh.tensor = 1  # splits heads, MLP and vocabulary
+    c.mesh.tensor = 1  # splits heads, MLP and vocabulary, and what is computed with them
+    c.mesh.slices = 1  # TPU slices, joined by a data-center network; a divisor of data, which is split over them first
+    # Axis of the weights = mesh axis that splits it, fsdp or tensor. The first axis of a weight to name a mesh axis
+    # gets it; an axis that its mesh axis does not divide (2 kv_heads over tensor = 8) stays whole on every device.
+    c.mesh.rules = ("embed=fsdp", "heads=tensor", "kv_heads=tensor", "mlp=tensor", "vocab=tensor")
 
     # A sweep is the product of the axes named here, in the shape of the config itself, e.g.
     #   c.sweep.optim = {"learning_rate": (2.0**-8, 2.0**-7)}

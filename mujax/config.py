@@ -20,6 +20,7 @@ from mujax.models import MODELS
 from mujax.optim import DECAY_FORMS, OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.schedules import SCHEDULES
+from mujax.sharding import RULES, WEIGHT_AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,17 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    slices: int
+    rules: tuple[str, ...]
+
+    @property
+    def num_devices(self) -> int:
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def axis_rules(self) -> tuple[tuple[str, str], ...]:
+        """`rules` as pairs: logical axis, mesh axis."""
+        return tuple((axis, mesh_axis) for axis, _, mesh_axis in (rule.partition("=") for rule in self.rules))
 
 
 SECTIONS = {
@@ -173,6 +185,7 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     model = model_cls(**model_kwargs, **{name: value for name, value in derived.items() if name in has})
     cfg = RunConfig(seed=seed, model_name=model_name, model=model, **sections)
     _check_base(cfg)
+    _check_rules(cfg)
     return cfg
 
 
@@ -331,8 +344,10 @@ def _check_ranges(
         total = schedule.warmup_steps + schedule.decay_steps
         raise UserError(f"{used} = {total} exceeds train.steps = {train.steps}")
 
-    for name in ("data", "fsdp", "tensor"):
+    for name in ("data", "fsdp", "tensor", "slices"):
         _positive(f"mesh.{name}", getattr(mesh, name))
+    if mesh.data % mesh.slices:
+        raise UserError(f"mesh.slices = {mesh.slices} does not divide mesh.data = {mesh.data}")
     if train.batch_size % train.accumulation:
         raise UserError(
             f"train.accumulation = {train.accumulation} does not divide train.batch_size = {train.batch_size}"
@@ -368,3 +383,18 @@ def _check_base(cfg: RunConfig) -> None:
         cfg.base_model  # noqa: B018 - the base model must be a valid model too
     except UserError as e:
         raise UserError(f"parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e
+
+
+def _check_rules(cfg: RunConfig) -> None:
+    # One list of rules serves every architecture, so those of base.py may name axes that this one lacks
+    known = (*cfg.model.dims, *(axis for axis, _ in RULES if axis not in cfg.model.dims))
+    seen = set()
+    for rule, (axis, mesh_axis) in zip(cfg.mesh.rules, cfg.mesh.axis_rules, strict=True):
+        where = f"mesh.rules: {rule!r}"
+        if axis not in known:
+            raise UserError(f"{where} names no axis of a weight{suggest(axis, known)}")
+        if mesh_axis not in WEIGHT_AXES:
+            raise UserError(f"{where} names no mesh axis that splits weights{suggest(mesh_axis, WEIGHT_AXES)}")
+        if axis in seen:
+            raise UserError(f"{where} is a second rule for {axis}")
+        seen.add(axis)

@@ -1,6 +1,5 @@
 """What a sweep would do and cost, without compiling anything."""
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -95,5 +94,6 @@ def _bytes(count: float) -> str:
 def _flags(point: Point) -> str:
     """The point's own fields as flags; its mesh is for sweeps, train runs on one device."""
     flags = [f"--config.{field}={value}" for field, value in point.overrides.items() if not field.startswith("mesh.")]
-    mesh = dataclasses.asdict(point.run.cfg.mesh)
-    return shlex.join([*flags, *(f"--config.mesh.{name}=1" for name, size in mesh.items() if size != 1)])
+    mesh = point.run.cfg.mesh
+    sizes = [name for name in ("data", "fsdp", "tensor", "slices") if getattr(mesh, name) != 1]
+    return shlex.join([*flags, *(f"--config.mesh.{name}=1" for name in sizes)])

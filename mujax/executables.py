@@ -1,7 +1,6 @@
 """Compiled ahead of time: the functions of a chunk of lanes, as many as memory holds by the compiler's own count."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import math
 import os
@@ -61,14 +60,14 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
     Raises:
       UserError: not even one lane a slot fits.
     """
-    mesh_cfg = runs[0].cfg.mesh
-    model_devices = mesh_cfg.data * mesh_cfg.fsdp * mesh_cfg.tensor
-    vmapped = vmapped or model_devices > 1
-    if model_devices > jax.device_count():
+    mesh = runs[0].cfg.mesh
+    vmapped = vmapped or mesh.num_devices > 1
+    if mesh.num_devices > jax.device_count():
         raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {model_devices} is more than the {jax.device_count()} devices here"
+            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the {jax.device_count()} devices "
+            "here"
         )
-    num_slots = jax.device_count() // model_devices
+    num_slots = jax.device_count() // mesh.num_devices
     if vmapped:
         num_slots = min(num_slots, len(runs))
         per_slot = math.ceil(len(runs) / num_slots)
@@ -77,7 +76,7 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
         # runs as for many: the executable is the same then, and a sweep that goes on repeats every bit.
         per_slot = 1
     while True:
-        layout = make_layout(num_slots, **dataclasses.asdict(mesh_cfg))
+        layout = make_layout(num_slots, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules)
         available = available_memory(layout.mesh)
         needed = 2 * available  # if the compiler gives up, as it does for TPUs, it does not say how much it needs
         try:

@@ -6,19 +6,21 @@ splits is gathered, in the compute dtype, when its layer needs it.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mujax.errors import UserError
 from mujax.params import ParamMeta
 
 AXES = ("sweep", "data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
+WEIGHT_AXES = ("fsdp", "tensor")
 # Logical axis -> mesh axis that splits it, if it divides it: of weights, and, but for those on fsdp, of activations
 RULES = (("embed", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
 
@@ -43,7 +45,7 @@ class Layout:
 
     def stored(self, meta: ParamMeta) -> NamedSharding:
         """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
-        return self._sharding(meta.axes, meta.sizes, ("fsdp", "tensor"))
+        return self._sharding(meta.axes, meta.sizes, WEIGHT_AXES)
 
     def used(self, meta: ParamMeta) -> NamedSharding:
         """Of a weight while a layer computes with it: whole but for tensor parallelism."""
@@ -99,9 +101,17 @@ def make_layout(
 
     slices: TPU slices that are joined by a data-center network; `data` is split over them first, so that only the sum
       of gradients crosses it. devices: None: all of this machine's.
+
+    Raises:
+      UserError: the devices are on another number of slices, if that is more than one.
     """
     inside, across = (num_slots, data // slices, fsdp, tensor), (1, slices, 1, 1)
-    devices = list(jax.devices() if devices is None else devices)[: int(np.prod(inside)) * slices]
+    of_slices: dict[int, list] = {}
+    for device in jax.devices() if devices is None else devices:
+        of_slices.setdefault(getattr(device, "slice_index", 0) if slices > 1 else 0, []).append(device)
+    if len(of_slices) != slices:
+        raise UserError(f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}")
+    devices = [device for members in of_slices.values() for device in members[: math.prod(inside)]]
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mujax import checkpoint
 from mujax import workdir as files
-from mujax.config import MeshConfig, make_run_config
+from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.metrics import is_bad, is_given_up, json_number
@@ -32,8 +32,11 @@ def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
       UserError: a bad config, data source or workdir; nothing has been compiled.
     """
     run = make_run(make_run_config(tree))
-    if run.cfg.mesh != MeshConfig(1, 1, 1):
-        raise UserError(f"{run.cfg.mesh}: train runs on one device; mujax sweep splits runs over a mesh")
+    if run.cfg.mesh.num_devices > 1:
+        raise UserError(
+            f"mesh.data * mesh.fsdp * mesh.tensor = {run.cfg.mesh.num_devices}: train runs on one device; mujax sweep "
+            "splits runs over a mesh"
+        )
     root = files.open_workdir(workdir, "config.json", run.cfg.as_dict())
     if (root / "result.json").exists():
         return files.read_json(root / "result.json")

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, run_mujax, tiny_tree
 
 from configs import base, quickstart
-from mujax import main
+from mujax import main, sharding
 from mujax.config import DERIVED, SECTIONS, differences, make_run_config
 from mujax.grid import expand_sweep
 from mujax.models import MODELS
@@ -30,6 +30,16 @@ def test_base_config_names_every_field_and_no_other():
             derived = DERIVED if section == "model" else ()
             names = {field.name for field in dataclasses.fields(cls)} - set(derived)
             assert tree[section].keys() - {"name"} == names - {"name"}, section
+
+
+def test_rules_of_the_mesh_are_the_layouts_own_and_no_part_of_what_a_run_is():
+    tree = without_sweep(tiny_tree())
+    cfg = make_run_config(tree)
+    assert cfg.mesh.axis_rules == sharding.RULES
+    tree["mesh"] = {"data": 2, "fsdp": 1, "tensor": 1, "slices": 2, "rules": ("layers=fsdp", "embed=tensor")}
+    other = make_run_config(tree)
+    assert other.mesh.axis_rules == (("layers", "fsdp"), ("embed", "tensor"))
+    assert other.id == cfg.id
 
 
 def test_run_id_follows_the_config_alone():
@@ -87,6 +97,25 @@ BAD_FLAGS = {
     "beta": (["--config.optim.b2=1.0"], "must be in [0, 1)"),
     "dtype": (["--config.model.dtype=float16"], "not one of: float32, bfloat16"),
     "seed": (["--config.seed=-1"], "seed = -1 must be in"),
+    "mesh size": (["--config.mesh.fsdp=0"], "mesh.fsdp = 0 must be above 0"),
+    "mesh and batch": (
+        ["--config.mesh.data=3", "--config.mesh.fsdp=2"],
+        "mesh.data * mesh.fsdp = 6 does not divide train.batch_size / train.accumulation = 16",
+    ),
+    "slices": (["--config.mesh.data=4", "--config.mesh.slices=3"], "mesh.slices = 3 does not divide mesh.data = 4"),
+    "rule's axis": (["--config.mesh.rules=('embd=fsdp',)"], "'embd=fsdp' names no axis of a weight; did you mean embed"),
+    "axis of another model": (["--config.mesh.rules=('context=fsdp',)"], "'context=fsdp' names no axis of a weight"),
+    "rule's mesh axis": (["--config.mesh.rules=('embed=tensr',)"], "did you mean tensor?"),
+    "rule onto data": (
+        ["--config.mesh.rules=('embed=data',)"],
+        "mesh.rules: 'embed=data' names no mesh axis that splits weights; known: fsdp, tensor",
+    ),
+    "no rule": (["--config.mesh.rules=('embed',)"], "mesh.rules: 'embed' names no mesh axis that splits weights"),
+    "two rules": (
+        ["--config.mesh.rules=('embed=fsdp', 'mlp=tensor', 'embed=tensor')"],
+        "mesh.rules: 'embed=tensor' is a second rule for embed",
+    ),
+    "train on a mesh": (["--config.mesh.tensor=2"], "mesh.data * mesh.fsdp * mesh.tensor = 2: train runs on one device"),
     "no path": (["--config.data.name=text"], "data.path = ''"),
     "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
     "glob": (["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"], "cannot be read"),

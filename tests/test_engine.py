@@ -112,7 +112,7 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
     assert len(compiled) == 1
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(1, 2, 2), pytest.param(MeshConfig(4, 1, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mesh", [(1, 2, 2), pytest.param((4, 1, 1), marks=pytest.mark.slow)])
 def test_a_run_split_over_devices_is_the_same_run(tiny, mesh, monkeypatch):
     """Two slots of four devices, vmapped lanes in each: the losses of one device, and weights that really are split."""
     runs = runs_of(tiny(model__d_model=32), optim={"learning_rate": (0.01, 0.02, 0.03, 0.04)})

@@ -129,10 +129,13 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
         parsed = main.parse("train", argv)
         assert make_run_config(parsed["config"].to_dict()).id == parsed["workdir"].removeprefix("runs/")
     tree = tiny()
-    tree["sweep"] = {"points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "seed": 1}]}
+    tree["mesh"].update(data=4, slices=2)  # not for train
+    tree["sweep"] = {"points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}]}
     command = dry_run(tree, Shard(), ["--config=configs/base.py"]).splitlines()[-1]
     parsed = main.parse("train", shlex.split(command)[2:])["config"]
     assert parsed.parameterization.override == ("unembed.lr=0.5", "input=sp")
+    assert make_run_config(parsed.to_dict()).mesh.num_devices == 1
+    assert command.count("mesh") == 2
 
 
 def test_estimated_memory_is_near_what_the_compiler_counts(tiny, monkeypatch):
