@@ -71,7 +71,7 @@ class Layout:
         return gathered(w)
 
     def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """`x` with its axis `batch` over `data` and `fsdp`, and others by the rules of tensor parallelism."""
+        """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules for `tensor`."""
         spec = self._sharding(axes, x.shape, ("tensor",)).spec
         split = P(*(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))

@@ -103,7 +103,10 @@ BAD_FLAGS = {
         "mesh.data * mesh.fsdp = 6 does not divide train.batch_size / train.accumulation = 16",
     ),
     "slices": (["--config.mesh.data=4", "--config.mesh.slices=3"], "mesh.slices = 3 does not divide mesh.data = 4"),
-    "rule's axis": (["--config.mesh.rules=('embd=fsdp',)"], "'embd=fsdp' names no axis of a weight; did you mean embed"),
+    "rule's axis": (
+        ["--config.mesh.rules=('embd=fsdp',)"],
+        "'embd=fsdp' names no axis of a weight; did you mean embed",
+    ),
     "axis of another model": (["--config.mesh.rules=('context=fsdp',)"], "'context=fsdp' names no axis of a weight"),
     "rule's mesh axis": (["--config.mesh.rules=('embed=tensr',)"], "did you mean tensor?"),
     "rule onto data": (
@@ -115,7 +118,10 @@ BAD_FLAGS = {
         ["--config.mesh.rules=('embed=fsdp', 'mlp=tensor', 'embed=tensor')"],
         "mesh.rules: 'embed=tensor' is a second rule for embed",
     ),
-    "train on a mesh": (["--config.mesh.tensor=2"], "mesh.data * mesh.fsdp * mesh.tensor = 2: train runs on one device"),
+    "train on a mesh": (
+        ["--config.mesh.tensor=2"],
+        "mesh.data * mesh.fsdp * mesh.tensor = 2: train runs on one device",
+    ),
     "no path": (["--config.data.name=text"], "data.path = ''"),
     "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
     "glob": (["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"], "cannot be read"),

@@ -8,7 +8,6 @@ import pytest
 from conftest import count_compilations, tiny_tree
 
 from mujax import engine, executables
-from mujax.config import MeshConfig
 from mujax.data.loader import load_batches
 from mujax.engine import train_runs
 from mujax.errors import UserError
@@ -110,28 +109,6 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
     compiled = count_compilations("train_lane")
     assert len(results(runs)) == 64
     assert len(compiled) == 1
-
-
-@pytest.mark.parametrize("mesh", [(1, 2, 2), pytest.param((4, 1, 1), marks=pytest.mark.slow)])
-def test_a_run_split_over_devices_is_the_same_run(tiny, mesh, monkeypatch):
-    """Two slots of four devices, vmapped lanes in each: the losses of one device, and weights that really are split."""
-    runs = runs_of(tiny(model__d_model=32), optim={"learning_rate": (0.01, 0.02, 0.03, 0.04)})
-    split = [dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, mesh=dataclasses.replace(mesh))) for run in runs]
-    assert [run.cfg.id for run in split] == [run.cfg.id for run in runs]
-    chunks = []
-    refill = engine.Chunk.refill
-    monkeypatch.setattr(engine.Chunk, "refill", lambda self, waiting: (chunks.append(self), refill(self, waiting)))
-    whole, parts = results(runs, vmapped=True), results(split)
-    chunks = chunks[-1:]
-    for i in range(4):
-        np.testing.assert_allclose(parts[i].history, whole[i].history, rtol=1e-4)
-    wi = chunks[0]._lanes.train.params["blocks"]["mlp"]["wi"]
-    moment = jax.tree.leaves(chunks[0]._lanes.train.opt_state)
-    assert dict(wi.sharding.mesh.shape) == {"sweep": 2, **dataclasses.asdict(mesh)}
-    assert wi.sharding.shard_shape(wi.shape) == (2, 2, 32 // mesh.fsdp, 128 // mesh.tensor)
-    assert any(x.sharding.shard_shape(x.shape) == wi.sharding.shard_shape(wi.shape) for x in moment)
-    with pytest.raises(UserError, match="= 16 is more than the 8 devices here"):
-        results([dataclasses.replace(r, cfg=dataclasses.replace(r.cfg, mesh=MeshConfig(1, 4, 4))) for r in runs])
 
 
 def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):

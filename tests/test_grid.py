@@ -130,7 +130,9 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
         assert make_run_config(parsed["config"].to_dict()).id == parsed["workdir"].removeprefix("runs/")
     tree = tiny()
     tree["mesh"].update(data=4, slices=2)  # not for train
-    tree["sweep"] = {"points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}]}
+    tree["sweep"] = {
+        "points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}]
+    }
     command = dry_run(tree, Shard(), ["--config=configs/base.py"]).splitlines()[-1]
     parsed = main.parse("train", shlex.split(command)[2:])["config"]
     assert parsed.parameterization.override == ("unembed.lr=0.5", "input=sp")

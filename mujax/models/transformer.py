@@ -236,7 +236,10 @@ class Transformer(LanguageModel):
         return Cache(*(jnp.zeros(shape, self.cfg.dtype) for _ in Cache._fields))
 
     def extend(self, tokens_BT, hps: Hps, cache: Cache | None, position):
-        x_BTD = jnp.take(self.embed_VD, tokens_BT, axis=0)
+        # So its gradient is whole too before it is cut into shares: a scatter right into them gathers the activations
+        # of the whole batch
+        embed_VD = self.constrain(self.embed_VD, "vocab embed")
+        x_BTD = jnp.take(embed_VD, tokens_BT, axis=0)
         if self.cfg.position == "learned":  # the sum as large as either
             position_TD = jax.lax.dynamic_slice_in_dim(self.position_TD, position, tokens_BT.shape[1])
             x_BTD = (x_BTD + position_TD[None]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
