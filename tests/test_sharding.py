@@ -215,17 +215,13 @@ def test_two_runs_side_by_side_on_four_devices_each(outcome_of):
 
 
 def members(replica_groups: str) -> list[tuple[int, ...]]:
-    """ "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}": all devices as such a mesh; those along axis_1 are a group."""
+    """Groups of devices: mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, say, are the rows of all devices as such a mesh."""
     mesh, names = re.fullmatch(r"mesh\[(.*)\] \{(.*)\}", replica_groups).groups()
     sizes = {name: int(size) for name, size in (axis.split("=") for axis in mesh.split(","))}
     along = [list(sizes).index(name) for name in names.split(",")]
     ids = np.arange(8).reshape(*sizes.values())
-    return [
-        tuple(group)
-        for group in np.moveaxis(ids, along, range(-len(along), 0))
-        .reshape(-1, math.prod(ids.shape[i] for i in along))
-        .tolist()
-    ]
+    rows = np.moveaxis(ids, along, range(-len(along), 0)).reshape(-1, math.prod(ids.shape[i] for i in along))
+    return [tuple(row) for row in rows.tolist()]
 
 
 @pytest.mark.slow
