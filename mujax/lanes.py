@@ -22,6 +22,7 @@ from mujax.sharding import Layout
 from mujax.steps import METRICS, Program, TrainState, abstract_metas, init_options, make_train_fns
 
 Options = dict[str, Any] | None  # of XLA, for one program
+TPU_OPTIONS = {"xla_enable_async_all_gather": "true"}  # weights are gathered while the layer before computes
 
 
 class LaneState(NamedTuple):
@@ -99,6 +100,8 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
 
         return jax.lax.cond(active, mean_loss, lambda _: jnp.float32(jnp.nan), split_batch(rows_EBT))
 
+    if mesh.devices.flat[0].platform == "tpu" and compiler_options is None:
+        compiler_options = TPU_OPTIONS
     per_lane = NamedSharding(mesh, P("sweep"))
     return LaneFns(
         init=over_lanes(init_lane, layout, vmapped, compiler_options or init_options(), out_shardings=shardings),

@@ -128,6 +128,16 @@ def _launch(
     )
 
 
+def _plan(config: ConfigDict, workdir: str | None, topology: str, search: bool) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # even beside a TPU: a plan takes none
+    from mujax.plan.plan import plan
+
+    fits = plan(config.to_dict(), topology, workdir, search, lambda text: print(text, flush=True))
+    return FINISHED if fits else CHECK_FAILED
+
+
 def _merge(workdir: str, sources: str) -> int:
     from mujax.merge import merge
 
@@ -271,6 +281,9 @@ VERBS = {
         switches=("spot",),
         takes_argv=True,
     ),
+    "plan": Verb(
+        _plan, ("config", "workdir", "topology", "search"), required=("config", "topology"), switches=("search",)
+    ),
     "merge": Verb(_merge, ("workdir", "sources"), required=("workdir", "sources")),
     "report": Verb(_report, ("workdir", "sources", "input", "columns", "noise"), required=("workdir",)),
     "explain": Verb(_explain, ("config", "widths", "diff", "json"), required=("config",), switches=("json",)),
@@ -320,7 +333,7 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     for name in VERBS[verb].required:
         if not values[name].value:
-            raise UserError(f"{verb} needs --{name}=DIR")
+            raise UserError(f"{verb} needs --{name}={'NAME' if name == 'topology' else 'DIR'}")
     return {name: values[name].value for name in VERBS[verb].flags}
 
 

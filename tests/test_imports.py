@@ -39,6 +39,7 @@ ALLOWED = {
     "in_flight": {"engine", "lanes", "workdir"},
     "checkpoint": {"errors"},
     "launch": {"errors", "points", "refine", "workdir"},
+    "plan": {"config", "errors", "lanes", "points", "run", "sharding", "workdir"},
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
     "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
@@ -59,8 +60,8 @@ ALLOWED = {
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
     | {"run", "sharding", "steps", "workdir"},
     "help": {"parameterization"},
-    "main": {"check", "config", "dry_run", "errors", "help", "launch", "merge", "mirrors", "points", "sample", "sweep"}
-    | {"train", "transfer", "workdir"},
+    "main": {"check", "config", "dry_run", "errors", "help", "launch", "merge", "mirrors", "plan", "points", "sample"}
+    | {"sweep", "train", "transfer", "workdir"},
 }
 # Library -> the only modules that may import it
 CONFINED = {

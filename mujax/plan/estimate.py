@@ -1,0 +1,153 @@
+"""One program compiled for one topology: memory, time of a step, and what bounds it."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mujax.config import MeshConfig
+from mujax.errors import UserError
+from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
+from mujax.plan.chips import GIB, Topology
+from mujax.plan.hlo import read_cost
+from mujax.run import Run
+from mujax.sharding import make_layout
+
+MEMORY_SHARE = 0.9  # of a device, as mujax.executables leaves it
+ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of the training program of `lanes` runs side by side, on all devices of a topology.
+
+    fits: whether it compiled within the memory of a device. memory_bytes: arguments and temporaries a device, None
+    where the compiler gave up. step_s: the longer of compute and what is sent beside it, plus what is sent alone.
+    mfu: model FLOPs of all lanes over what the devices can do in step_s. bound: compute or communication.
+    collectives: kind -> bytes a device sends in a step. unknown: instructions without an estimate.
+    """
+
+    topology: str
+    chips: int
+    mesh: Mapping[str, int]
+    slots: int
+    lanes: int
+    fits: bool
+    memory_bytes: int | None
+    arguments_bytes: int | None
+    temporaries_bytes: int | None
+    hbm_bytes: int
+    compile_s: float
+    why: str = ""
+    compute_cycles: float | None = None
+    compute_s: float | None = None
+    communication_s: float | None = None
+    exposed_s: float | None = None
+    step_s: float | None = None
+    mfu: float | None = None
+    tokens_per_s: float | None = None
+    bound: str = ""
+    collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    top: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def memory_share(self) -> float | None:
+        return None if self.memory_bytes is None else self.memory_bytes / self.hbm_bytes
+
+
+def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
+    """Compiles the training program that mujax sweep would run.
+
+    num_runs: runs that share the program; as many as fit stand side by side, first over slots of devices, then in the
+      lanes of each.
+
+    Raises:
+      UserError: a run's mesh takes more devices than there are.
+    """
+    mesh = run.cfg.mesh
+    model_devices = mesh.data * mesh.fsdp * mesh.tensor
+    slots = len(topology.devices) // model_devices
+    if not slots:
+        raise UserError(
+            f"mesh.data * mesh.fsdp * mesh.tensor = {model_devices} is more than the {len(topology.devices)} devices "
+            f"of {topology.name}"
+        )
+    slots = min(slots, num_runs)
+    found = _compile(run, topology, mesh, slots, slots)
+    per_slot = -(-num_runs // slots)
+    if found.memory_bytes and per_slot > 1:  # more beside each other, as many as fit
+        fitting = int(MEMORY_SHARE * found.hbm_bytes / found.memory_bytes)
+        chunks = -(-per_slot // max(1, min(per_slot, fitting)))
+        if (more := -(-per_slot // chunks)) > 1:
+            together = _compile(run, topology, mesh, slots, slots * more)
+            found = together if together.fits else found
+    return found
+
+
+def _compile(run: Run, topology: Topology, mesh: MeshConfig, slots: int, lanes: int) -> Estimate:
+    sizes = mesh.data, mesh.fsdp, mesh.tensor, mesh.slices
+    layout = make_layout(slots, *sizes, rules=mesh.axis_rules, devices=topology.devices)
+    num_devices = layout.mesh.size
+    shape = {"sweep": slots, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    common = {
+        "topology": topology.name if topology.slices == 1 else f"{topology.slices} x {topology.name}",
+        "chips": topology.num_chips, "mesh": shape, "slots": slots, "lanes": lanes, "hbm_bytes": topology.chip.hbm,
+    }  # fmt: skip
+    start = time.time()
+    try:
+        compiled = _lower(run, layout, lanes).compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        why = str(e).partition("Ran out of memory")[2].partition("HLO module")[0].strip(" .\n")
+        seconds = time.time() - start
+        return Estimate(
+            **common, fits=False, memory_bytes=None, arguments_bytes=None, temporaries_bytes=None, compile_s=seconds,
+            why=f"out of memory {why}" if why else "out of memory",
+        )  # fmt: skip
+    seconds = time.time() - start
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    needed = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    fits = needed <= topology.chip.hbm
+    cost, chip = read_cost(compiled.as_text(), num_devices), topology.chip
+    compute, hidden, exposed = (
+        cost.cycles / chip.clock, cost.bytes_sent("async") / chip.ici, cost.bytes_sent("sync") / chip.ici,
+    )  # fmt: skip
+    step = max(compute, hidden) + exposed
+    flops = lanes * run.flops_per_step
+    sent: dict[str, float] = {}
+    for (kind, _), value in cost.sent.items():
+        sent[kind] = sent.get(kind, 0.0) + value
+    return Estimate(
+        **common, fits=fits, memory_bytes=needed, arguments_bytes=arguments, temporaries_bytes=temporaries,
+        compile_s=seconds, why="" if fits else f"it needs {needed / GIB:.1f} GiB a device",
+        compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed, exposed_s=exposed, step_s=step,
+        mfu=flops / (num_devices * chip.peak * step) if step else None,
+        tokens_per_s=lanes * run.tokens_per_step / step if step else None,
+        bound="compute" if compute >= hidden + exposed else "communication", collectives=sent,
+        unknown=dict(cost.unknown), top=tuple(cost.by_source.most_common(12)),
+    )  # fmt: skip
+
+
+def _lower(run: Run, layout, lanes: int):
+    """The training program of so many lanes, from shapes alone."""
+    program = run.program
+    per_lane, whole = NamedSharding(layout.mesh, P("sweep")), NamedSharding(layout.mesh, P())
+
+    def of_lanes(dtype):
+        return jax.ShapeDtypeStruct((lanes,), dtype, sharding=per_lane)
+
+    def shared(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    numbers = jax.tree.map(lambda _: of_lanes(np.float32), example_numbers(program))
+    rows = shared((1, ROW_STEPS, program.batch_size, program.seq_len + 1), np.int32)
+    train = make_lane_fns(program, layout, vmapped=True).train
+    state, which = abstract_lanes(program, layout, lanes), (of_lanes(np.int32), of_lanes(bool))
+    return train.lower(state, rows, *which, shared((), np.int32), *numbers, of_lanes(np.float32))

@@ -1,0 +1,206 @@
+"""The plan of every point of a config on one topology: a table, plan.json, and a verdict."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mujax import workdir as files
+from mujax.config import leaves, make_run_config
+from mujax.plan.chips import GIB, load_topology
+from mujax.plan.estimate import Estimate, estimate
+from mujax.points import Point, group_points, make_points
+from mujax.run import Run, make_run
+
+SPARE = 0.25  # of a device's memory, which --search leaves free
+HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute", "exposed", "MFU",
+          "tokens/day", "hours", "chip-hours", "verdict")  # fmt: skip
+ASSUMPTIONS = (
+    "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; gathers, scatters, sorts, "
+    "random numbers and custom calls (Pallas kernels) have none and count as nothing",
+    "communication is the bytes of ring collectives over all ICI links of a device, a lower bound; links between "
+    "slices are taken for ICI",
+    "a step is the longer of compute and asynchronous communication, plus synchronous communication; latency, the host "
+    "and evaluations are not in it",
+    "measured against hardware, such estimates are within about 10% on v3 and v4, 15% on v5e and v5p, 25% on v6e, 30% "
+    "at width 128 (tpu7x: never compared); two similar programs compare to a few percent",
+    "MFU: (6 N + 12 L D T) a token, nothing for what remat repeats, over the bfloat16 peak",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Points of one program on one mesh."""
+
+    run: Run
+    num_points: int
+    estimate: Estimate
+
+    @property
+    def hours(self) -> float | None:
+        """Of the steps of all its points, one lot after the other."""
+        if self.estimate.step_s is None:
+            return None
+        return math.ceil(self.num_points / self.estimate.lanes) * self.run.cfg.train.steps * self.estimate.step_s / 3600
+
+    @property
+    def chip_hours(self) -> float | None:
+        return None if self.hours is None else self.hours * self.estimate.chips
+
+
+def plan(
+    tree: Mapping[str, Any],
+    topology_name: str,
+    workdir: str | None = None,
+    search: bool = False,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Compiles each group of points of a sweep, or the one run of a config without, for a topology.
+
+    Says a table, and writes plan.json into `workdir`.
+
+    search: tries other meshes and remat policies for each group, and goes on with the fastest that has room to spare.
+
+    Returns:
+      Whether every group fits.
+
+    Raises:
+      UserError: the config or the topology is not right, or libtpu is missing; nothing has been compiled.
+    """
+    is_sweep = any(leaves(tree.get("sweep", {})))
+    members = group_points(make_points(tree) if is_sweep else [Point({}, make_run(make_run_config(tree)))])
+    topologies = {n: load_topology(topology_name, n) for n in {points[0].run.cfg.mesh.slices for points in members}}
+    root = files.make_writable(workdir) if workdir else None
+    groups, tried = [], []
+    for points in members:
+        run = points[0].run
+        topology = topologies[run.cfg.mesh.slices]
+        found = Group(run, len(points), estimate(run, topology, len(points)))
+        if search:
+            others = [found]
+            for other in candidates(run, len(topology.devices), len(points)):
+                others.append(Group(other, len(points), estimate(other, topology, len(points))))
+                say(f"  tried {settings(other)}: {_outcome(others[-1].estimate)}")
+            tried += [group_json(group) for group in others]
+            found = best(others)
+        groups.append(found)
+        say(f"width {run.cfg.model.d_model}: {_outcome(found.estimate)}; compiled in {found.estimate.compile_s:.0f} s")
+    table = format_plan(groups, topology_name)
+    say(f"\n{table}")
+    if root is not None:
+        document = {
+            "topology": topology_name, "groups": [group_json(group) for group in groups], "tried": tried,
+            "assumptions": ASSUMPTIONS,
+        }  # fmt: skip
+        files.write_json(root / "plan.json", document)
+    return all(group.estimate.fits for group in groups)
+
+
+def candidates(run: Run, num_devices: int, num_points: int) -> Iterator[Run]:
+    """Other ways to train the same: over a run's share of the devices, weights split over all of them, half, a quarter
+    or none, and each remat policy; layers unrolled where nothing is recomputed."""
+    share = max(1, num_devices // num_points)
+    while run.program.batch_size // run.program.accumulation % share:
+        share //= 2
+    options: list[dict[str, Any]] = [{}]
+    if hasattr(run.cfg.model, "remat"):
+        options = [{"remat": remat, "scan_layers": remat != "none"} for remat in ("none", "dots", "full")]
+    for fsdp in dict.fromkeys((share, share // 2, share // 4, 1)):
+        if not fsdp or share % fsdp:
+            continue
+        mesh = dataclasses.replace(run.cfg.mesh, data=share // fsdp, fsdp=fsdp, tensor=1)
+        for changes in options:
+            model = dataclasses.replace(run.cfg.model, **changes)
+            if (mesh, model) != (run.cfg.mesh, run.cfg.model):
+                yield make_run(dataclasses.replace(run.cfg, mesh=mesh, model=model))
+
+
+def best(groups: Sequence[Group]) -> Group:
+    """Of those with room to spare the one with most tokens a second; without any, the one that takes least memory."""
+    roomy = [
+        group
+        for group in groups
+        if group.estimate.fits and (group.estimate.memory_bytes or 0) <= (1 - SPARE) * group.estimate.hbm_bytes
+    ]
+    if roomy:
+        return max(roomy, key=lambda group: group.estimate.tokens_per_s or 0)
+    return min(groups, key=lambda group: group.estimate.memory_bytes or math.inf)
+
+
+def settings(run: Run) -> str:
+    """The fields that a search changes, as flags."""
+    flags = [f"--config.mesh.{name}={getattr(run.cfg.mesh, name)}" for name in ("data", "fsdp", "tensor")]
+    for name in ("remat", "scan_layers"):
+        if hasattr(run.cfg.model, name):
+            flags.append(f"--config.model.{name}={getattr(run.cfg.model, name)}")
+    return " ".join(flags)
+
+
+def advice(group: Group) -> str:
+    """What to change in a config that does not fit."""
+    run, found = group.run, group.estimate
+    cfg, ways = run.cfg, []
+    per_device = cfg.train.batch_size // cfg.train.accumulation // (cfg.mesh.data * cfg.mesh.fsdp)
+    devices = found.chips * (2 if found.topology.startswith(("v3", "tpu7x")) else 1)
+    if cfg.mesh.data > 1:
+        ways.append(f"mesh.fsdp={cfg.mesh.fsdp * cfg.mesh.data} with mesh.data=1")
+    elif cfg.mesh.fsdp * cfg.mesh.tensor < devices and per_device % 2 == 0:
+        ways.append(f"mesh.fsdp={2 * cfg.mesh.fsdp}")
+    if getattr(cfg.model, "remat", "full") != "full":
+        ways.append("model.remat=" + ("full" if cfg.model.remat == "dots" else "dots"))
+    if per_device > 1:
+        ways.append(f"train.accumulation={2 * cfg.train.accumulation}")
+    return ", ".join(ways) or "a larger topology"
+
+
+def _outcome(found: Estimate) -> str:
+    if found.step_s is None or not found.fits:
+        return f"does not fit: {found.why}"
+    return f"{found.step_s:.4g} s a step, {(found.memory_bytes or 0) / GIB:.1f} of {found.hbm_bytes / GIB:.0f} GiB"
+
+
+def format_plan(groups: Sequence[Group], topology_name: str) -> str:
+    lines: list[tuple[str, ...]] = [HEADER]
+    notes = []
+    for group in groups:
+        e, model, mesh = group.estimate, group.run.cfg.model, group.run.cfg.mesh
+        shape = f"{e.mesh['sweep']}x{mesh.data}x{mesh.fsdp}x{mesh.tensor}"
+        remat = getattr(model, "remat", "-") + ("" if getattr(model, "scan_layers", True) else ", unrolled")
+        memory = "-" if e.memory_bytes is None else f"{e.memory_bytes / GIB:.2f}/{e.hbm_bytes / GIB:.0f} GiB"
+        numbers = ("-",) * 7
+        if e.step_s is not None and e.tokens_per_s and e.mfu is not None:
+            numbers = (
+                _seconds(e.step_s), _seconds(e.compute_s), _seconds(e.exposed_s), f"{100 * e.mfu:.1f}%",
+                f"{86400 * e.tokens_per_s:.3g}", f"{group.hours:.3g}", f"{group.chip_hours:.4g}",
+            )  # fmt: skip
+        verdict = "fits" if e.fits else "does not fit"
+        lines.append((
+            f"{model.d_model}", f"{model.num_layers}", f"{group.num_points}", f"{e.lanes}", shape, remat, memory,
+            *numbers, verdict,
+        ))  # fmt: skip
+        if not e.fits:
+            notes.append(f"width {model.d_model} does not fit ({e.why}): try {advice(group)}, or --search")
+        if getattr(model, "attention_impl", "") == "splash":
+            notes.append(f"width {model.d_model}: splash attention has no estimate and counts as nothing here")
+    wide = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
+    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines]
+    total = [group.chip_hours for group in groups]
+    if None not in total:
+        hours = math.fsum(hours for hours in total if hours)
+        text.append(f"\n{hours:.4g} chip-hours on {topology_name}, evaluations not counted")
+    text.append("mesh: sweep x data x fsdp x tensor devices; memory, compute and exposed communication: of a device")
+    return "\n".join([*text, *notes])
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{1000 * value:.4g} ms" if value < 1 else f"{value:.4g} s"
+
+
+def group_json(group: Group) -> dict[str, Any]:
+    cfg = group.run.cfg
+    return {
+        "width": cfg.model.d_model, "depth": cfg.model.num_layers, "num_points": group.num_points,
+        "n_params": group.run.num_params, "tokens_per_step": group.run.tokens_per_step, "steps": cfg.train.steps,
+        "model": dataclasses.asdict(cfg.model), "hours": group.hours, "chip_hours": group.chip_hours,
+        **dataclasses.asdict(group.estimate),
+    }  # fmt: skip

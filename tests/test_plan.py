@@ -1,0 +1,175 @@
+"""The plan: costs read from HLO against sums by hand; and, where libtpu is, real compilations for TPUs."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+from conftest import run_mujax
+
+from mujax.errors import UserError
+from mujax.plan import chips
+from mujax.plan.chips import CHIPS, load_topology
+from mujax.plan.hlo import num_bytes, read_cost
+
+# A loop of 5 whose body computes 100 + 7 cycles and gathers; a loop of unknown length; an asynchronous gather; a
+# fused all-reduce with slice; a call without estimate
+HLO = """\
+HloModule step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add.9 = f32[] add(%a, %b), backend_config={"estimated_cycles":"999"}
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %exp = f32[8]{0} exponential(%p), backend_config={"estimated_cycles":"50"}
+}
+
+%all-reduce-scatter.1 (q: bf16[64,8]) -> bf16[16,8] {
+  %q = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.2 = bf16[64,8]{1,0} all-reduce(%q), replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %slice = bf16[16,8]{1,0} dynamic-slice(%all-reduce.2), dynamic_slice_sizes={16,8}
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %fused = f32[8]{0} fusion(%x), kind=kLoop, calls=%inner, metadata={op_name="jit(f)/mlp/exp"}, backend_config={"estimated_cycles":"100"}
+  %plain = f32[8]{0} fusion(%fused), kind=kLoop, calls=%inner
+  %all-gather.3 = f32[32]{0} all-gather(%plain), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  ROOT %out = (s32[], f32[8]{0}) tuple(%x, %fused)
+}
+
+%condition (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%unbounded (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  ROOT %ok = pred[] get-tuple-element(%t), index=0
+}
+
+ENTRY %main (m: f32[8], n: bf16[64,8]) -> f32[8] {
+  %m = f32[8]{0} parameter(0)
+  %n = bf16[64,8]{1,0} parameter(1)
+  %start = (s32[], f32[8]{0}) tuple(%m, %m)
+  %while.1 = (s32[], f32[8]{0}) while(%start), condition=%condition, body=%body
+  %while.2 = (s32[], f32[8]{0}) while(%while.1), condition=%unbounded, body=%body
+  %scattered = bf16[16,8]{1,0} fusion(%n), kind=kCustom, calls=%all-reduce-scatter.1, backend_config={"estimated_cycles":"11"}
+  %all-gather-start.4 = (f32[8]{0}, f32[64]{0}) all-gather-start(%m), replica_groups=mesh['x'=2,'y'=4] {'x','y'}
+  %all-gather-done.4 = f32[64]{0} all-gather-done(%all-gather-start.4)
+  %kernel = f32[8]{0} custom-call(%m), custom_call_target="tpu_custom_call"
+  ROOT %result = f32[8]{0} get-tuple-element(%while.2), index=1
+}
+"""  # noqa: E501 - as the compiler writes it
+
+
+def test_cost_of_a_step_by_hand():
+    cost = read_cost(HLO, num_devices=8)
+    assert cost.cycles == 6 * (100 + 50) + 11  # 5 and 1 times the body; what a fusion holds is in its own estimate
+    assert cost.loops_of_unknown_length == 1
+    gathers = 6 * (4 * 32) * 3 / 4  # float32 [8] of each of 4, in groups of 4
+    assert cost.sent == {
+        ("all-gather", "sync"): gathers, ("all-gather", "async"): 8 * 32 * 7 / 8,
+        ("reduce-scatter", "sync"): 2 * 64 * 8 * 3 / 4,
+    }  # fmt: skip
+    assert cost.bytes_sent("async") == 224
+    assert dict(cost.count) == {"all-gather": 7, "reduce-scatter": 1}
+    assert cost.unknown["custom-call"] == 1
+    assert cost.by_source["jit(f)/mlp/exp"] == 600
+
+
+def test_bytes_of_types():
+    assert num_bytes("bf16[8,128]{1,0:T(8,128)(2,1)}") == 2048
+    assert num_bytes("(f32[8]{0}, pred[3], u8[2,2], f32[])") == 32 + 3 + 4 + 4
+    assert num_bytes("f32[<=16]") == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("v9:2x2", "no TPU generation 'v9'"), ("v4", "has no shape; e.g. v4:4x8x8"), ("v4:2xx1", "has no shape")],
+)
+def test_a_topology_that_is_none(name, message):
+    with pytest.raises(UserError, match=message):
+        load_topology(name)
+
+
+def test_without_libtpu(monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install libtpu"):
+        load_topology("v4:2x2x1")
+
+
+def test_usage_errors_end_with_2():
+    for flags, said in (
+        (["--topology=v9:2x2"], "no TPU generation"),
+        ([], "plan needs --topology=NAME"),
+        (["--topology=v4:2x2x1", "--config.model.d_head=7"], "model.d_head = 7"),
+    ):
+        done = run_mujax("plan", "--config=configs/base.py", *flags)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr.splitlines()[-1]
+
+
+aot = pytest.mark.tpu_aot
+TINY = ["--config=configs/base.py", "--config.model.dtype=bfloat16", "--config.train.batch_size=32"]
+
+
+@aot
+def test_plan_of_a_small_sweep(tmp_path):
+    assert importlib.util.find_spec("libtpu")
+    done = run_mujax(
+        "plan", "--config=configs/quickstart.py", "--config.model.dtype=bfloat16", "--topology=v4:2x2x1",
+        f"--workdir={tmp_path / 'p'}", "--config.mesh.fsdp=2", "--config.sweep.model.d_model=(128, 256)",
+        "--config.sweep.parameterization.name=('mup',)", "--config.sweep.optim.learning_rate=(0.01, 0.02, 0.04)",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "p/plan.json").read_text())
+    assert [g["width"] for g in told["groups"]] == [128, 256]
+    for group in told["groups"]:
+        assert group["num_points"] == 3 and group["mesh"] == {"sweep": 2, "data": 1, "fsdp": 2, "tensor": 1}
+        assert group["lanes"] == 4  # two slots of two devices, two lanes in each
+        assert 0 < group["memory_bytes"] < group["hbm_bytes"] == 32 * 2**30
+        compute, sent = group["compute_cycles"] / 1.05e9, sum(group["collectives"].values()) / 300e9
+        assert compute <= group["step_s"] <= (compute + sent) * (1 + 1e-9)
+        assert group["mfu"] == pytest.approx(
+            4 * group["tokens_per_step"] * flops_per_token(group) / (4 * CHIPS["v4"].peak * group["step_s"])
+        )
+        assert group["chip_hours"] == pytest.approx(4 * 150 * group["step_s"] / 3600)
+        assert {"all-gather"} <= set(group["collectives"])
+    assert re.search(r"chip-hours on v4:2x2x1", done.stdout)
+
+
+def flops_per_token(group):
+    width, layers, vocab, seq_len = group["width"], group["depth"], 256, 64
+    return 6 * (12 * layers * width**2 + vocab * width) + 12 * layers * width * seq_len
+
+
+@aot
+def test_what_does_not_fit_ends_with_1_and_says_what_to_change():
+    done = run_mujax(
+        "plan", *TINY, "--topology=v5e:2x2", "--config.model.d_model=16384", "--config.model.num_layers=8",
+        "--config.parameterization.base_width=16384",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"width 16384 does not fit \(out of memory.*\): try mesh.fsdp=2, model.remat=dots", done.stdout)
+
+
+@aot
+def test_a_shape_that_no_slice_has_ends_with_2():
+    done = run_mujax("plan", *TINY, "--topology=v4:3x5x7x9")
+    assert done.returncode == 2
+    assert "knows no such shape, e.g. v4:4x8x8" in done.stderr
+
+
+@aot
+def test_a_mesh_larger_than_the_topology_ends_with_2():
+    done = run_mujax("plan", *TINY, "--topology=v4:2x2x1", "--config.mesh.data=8")
+    assert done.returncode == 2
+    assert "is more than the 4 devices of v4:2x2x1" in done.stderr
