@@ -135,7 +135,7 @@ def judge_one(cfg, widths):
     return verdict
 
 
-@pytest.mark.parametrize("heads", ["fixed", "growing"])
+@pytest.mark.parametrize("heads", ["fixed", pytest.param("growing", marks=pytest.mark.slow)])
 def test_mutation_suite(heads, text_file, monkeypatch):
     """Every planted bug is rejected with its culprit and nothing else named; every right variant passes.
 

@@ -114,7 +114,8 @@ def _parse(which: str) -> tuple[str, str]:
 def _set_gpt(c) -> None:
     """Known but for norm_eps, dtype, remat and how often to evaluate (ours)."""
     c.model.update(num_layers=12, d_head=64, norm="layer", norm_gain="vector", norm_eps=1e-5)
-    c.model.update(position="learned", activation="gelu", remat="full", dtype="bfloat16")
+    c.model.update(position="learned", activation="gelu", remat="dots", dtype="bfloat16")
+    c.mesh.fsdp = 64  # for v4:4x4x4, 64 chips
     c.train.update(batch_size=256, eval_batches=16, log_interval=100)
     c.data.update(name="shards", path="data/fineweb", seq_len=1024, vocab_size=50_304)
     c.update_from_flattened_dict(_horizon(10_000))
@@ -122,6 +123,7 @@ def _set_gpt(c) -> None:
 
 def _set_desk(c) -> None:
     c.model.update(num_layers=2, d_head=16, remat="none", dtype="float32")
+    c.mesh.fsdp = 1
     c.train.update(batch_size=16, log_interval=10)
     c.data.update(name="embedded", path="", seq_len=64, vocab_size=256)
     c.update_from_flattened_dict(_horizon(400))

@@ -24,7 +24,8 @@ ASSUMPTIONS = (
     "and evaluations are not in it",
     "measured against hardware, such estimates are within about 10% on v3 and v4, 15% on v5e and v5p, 25% on v6e, 30% "
     "at width 128 (tpu7x: never compared); two similar programs compare to a few percent",
-    "MFU: (6 N + 12 L D T) a token, nothing for what remat repeats, over the bfloat16 peak",
+    "MFU: (6 N + 12 L D T) a token over the bfloat16 peak, N the weights of matmuls, so without the input embedding; "
+    "nothing for what remat repeats",
 )
 
 
