@@ -115,8 +115,9 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
     # Not where a fork has a __call__ of its own: that is what it is then
     is_split = type(module).__call__ is LanguageModel.__call__
 
-    def apply(*args, whole: bool = False, **kwargs):
-        with laid_out(dataclasses.replace(layout, gathered=True) if layout and whole else layout):
+    def apply(*args, gathered: bool = False, **kwargs):
+        """module.apply; gathered: its weights are as they are used already, see Layout."""
+        with laid_out(dataclasses.replace(layout, gathered=True) if layout and gathered else layout):
             return module.apply(*args, **kwargs)
 
     def optimizer(step, hps, scalings):
@@ -131,9 +132,9 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
             readout, features_BTD = effective(params, scalings, readout_dtype), features_BTD.astype(readout_dtype)
             if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
                 readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
-            logits = functools.partial(apply, hps=hps, method="logits", whole=True)
-            whole = logits, readout, features_BTD, tokens[:, 1:], vocab_size, eos_id
-            return mean_cross_entropy(*whole, unrolled=layout is not None)
+            logits = functools.partial(apply, hps=hps, method="logits", gathered=True)
+            arrays = readout, features_BTD, tokens[:, 1:]
+            return mean_cross_entropy(logits, *arrays, vocab_size, eos_id, unrolled=layout is not None)
         logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
         return mean_cross_entropy(lambda _, x: x, {}, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
