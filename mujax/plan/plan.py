@@ -84,6 +84,7 @@ def plan(
                 say(f"  tried {settings(other)}: {_outcome(others[-1].estimate)}")
             tried += [group_json(group) for group in others]
             found = best(others)
+            say(f"  taken {settings(found.run)}")
         groups.append(found)
         say(f"width {run.cfg.model.d_model}: {_outcome(found.estimate)}; compiled in {found.estimate.compile_s:.0f} s")
     table = format_plan(groups, topology_name)
