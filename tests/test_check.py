@@ -392,7 +392,7 @@ def test_spectral_norm_of_logical_matrices():
                 "model__embedding_norm": True,
             },
         ),
-        (
+        pytest.param(
             "mup",
             {
                 "model__norm_gain": "scalar",
@@ -401,6 +401,7 @@ def test_spectral_norm_of_logical_matrices():
                 "model__parallel": True,
                 "model__attention": "normalized_elu",
             },
+            marks=pytest.mark.slow,
         ),
         pytest.param("u_mup", {"optim__learning_rate": 0.3}, marks=pytest.mark.slow),
         pytest.param("standard_full", {}, marks=pytest.mark.slow),

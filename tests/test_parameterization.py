@@ -189,7 +189,7 @@ ONE_TRAJECTORY = (
     ("optimizer", "decay_form"),
     [
         ("adamw", "decoupled"),
-        ("adamw", "independent"),
+        pytest.param("adamw", "independent", marks=pytest.mark.slow),
         pytest.param("adamw", "l2", marks=pytest.mark.slow),
         pytest.param("sgd", "decoupled", marks=pytest.mark.slow),
         ("sgd", "l2"),
