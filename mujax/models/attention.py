@@ -46,27 +46,33 @@ NONLINEARITIES = {
 
 
 def logits_of(q_BTHK, k_BSGK):
-    """q.k [B, G, H / G, T, S]."""
+    """q.k [B, H, T, S]."""
     B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    return jnp.einsum("BTGJK,BSGK->BGJTS", q_BTHK.reshape(B, T, G, H // G, K), k_BSGK)
+    S, G = k_BSGK.shape[1:3]
+    if G == H:  # no axis of size one, which makes XLA slower on CPU
+        return jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSGK)
+    grouped = jnp.einsum("BTGJK,BSGK->BGJTS", q_BTHK.reshape(B, T, G, H // G, K), k_BSGK)
+    return grouped.reshape(B, H, T, S)
 
 
-def mix(logits_BGJTS, v_BSGK, nonlinearity: str, mask_TS, low_precision: bool):
+def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask_TS, low_precision: bool):
     """Values weighted by the nonlinearity of the logits, [B, T, H, K]."""
-    B, G, J, T, _ = logits_BGJTS.shape
-    logits = logits_BGJTS if low_precision else at_least_float32(logits_BGJTS)
+    B, H, T, S = logits_BHTS.shape
+    G = v_BSGK.shape[2]
+    logits = logits_BHTS if low_precision else at_least_float32(logits_BHTS)
     mask = mask_TS.reshape((1,) * (logits.ndim - mask_TS.ndim) + mask_TS.shape)
-    weights_BGJTS = NONLINEARITIES[nonlinearity](logits, mask).astype(v_BSGK.dtype)
-    return jnp.einsum("BGJTS,BSGK->BTGJK", weights_BGJTS, v_BSGK).reshape(B, T, G * J, -1)
+    weights_BHTS = NONLINEARITIES[nonlinearity](logits, mask).astype(v_BSGK.dtype)
+    if G == H:
+        return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSGK)
+    weights_BGJTS = weights_BHTS.reshape(B, G, H // G, T, S)
+    return jnp.einsum("BGJTS,BSGK->BTGJK", weights_BGJTS, v_BSGK).reshape(B, T, H, -1)
 
 
 def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
     """All logits at once. record is given those, [B, H, T, S]."""
-    logits = logits_of(q_BTHK, k_BSGK)
-    B, G, J, T, S = logits.shape
-    record("attention_logits", logits.reshape(B, G * J, T, S))
-    return mix(logits, v_BSGK, cfg.attention, causal_mask(T), cfg.low_precision)
+    logits_BHTS = logits_of(q_BTHK, k_BSGK)
+    record("attention_logits", logits_BHTS)
+    return mix(logits_BHTS, v_BSGK, cfg.attention, causal_mask(q_BTHK.shape[1]), cfg.low_precision)
 
 
 def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
