@@ -1,8 +1,9 @@
 """Optax chains from traced hyperparameters and per-tensor scalings.
 
 The chain is built inside the training step: construction costs nothing at run time, and every number
-in it may be traced or vmapped. Clipping, l2 and decoupled decay act on effective weights (forward factor
-times stored weight), so two forms of one parameterization, with equal effective weights, train alike.
+in it may be traced or vmapped. It takes gradients of effective weights (forward factor times stored weight) to
+updates of the stored ones. Clipping, l2 and decoupled decay act on effective weights, so two forms of one
+parameterization, with equal effective weights, train alike.
 """
 
 import dataclasses
@@ -138,15 +139,11 @@ OPTIMIZERS = {
 }
 
 
-def effective_grad_norm(grads, scalings) -> jax.Array:
-    """Global norm of the gradients of the effective weights, from those of the stored ones."""
-    return optax.tree.norm(jax.tree.map(lambda g, s: g / s.forward, grads, scalings))
-
-
 def make_optimizer(
     name: str, decay_form: str, metas, hps: Hps, scalings, multiplier, momentum_dtype: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of an optimizer, with per-tensor learning rate, eps and decay.
+    """The chain of an optimizer, with per-tensor learning rate, eps and decay: gradients of the effective weights, and
+    the stored weights, -> updates of these.
 
     Args:
       name: one of OPTIMIZERS; static.
@@ -158,7 +155,8 @@ def make_optimizer(
       momentum_dtype: of the first moment, where the optimizer has one; None: as the weights; static.
 
     Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied by
-    dividing its gradient: optax's own optimizer then serves every tensor.
+    dividing its gradient: optax's own optimizer then serves every tensor. The stored weight's gradient is forward
+    times the effective one's.
     """
     optimizer = OPTIMIZERS[name]
 
@@ -176,17 +174,19 @@ def make_optimizer(
         )
 
     def clip(grads, _):
-        factor = jnp.minimum(1.0, hps.grad_clip / effective_grad_norm(grads, scalings))
+        factor = jnp.minimum(1.0, hps.grad_clip / optax.tree.norm(grads))
         return jax.tree.map(lambda g: g * factor, grads)
 
     core = optimizer.core(metas, hps, momentum_dtype)
     if optimizer.gauge == 0:
         core = _on_effective_weights(core, scalings)
     elif "eps" in optimizer.hps:
-        core = optax.chain(scale(lambda s: 1 / s.eps), core)
+        core = optax.chain(scale(lambda s: s.forward / s.eps), core)
+    else:
+        core = optax.chain(scale(lambda s: s.forward), core)
     stages = [
         ("clip", optax.stateless(clip)),
-        ("l2", decay(lambda s: s.forward**2)),  # the gradient of weight_decay / 2 |effective|^2
+        ("l2", decay(lambda s: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
         ("core", core),
         ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
         ("decoupled", decay(lambda s: hps.learning_rate * s.lr * s.forward**optimizer.gauge)),
@@ -201,13 +201,12 @@ def make_optimizer(
 
 
 def _on_effective_weights(transformation: optax.GradientTransformation, scalings) -> optax.GradientTransformation:
-    """An optimizer that looks at weights looks at the effective ones, and its update is of the stored ones."""
+    """An optimizer that looks at weights looks at the effective ones; its update is then of the stored ones."""
 
     def effective(params):
         return jax.tree.map(lambda w, s: w * s.forward, params, scalings)
 
     def update(updates, state, params=None):
-        updates = jax.tree.map(lambda g, s: g / s.forward, updates, scalings)
         updates, state = transformation.update(updates, state, effective(params))
         return jax.tree.map(lambda u, s: u / s.forward, updates, scalings), state
 

@@ -17,7 +17,7 @@ from mujax.hps import Hps
 from mujax.loss import mean_cross_entropy, until_first
 from mujax.models import MODELS
 from mujax.models.layers import LanguageModel
-from mujax.optim import effective_grad_norm, make_optimizer
+from mujax.optim import make_optimizer
 from mujax.params import laid_out, unbox
 from mujax.schedules import SCHEDULES
 
@@ -124,12 +124,15 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
         numbers = hps, scalings, schedule(step, hps)
         return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
 
-    def objective(params, rows, hps, scalings, readout_dtype=dtype):
-        """Mean over all slots of the cross-entropy, where masked 0: what is differentiated."""
-        tokens, weights = rows.astype(jnp.int32), effective(params, scalings, dtype)
+    def objective(weights, readout, rows, hps):
+        """Mean over all slots of the cross-entropy, where masked 0: what is differentiated.
+
+        weights, readout: effective ones; those of the readout may be in another dtype.
+        """
+        tokens = rows.astype(jnp.int32)
         if is_split:
             features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
-            readout, features_BTD = effective(params, scalings, readout_dtype), features_BTD.astype(readout_dtype)
+            features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
             if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
                 readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
             logits = functools.partial(apply, hps=hps, method="logits", gathered=True)
@@ -140,12 +143,19 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
         return mean_cross_entropy(lambda _, x: x, {}, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
 
     def gradient(params, rows, hps, scalings):
-        """(objective, its gradient), of program.accumulation parts of the batch one after the other."""
+        """(objective, its gradient by the effective weights in the dtype of the stored ones), of program.accumulation
+        parts of the batch one after the other."""
+        weights = effective(params, scalings, dtype)
+
+        def of_part(rows):
+            loss, grads = jax.value_and_grad(lambda weights: objective(weights, weights, rows, hps))(weights)
+            return loss, jax.tree.map(lambda g, w: g.astype(w.dtype), grads["params"], params)
+
         if program.accumulation == 1:
-            return jax.value_and_grad(objective)(params, rows, hps, scalings)
+            return of_part(rows)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(objective)(params, part, hps, scalings)), None
+            return jax.tree.map(jnp.add, total, of_part(part)), None
 
         # Every part takes rows from all over the batch, so that one which is split over devices stays split
         parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
@@ -158,8 +168,8 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
 
     def evaluate(params, rows, hps, scalings):
         # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so too)
-        precise = jnp.promote_types(dtype, jnp.float32)
-        return objective(params, rows, hps, scalings, precise) / mask_mean(rows)
+        weights, precise = (effective(params, scalings, d) for d in (dtype, jnp.promote_types(dtype, jnp.float32)))
+        return objective(weights, precise, rows, hps) / mask_mean(rows)
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
@@ -181,7 +191,7 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
         metrics = dict(
-            zip(METRICS, (loss / mask_mean(rows), effective_grad_norm(grads, scalings), learning_rate), strict=True)
+            zip(METRICS, (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate), strict=True)
         )
         return TrainState(state.step + 1, params, opt_state), metrics
 
