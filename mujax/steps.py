@@ -190,9 +190,7 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
-        metrics = dict(
-            zip(METRICS, (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate), strict=True)
-        )
+        metrics = dict(zip(METRICS, (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate), strict=True))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return TrainFns(init, step, evaluate, activations)

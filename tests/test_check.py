@@ -294,7 +294,9 @@ def clipped_by_the_stored_norm(name, decay_form, metas, hps, scalings, *rest):
 
     def update(grads, state, params):
         norm = optax.tree.norm(jax.tree.map(lambda g, s: g * s.forward, grads, scalings))
-        return unclipped.update(jax.tree.map(lambda g: g * jnp.minimum(1.0, hps.grad_clip / norm), grads), state, params)
+        return unclipped.update(
+            jax.tree.map(lambda g: g * jnp.minimum(1.0, hps.grad_clip / norm), grads), state, params
+        )
 
     return optax.GradientTransformation(unclipped.init, update)
 

@@ -50,6 +50,17 @@ def test_every_config_resolves(name):
         assert len(make_points(tree(f"{name},profile={profile},scale=desk"))) == (9 if large else 15)
 
 
+def test_published_meshes():
+    """128 x 1 up to width 1024, 32 x 4 at 2048 and 4096, 64 x 4 at 8192; at desk scale there is nothing to split."""
+    points = make_points(tree("combined,profile=head,mesh=paper"))
+    found = {p.run.cfg.model.d_model: p.run.cfg.mesh for p in points}
+    assert len(points) == 3 * 7 and all(mesh.data == 1 for mesh in found.values())
+    assert {w: (mesh.fsdp, mesh.tensor) for w, mesh in found.items()} == {
+        **dict.fromkeys((128, 256, 512, 1024), (128, 1)), 2048: (32, 4), 4096: (32, 4), 8192: (64, 4),
+    }  # fmt: skip
+    assert all(p.run.cfg.mesh.num_devices == 1 for p in make_points(tree("baseline,scale=desk,mesh=paper")))
+
+
 def test_parameter_counts_are_the_published_ones():
     """12 L M^2 + 2 V M, and what an ablation adds."""
     L = 24

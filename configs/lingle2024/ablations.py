@@ -8,6 +8,8 @@ The argument names an ablation of the table below, then, if need be,
   scale=full     as published (the default): C4, 24 layers, 33B tokens a point, or
   scale=desk     4 layers, widths 32, 64, 128, 500 steps of 1024 bytes on the embedded text, for a laptop or one GPU:
                  about 6 min an ablation on 2 CPU cores (baseline: best at 2^-6 at each width, as published)
+  mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a config at full scale (the default), or
+  mesh=paper     as published, weights split over both axes: 128 x 1 to width 1024, 32 x 4 at 2048 and 4096, 64 x 4
 Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are its best,
 at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses: experiments/lingle2024.
 """
@@ -61,11 +63,13 @@ HEAD = {"model.norm_eps": 1e-5, "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 
 HEAD_OF = {
     "combined": {**_LION, **_INDEPENDENT, "optim.weight_decay": 1e-4, "parameterization.name": "lingle_abs_mup_qzero"},
 }
-OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk")}
+OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk"), "mesh": ("tuned", "paper")}
+# Width -> fsdp x tensor of the paper; narrower ones: 128 x 1
+MESHES = {2048: (32, 4), 4096: (32, 4), 8192: (64, 4)}
 
 
 def get_config(which: str = "baseline"):
-    name, profile, scale = _parse(which)
+    name, profile, scale, mesh = _parse(which)
     is_head, is_combined = profile == "head", name.startswith("combined")
     c = base.get_config()
     _set_baseline(c)
@@ -83,23 +87,32 @@ def get_config(which: str = "baseline"):
     for section, field in ((c.train, "steps"), (c.train, "eval_interval"), (c.schedule, "warmup_steps")):
         section[field] = int(section[field] / batch)
     c.update_from_flattened_dict(changes)
-    c.sweep.model = {"d_model": widths}
+    if mesh == "paper" and scale == "full":
+        c.sweep.points = tuple(_on_published_mesh(width) for width in widths)
+    else:
+        c.sweep.model = {"d_model": widths}
     c.sweep.optim = {"learning_rate": tuple(batch**0.5 * 2.0**k for k in log2_rates)}
     return c
 
 
-def _parse(which: str) -> tuple[str, str, str]:
-    """'lion,scale=desk' -> ('lion', 'paper', 'desk')."""
+def _on_published_mesh(width: int) -> dict[str, int]:
+    fsdp, tensor = MESHES.get(width, (128, 1))
+    return {"model.d_model": width, "mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+
+
+def _parse(which: str) -> tuple[str, ...]:
+    """'lion,scale=desk' -> ('lion', 'paper', 'desk', 'tuned')."""
     name, *settings = which.split(",")
     chosen = {key: values[0] for key, values in OPTIONS.items()}
     for setting in settings:
         key, _, value = setting.partition("=")
         if value not in OPTIONS.get(key, ()):
-            raise ValueError(f"{setting!r} is none of profile=paper, profile=head, scale=full, scale=desk")
+            known = ", ".join(f"{key}={value}" for key, values in OPTIONS.items() for value in values)
+            raise ValueError(f"{setting!r} is none of {known}")
         chosen[key] = value
     if name not in ABLATIONS:
         raise ValueError(f"no ablation {name!r}; one of {', '.join(ABLATIONS)}")
-    return name, chosen["profile"], chosen["scale"]
+    return name, *chosen.values()
 
 
 def _set_baseline(c) -> None:

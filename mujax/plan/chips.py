@@ -1,10 +1,10 @@
 """TPU generations: what a jax device has, and topologies of them to compile for."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from mujax.errors import UserError, suggest
@@ -47,7 +47,7 @@ class Topology:
 
     name: str
     chip: Chip
-    devices: Sequence[Any]
+    devices: tuple[Any, ...]
     slices: int
 
     @property
@@ -55,6 +55,7 @@ class Topology:
         return len(self.devices) // self.chip.devices_per_chip
 
 
+@functools.cache
 def load_topology(name: str, slices: int = 1) -> Topology:
     """'v4:4x8x8' -> the topology.
 
@@ -88,4 +89,4 @@ def load_topology(name: str, slices: int = 1) -> Topology:
         reason = str(e).splitlines()[0][:200]
         example = f"e.g. {generation}:{chip.example}"
         raise UserError(f"--topology={name}: the TPU compiler knows no such shape, {example} ({reason})") from e
-    return Topology(name, chip, list(found.devices), slices)
+    return Topology(name, chip, tuple(found.devices), slices)

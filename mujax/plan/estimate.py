@@ -1,8 +1,10 @@
 """One program compiled for one topology: memory, time of a step, and what bounds it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,9 +15,10 @@ from mujax.config import MeshConfig
 from mujax.errors import UserError
 from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
 from mujax.plan.chips import GIB, Topology
-from mujax.plan.hlo import read_cost
+from mujax.plan.hlo import Cost, read_cost
 from mujax.run import Run
-from mujax.sharding import make_layout
+from mujax.sharding import Layout, make_layout
+from mujax.steps import Program
 
 MEMORY_SHARE = 0.9  # of a device, as mujax.executables leaves it
 ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
@@ -70,52 +73,40 @@ def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
       UserError: a run's mesh takes more devices than there are.
     """
     mesh = run.cfg.mesh
-    model_devices = mesh.data * mesh.fsdp * mesh.tensor
-    slots = len(topology.devices) // model_devices
+    slots = len(topology.devices) // mesh.num_devices
     if not slots:
         raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {model_devices} is more than the {len(topology.devices)} devices "
-            f"of {topology.name}"
+            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the "
+            f"{len(topology.devices)} devices of {topology.name}"
         )
     slots = min(slots, num_runs)
-    found = _compile(run, topology, mesh, slots, slots)
+    found = _estimate(run, topology, slots, slots)
     per_slot = -(-num_runs // slots)
     if found.memory_bytes and per_slot > 1:  # more beside each other, as many as fit
         fitting = int(MEMORY_SHARE * found.hbm_bytes / found.memory_bytes)
         chunks = -(-per_slot // max(1, min(per_slot, fitting)))
         if (more := -(-per_slot // chunks)) > 1:
-            together = _compile(run, topology, mesh, slots, slots * more)
+            together = _estimate(run, topology, slots, slots * more)
             found = together if together.fits else found
     return found
 
 
-def _compile(run: Run, topology: Topology, mesh: MeshConfig, slots: int, lanes: int) -> Estimate:
-    sizes = mesh.data, mesh.fsdp, mesh.tensor, mesh.slices
-    layout = make_layout(slots, *sizes, rules=mesh.axis_rules, devices=topology.devices)
-    num_devices = layout.mesh.size
-    shape = {"sweep": slots, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
+    mesh, chip = run.cfg.mesh, topology.chip
+    found = _compile(run.program, mesh, topology, slots, lanes)
+    num_devices = slots * mesh.num_devices
     common = {
         "topology": topology.name if topology.slices == 1 else f"{topology.slices} x {topology.name}",
-        "chips": topology.num_chips, "mesh": shape, "slots": slots, "lanes": lanes, "hbm_bytes": topology.chip.hbm,
+        "chips": topology.num_chips, "slots": slots, "lanes": lanes, "hbm_bytes": chip.hbm,
+        "mesh": {"sweep": slots, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor},
+        "compile_s": found.seconds,
     }  # fmt: skip
-    start = time.time()
-    try:
-        compiled = _lower(run, layout, lanes).compile()
-    except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        why = str(e).partition("Ran out of memory")[2].partition("HLO module")[0].strip(" .\n")
-        seconds = time.time() - start
+    if found.cost is None:
         return Estimate(
-            **common, fits=False, memory_bytes=None, arguments_bytes=None, temporaries_bytes=None, compile_s=seconds,
-            why=f"out of memory {why}" if why else "out of memory",
-        )  # fmt: skip
-    seconds = time.time() - start
-    memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    needed = arguments + temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    fits = needed <= topology.chip.hbm
-    cost, chip = read_cost(compiled.as_text(), num_devices), topology.chip
+            **common, fits=False, memory_bytes=None, arguments_bytes=None, temporaries_bytes=None, why=found.why
+        )
+    needed, cost = found.arguments + found.temporaries + found.results, found.cost
+    fits = needed <= chip.hbm
     compute, hidden, exposed = (
         cost.cycles / chip.clock, cost.bytes_sent("async") / chip.ici, cost.bytes_sent("sync") / chip.ici,
     )  # fmt: skip
@@ -125,8 +116,8 @@ def _compile(run: Run, topology: Topology, mesh: MeshConfig, slots: int, lanes: 
     for (kind, _), value in cost.sent.items():
         sent[kind] = sent.get(kind, 0.0) + value
     return Estimate(
-        **common, fits=fits, memory_bytes=needed, arguments_bytes=arguments, temporaries_bytes=temporaries,
-        compile_s=seconds, why="" if fits else f"it needs {needed / GIB:.1f} GiB a device",
+        **common, fits=fits, memory_bytes=needed, arguments_bytes=found.arguments,
+        temporaries_bytes=found.temporaries, why="" if fits else f"it needs {needed / GIB:.1f} GiB a device",
         compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed, exposed_s=exposed, step_s=step,
         mfu=flops / (num_devices * chip.peak * step) if step else None,
         tokens_per_s=lanes * run.tokens_per_step / step if step else None,
@@ -135,9 +126,41 @@ def _compile(run: Run, topology: Topology, mesh: MeshConfig, slots: int, lanes: 
     )  # fmt: skip
 
 
-def _lower(run: Run, layout, lanes: int):
+class _Compiled(NamedTuple):
+    """Bytes a device, and what the program costs; cost is None if the compiler ran out of memory: `why`.
+
+    results: without those that take the place of arguments.
+    """
+
+    seconds: float
+    why: str = ""
+    arguments: int = 0
+    temporaries: int = 0
+    results: int = 0
+    cost: Cost | None = None
+
+
+@functools.cache  # runs that differ in numbers alone share a program, those of other configs too
+def _compile(program: Program, mesh: MeshConfig, topology: Topology, slots: int, lanes: int) -> _Compiled:
+    sizes = mesh.data, mesh.fsdp, mesh.tensor, mesh.slices
+    layout = make_layout(slots, *sizes, rules=mesh.axis_rules, devices=topology.devices)
+    start = time.time()
+    try:
+        compiled = _lower(program, layout, lanes).compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        why = str(e).partition("Ran out of memory")[2].partition("HLO module")[0].strip(" .\n")
+        return _Compiled(time.time() - start, f"out of memory {why}" if why else "out of memory")
+    seconds = time.time() - start
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    cost = read_cost(compiled.as_text(), layout.mesh.size)
+    return _Compiled(seconds, "", memory.argument_size_in_bytes, memory.temp_size_in_bytes, results, cost)
+
+
+def _lower(program: Program, layout: Layout, lanes: int):
     """The training program of so many lanes, from shapes alone."""
-    program = run.program
     per_lane, whole = NamedSharding(layout.mesh, P("sweep")), NamedSharding(layout.mesh, P())
 
     def of_lanes(dtype):
