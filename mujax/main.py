@@ -32,10 +32,10 @@ class Verb:
     takes_argv: bool = False  # its own command line too
 
 
-def _train(config: ConfigDict, workdir: str) -> int:
+def _train(config: dict[str, Any], workdir: str) -> int:
     from mujax.train import train
 
-    row = train(config.to_dict(), workdir)
+    row = train(config, workdir)
     if row["status"] == "diverged":
         print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve")
         return DIVERGED
@@ -61,7 +61,7 @@ def _make_cores_devices() -> None:
 
 
 def _sweep(
-    config: ConfigDict,
+    config: dict[str, Any],
     workdir: str | None,
     dry_run: bool,
     shard: str | None,
@@ -77,7 +77,7 @@ def _sweep(
 
         print(
             dry.dry_run(
-                config.to_dict(),
+                config,
                 part,
                 [arg for arg in _joined(argv) if arg.startswith(("--config", "--noconfig", "--flagfile"))],
             )
@@ -90,7 +90,7 @@ def _sweep(
     from mujax.sweep import sweep
 
     study = Path(workdir).name
-    rows = sweep(config.to_dict(), workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or ""))
+    rows = sweep(config, workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or ""))
     counts = {status: sum(row["status"] == status for row in rows) for status in ("diverged", "stopped")}
     stopped = f" and {counts['stopped']} given up" if counts["stopped"] else ""
     print(
@@ -101,7 +101,7 @@ def _sweep(
 
 
 def _launch(
-    config: ConfigDict,
+    config: dict[str, Any],
     workdir: str,
     engine: str,
     name: str | None,
@@ -117,7 +117,7 @@ def _launch(
     if any(arg.startswith("--flagfile") for arg in joined):
         raise UserError("launch takes no --flagfile: its jobs could not read it")
     return launch(
-        config.to_dict(),
+        config,
         [arg for arg in joined if arg.startswith(("--config", "--noconfig"))],
         workdir,
         engine,
@@ -128,13 +128,13 @@ def _launch(
     )
 
 
-def _plan(config: ConfigDict, workdir: str | None, topology: str, search: bool) -> int:
+def _plan(config: dict[str, Any], workdir: str | None, topology: str, search: bool) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # even beside a TPU: a plan takes none
     from mujax.plan.plan import plan
 
-    fits = plan(config.to_dict(), topology, workdir, search, lambda text: print(text, flush=True))
+    fits = plan(config, topology, workdir, search, lambda text: print(text, flush=True))
     return FINISHED if fits else CHECK_FAILED
 
 
@@ -160,20 +160,22 @@ def _report(workdir: str, sources: str | None, input: str | None, columns: str |
     return FINISHED
 
 
-def _explain(config: ConfigDict, widths: str | None, diff: str | None, json: bool) -> int:
+def _explain(config: dict[str, Any], widths: str | None, diff: str | None, json: bool) -> int:
     from mujax.check.explain import explain
     from mujax.check.run import at_width
+    from mujax.config import make_run_config
 
-    cfg = _without_sweep(config)
+    cfg = make_run_config(config)
     cfgs = [at_width(cfg, width) for width in _numbers("widths", widths)] or [cfg]
     print(explain(cfgs, diff or "", json))
     return FINISHED
 
 
-def _check(config: ConfigDict, workdir: str, fast: bool, widths: str | None, seeds: str | None) -> int:
+def _check(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, seeds: str | None) -> int:
     _make_cores_devices()
     from mujax.check.render import format_report, write_report
     from mujax.check.run import FAST, FULL, check
+    from mujax.config import make_run_config
     from mujax.workdir import make_writable
 
     make_writable(workdir)
@@ -181,7 +183,7 @@ def _check(config: ConfigDict, workdir: str, fast: bool, widths: str | None, see
     if len(num_seeds) > 1:
         raise UserError(f"--seeds={seeds} is the number of seeds, one number")
     report = check(
-        _without_sweep(config),
+        make_run_config(config),
         FAST if fast else FULL,
         _numbers("widths", widths),
         *num_seeds,
@@ -243,12 +245,6 @@ def _read_lines(flag: str, file: str) -> list[str]:
     if not lines:
         raise UserError(f"--{flag}={file} is empty: it holds a prompt a line")
     return lines
-
-
-def _without_sweep(config: ConfigDict) -> Any:
-    from mujax.config import make_run_config
-
-    return make_run_config(config.to_dict())
 
 
 def _numbers(flag: str, text: str | None) -> list[int]:
@@ -334,7 +330,10 @@ def parse(verb: str, argv: Sequence[str]) -> dict[str, Any]:
     for name in VERBS[verb].required:
         if not values[name].value:
             raise UserError(f"{verb} needs --{name}={'NAME' if name == 'topology' else 'DIR'}")
-    return {name: values[name].value for name in VERBS[verb].flags}
+    kwargs: dict[str, Any] = {name: values[name].value for name in VERBS[verb].flags}
+    if takes_config:
+        kwargs["config"] = kwargs["config"].to_dict()
+    return kwargs
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

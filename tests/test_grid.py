@@ -127,7 +127,7 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
     for command in commands[::5]:
         argv = shlex.split(command)[2:]
         parsed = main.parse("train", argv)
-        assert make_run_config(parsed["config"].to_dict()).id == parsed["workdir"].removeprefix("runs/")
+        assert make_run_config(parsed["config"]).id == parsed["workdir"].removeprefix("runs/")
     tree = tiny()
     tree["mesh"].update(data=4, slices=2)  # not for train
     tree["sweep"] = {
@@ -135,8 +135,8 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
     }
     command = dry_run(tree, Shard(), ["--config=configs/base.py"]).splitlines()[-1]
     parsed = main.parse("train", shlex.split(command)[2:])["config"]
-    assert parsed.parameterization.override == ("unembed.lr=0.5", "input=sp")
-    assert make_run_config(parsed.to_dict()).mesh.num_devices == 1
+    assert parsed["parameterization"]["override"] == ("unembed.lr=0.5", "input=sp")
+    assert make_run_config(parsed).mesh.num_devices == 1
     assert command.count("mesh") == 2
 
 
