@@ -13,6 +13,8 @@ from conftest import ROOT, run_mujax, tiny_tree
 
 from configs import base, quickstart
 from mujax import main, sharding
+from mujax.cli import train
+from mujax.cli.flags import parse
 from mujax.config import DERIVED, SECTIONS, differences, make_run_config
 from mujax.grid import expand_sweep
 from mujax.models import MODELS
@@ -236,7 +238,7 @@ def test_help_has_an_example_and_says_what_is_left_behind(verb, capsys):
 
 
 def test_flags_with_spaces_and_numpy_numbers():
-    parsed = main.parse("train", ["--config", f"{ROOT}/configs/base.py", "--workdir", "x", "--config.seed", "3"])
+    parsed = parse(train.VERB, ["--config", f"{ROOT}/configs/base.py", "--workdir", "x", "--config.seed", "3"])
     assert (parsed["workdir"], parsed["config"]["seed"]) == ("x", 3)
     numpy_numbers = tiny_tree(optim__learning_rate=np.float64(0.25), train__steps=np.int64(20))
     plain = tiny_tree(optim__learning_rate=0.25, train__steps=20)

@@ -10,7 +10,7 @@ from conftest import run_mujax, tiny_tree
 
 from mujax.check.explain import COLUMNS, describe, explain
 from mujax.config import make_run_config
-from mujax.main import VERBS, help_text
+from mujax.main import VERBS
 from mujax.optim import DECAY_FORMS, make_optimizer
 from mujax.parameterization import PARAMETERIZATIONS, named_leaves
 from mujax.run import make_run
@@ -179,4 +179,4 @@ def test_check_on_the_command_line(tmp_path):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_reads_in_100_columns(verb):
-    assert max(map(len, help_text(verb).splitlines())) <= COLUMNS
+    assert max(map(len, VERBS[verb].help_text().splitlines())) <= COLUMNS

@@ -8,6 +8,8 @@ import pytest
 
 from configs import quickstart
 from mujax import main
+from mujax.cli import train
+from mujax.cli.flags import parse
 from mujax.config import make_run_config
 from mujax.dry_run import dry_run, estimate_bytes
 from mujax.errors import UserError
@@ -126,7 +128,7 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
     assert len(commands) == 16
     for command in commands[::5]:
         argv = shlex.split(command)[2:]
-        parsed = main.parse("train", argv)
+        parsed = parse(train.VERB, argv)
         assert make_run_config(parsed["config"]).id == parsed["workdir"].removeprefix("runs/")
     tree = tiny()
     tree["mesh"].update(data=4, slices=2)  # not for train
@@ -134,7 +136,7 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
         "points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}]
     }
     command = dry_run(tree, Shard(), ["--config=configs/base.py"]).splitlines()[-1]
-    parsed = main.parse("train", shlex.split(command)[2:])["config"]
+    parsed = parse(train.VERB, shlex.split(command)[2:])["config"]
     assert parsed["parameterization"]["override"] == ("unembed.lr=0.5", "input=sp")
     assert make_run_config(parsed).mesh.num_devices == 1
     assert command.count("mesh") == 2

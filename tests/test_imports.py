@@ -59,9 +59,9 @@ ALLOWED = {
     | {"results", "steps", "workdir"},
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
     | {"run", "sharding", "steps", "workdir"},
-    "help": {"parameterization"},
-    "main": {"check", "config", "dry_run", "errors", "help", "launch", "merge", "mirrors", "plan", "points", "sample"}
-    | {"sweep", "train", "transfer", "workdir"},
+    "cli": {"check", "config", "dry_run", "errors", "launch", "merge", "mirrors", "parameterization", "plan", "points"}
+    | {"sample", "sweep", "train", "transfer", "workdir"},
+    "main": {"cli", "errors"},
 }
 # Library -> the only modules that may import it
 CONFINED = {
@@ -76,8 +76,8 @@ CONFINED = {
     "tensorboardX": {"mirrors"},
     "wandb": {"mirrors"},
     "yaml": {"launch"},
-    "absl": {"main"},
-    "ml_collections": {"main"},
+    "absl": {"cli"},
+    "ml_collections": {"cli"},
 }
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from sweep_engine import CASES, Case
 
 from configs.base import get_config
+from mujax.cli.cores import num_cores
 from mujax.config import make_run_config
 from mujax.data.corpus import load_corpus
 from mujax.data.loader import TrainBatches, validation_batches
-from mujax.main import num_cores
 from mujax.results import code_version
 from mujax.run import device_description, make_run
 from mujax.steps import init_options, make_train_fns

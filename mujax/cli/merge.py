@@ -1,0 +1,24 @@
+"""mujax merge - joins the results of several workdirs into one, without duplicates.
+
+  mujax merge --workdir=runs/all --sources=runs/part0,runs/part1
+  mujax merge --workdir=runs/all --sources="runs/part*"
+
+Flags
+  --workdir=DIR            where the results are written; may hold earlier ones, which stay first
+  --sources=DIR,DIR,...    workdirs of mujax sweep, or patterns of them
+
+Leaves in DIR results.jsonl, manifest.json and points/, as mujax sweep does. If all workdirs are
+parts of one sweep, mujax sweep goes on in DIR with what is still missing.
+Exit codes: 0 written, 2 something to fix in the command or the folders, nothing written."""
+
+from mujax.cli.verb import FINISHED, Verb
+
+
+def run(workdir: str, sources: str) -> int:
+    from mujax.merge import merge
+
+    print(merge(workdir, sources.split(",")))
+    return FINISHED
+
+
+VERB = Verb("merge", __doc__, run, required=("workdir", "sources"))

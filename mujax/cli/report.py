@@ -1,0 +1,43 @@
+"""mujax report - where the best learning rate lies at each width, and whether it transfers.
+
+  mujax report --workdir=runs/quickstart
+  mujax report --workdir=runs/both --sources=runs/quickstart,runs/mine
+  mujax report --workdir=runs/other --input=losses.csv \\
+      --columns="width=n,learning_rate=lr,loss=val_loss,study=group,seed=seed"
+
+Flags
+  --workdir=DIR            a folder that mujax sweep or mujax train has written; with --sources or
+                           --input the folder to write the report into
+  --sources=DIR,DIR,...    workdirs, or patterns of them, to compare with each other, and with DIR's
+                           own rows if it has any
+  --input=FILE             a .csv or .jsonl file with results from elsewhere instead
+  --columns=NAME=COL,...   what its columns are. Needed are width, learning_rate or
+                           log2_learning_rate, and loss (empty or nan: the run diverged); further
+                           study, parameterization, weight_decay, seed, tokens, steps, n_params.
+                           Or E, R_inf and kappa, for the phase diagrams alone. A column that bears
+                           one of these names need not be named
+  --noise=NATS             standard deviation of the loss of one run over seeds; without it, it is
+                           estimated from the seeds, else from what the parabolas leave
+
+Prints the table of optima, drifts and verdicts, and leaves in DIR
+  report.html              loss against learning rate, laws of optimum, loss and curvature in width,
+                           phase diagrams, training curves, tables; one file, needs no network
+  figures/*.png, *.pdf     transfer, optimum, loss, curvature and phase, for papers
+  transfer.json            all of it as numbers
+Exit codes: 0 written, 2 something to fix in the command, the folder or the file."""
+
+from mujax.cli.flags import number
+from mujax.cli.verb import FINISHED, Verb
+
+
+def run(workdir: str, sources: str | None, input: str | None, columns: str | None, noise: str | None) -> int:
+    from mujax.check.tensors import tensor_tables
+    from mujax.transfer.report import report
+
+    level = None if noise is None else number("noise", noise, 0.0, 0)
+    print(report(workdir, sources.split(",") if sources else (), input, columns, level, tensor_tables))
+    print(f"\n{workdir}/report.html")
+    return FINISHED
+
+
+VERB = Verb("report", __doc__, run, required=("workdir",), optional=("sources", "input", "columns", "noise"))
