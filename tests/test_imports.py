@@ -1,6 +1,7 @@
 """The architecture: imports run one way, and heavy libraries stay where they belong."""
 
 import ast
+import subprocess
 import sys
 
 import pytest
@@ -124,3 +125,9 @@ def test_the_table_has_no_cycle_and_no_stranger():
     units = {unit(".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")) for f in FILES}
     assert units - {"", "__main__", "data"} == seen
     assert not set(CONFINED) & set(sys.stdlib_module_names)
+
+
+def test_the_command_line_starts_without_jax():
+    """--help and a mistake in a flag are answered at once: a verb imports what it needs when it runs."""
+    program = "import sys, mujax.main; assert not {'jax', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
