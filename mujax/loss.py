@@ -26,16 +26,16 @@ def until_first(eos_id: int, targets_BT):
 
 
 def mean_cross_entropy(
-    logits: Callable, weights, x_BTD, targets_BT, vocab_size: int, eos_id: int | None, unrolled: bool = False
+    logits: Callable, x_BTD, targets_BT, vocab_size: int, eos_id: int | None, unrolled: bool = False
 ):
     """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as 0.
 
-    Differentiable in weights and x_BTD. A chunk's gradient is taken with its loss, since what comes from above only
+    Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is taken with its loss, since what comes from above only
     multiplies it: its logits are computed once, and are gone before those of the next. Gradients of the weights are
     added up in the dtype of the weights.
 
     Args:
-      logits: weights, features [B, any, D] -> logits [B, any, V], each position by itself.
+      logits: features [B, any, D] -> logits [B, any, V], each position by itself.
       unrolled: parts as code one after the other, not as a loop: where rows are split over devices, XLA then adds the
         gradients of all parts up before it exchanges them.
     """
@@ -43,39 +43,45 @@ def mean_cross_entropy(
     batch_size, seq_len = targets_BT.shape
     num_chunks = _num_chunks(batch_size * vocab_size, seq_len, x_BTD.dtype.itemsize)
 
-    def mean_of(weights, x_BTD, targets_BT, mask_BT):
-        losses_BT = cross_entropy(logits(weights, x_BTD), targets_BT)
+    def mean_of(logits_BTV, targets_BT, mask_BT):
+        losses_BT = cross_entropy(logits_BTV, targets_BT)
         return jnp.mean(losses_BT if mask_BT is None else losses_BT * mask_BT)
 
     if num_chunks == 1:
-        return mean_of(weights, x_BTD, targets_BT, mask_BT)
+        return mean_of(logits(x_BTD), targets_BT, mask_BT)
 
     def cut(x):
         return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
 
     labels = jax.tree.map(cut, (targets_BT, mask_BT))
+    # `weights` are those of them that logits uses: zeros as gradients of all others would have to be added as well
+    of_chunk, weights = jax.closure_convert(logits, jax.eval_shape(lambda x: cut(x)[0], x_BTD))
 
     @jax.custom_vjp
-    def mean(weights, x_BTD):
-        return jnp.mean(jax.lax.map(lambda chunk: mean_of(weights, *chunk), (cut(x_BTD), *labels)))
+    def mean(x_BTD, *weights):
+        def of(chunk):
+            x_BTD, *labels = chunk
+            return mean_of(of_chunk(x_BTD, *weights), *labels)
 
-    def forward(weights, x_BTD):
+        return jnp.mean(jax.lax.map(of, (cut(x_BTD), *labels)))
+
+    def forward(x_BTD, *weights):
         def add(total, chunk):
             x_BTD, targets_BT, mask_BT = chunk
-            logits_BTV, pull = jax.vjp(logits, weights, x_BTD)
+            logits_BTV, pull = jax.vjp(of_chunk, x_BTD, *weights)
             share_BT = jnp.full(targets_BT.shape, 1 / targets_BT.size) if mask_BT is None else mask_BT / mask_BT.size
             loss, of_logits_BTV = _loss_and_gradient(logits_BTV, targets_BT, share_BT)
-            of_weights, of_x_BTD = pull(of_logits_BTV)
+            of_x_BTD, *of_weights = pull(of_logits_BTV)
             return jax.tree.map(jnp.add, total, (loss, of_weights)), of_x_BTD
 
-        zero = jax.tree.map(jnp.zeros_like, weights)
+        zero = [jnp.zeros_like(w) for w in weights]
         chunks = (cut(x_BTD), *labels)
         (loss, of_weights), of_x_NBTD = jax.lax.scan(add, (jnp.float32(0), zero), chunks, unroll=unrolled or 1)
         of_x_BTD = jnp.moveaxis(of_x_NBTD, 0, 1).reshape(x_BTD.shape)
-        return loss / num_chunks, jax.tree.map(lambda g: g / num_chunks, (of_weights, of_x_BTD))
+        return loss / num_chunks, [g / num_chunks for g in (of_x_BTD, *of_weights)]
 
-    mean.defvjp(forward, lambda gradient, g: jax.tree.map(lambda x: x * g.astype(x.dtype), gradient))
-    return mean(weights, x_BTD)
+    mean.defvjp(forward, lambda gradient, g: tuple(x * g.astype(x.dtype) for x in gradient))
+    return mean(x_BTD, *weights)
 
 
 def _loss_and_gradient(logits_BTV, targets_BT, share_BT):

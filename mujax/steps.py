@@ -135,12 +135,13 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
             features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
             if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
                 readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
-            logits = functools.partial(apply, hps=hps, method="logits", gathered=True)
-            arrays = readout, features_BTD, tokens[:, 1:]
-            return mean_cross_entropy(logits, *arrays, vocab_size, eos_id, unrolled=layout is not None)
+            logits = functools.partial(apply, readout, hps=hps, method="logits", gathered=True)
+            return mean_cross_entropy(
+                logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout is not None
+            )
         logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
-        return mean_cross_entropy(lambda _, x: x, {}, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
+        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
 
     def gradient(params, rows, hps, scalings):
         """(objective, its gradient by the effective weights in the dtype of the stored ones), of program.accumulation
