@@ -138,7 +138,7 @@ def abstract_lane(program: Program) -> LaneState:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_lane(program: Program, model) -> LaneState:
-    del model  # as in mujax.run
+    del model  # as in mujax.steps
     state = jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
     return jax.eval_shape(LaneState, state, jax.ShapeDtypeStruct((), jnp.int32))
 

@@ -1,7 +1,6 @@
 """A run resolved: from a validated config to a program and the numbers it is called with."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -9,7 +8,6 @@ import jax
 
 from mujax.config import RunConfig, digest
 from mujax.hps import Hps, as_float32
-from mujax.models import MODELS
 from mujax.optim import OPTIMIZERS
 from mujax.parameterization import (
     PARAMETERIZATIONS,
@@ -77,7 +75,7 @@ def make_run(cfg: RunConfig) -> Run:
       UserError: a tensor without a rule, an override that fits nothing, or an optimizer without a column.
     """
     table = PARAMETERIZATIONS[cfg.parameterization.name]
-    metas, base_metas = (_metas(cfg.model_name, MODELS[cfg.model_name], model) for model in (cfg.model, cfg.base_model))
+    metas, base_metas = (abstract_metas(cfg.model_name, model) for model in (cfg.model, cfg.base_model))
     rows, rules = apply_overrides(table, cfg.parameterization.override, metas, PARAMETERIZATIONS)
     scalings = resolve(rows, metas, base_metas, OPTIMIZERS[cfg.optim.name].column)
     check_depth(table, rows, rules, metas, cfg.model.dims)
@@ -108,12 +106,6 @@ def make_run(cfg: RunConfig) -> Run:
         seq_len=cfg.data.seq_len,
     )
     return Run(cfg, program, metas, rows, rules, as_float32(hps), as_float32(scalings))
-
-
-@functools.lru_cache(maxsize=256)
-def _metas(model_name: str, model, model_cfg):
-    del model  # what the name stands for: a fork edited in a notebook keeps its name
-    return abstract_metas(model_name, model_cfg)
 
 
 def device_description() -> str:

@@ -72,7 +72,13 @@ def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
     Raises:
       UserError: a parameter of the model has no role, or one that is not known.
     """
-    module = MODELS[model_name][1](model_cfg)
+    return _abstract_metas(model_name, MODELS[model_name], model_cfg)
+
+
+@functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
+def _abstract_metas(model_name: str, model, model_cfg) -> dict[str, Any]:
+    # model: what the name stands for, as a fork edited in a notebook keeps its name
+    module = model[1](model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
     variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg))
     return unbox(variables["params"])[1]
