@@ -59,6 +59,27 @@ def tiny(text_file):
     )
 
 
+@pytest.fixture(scope="session")
+def quick_compilation(tmp_path_factory):
+    """Environment of processes that spend less time on compilation, and share what they have compiled."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    return {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture
+def quick_processes(quick_compilation, monkeypatch):
+    """Processes that a test starts have this environment."""
+    for name, value in quick_compilation.items():
+        monkeypatch.setenv(name, value)
+
+
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:
     """The command line in a process of its own, in the repository root."""
     command = [sys.executable, "-m", "mujax", *args]

@@ -5,12 +5,15 @@ import json
 import re
 import shlex
 import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_mujax
 
 from configs import base
 from mujax.grid import expand_sweep
+from mujax.main import run
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -19,6 +22,18 @@ MUJAX = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("mujax ")
 
 # The same commands at a size that a test can afford
 SMALL = ["--config.train.steps=3", "--config.schedule.warmup_steps=1", "--config.train.eval_batches=1"]
+SMALL += ["--config.train.batch_size=4"]
+
+
+def grouped(commands):
+    """Those that name a folder in common, so that a report finds the sweep before it, in the order of the README."""
+    groups = []  # (folders, numbers of the commands)
+    for i, (_, *flags) in enumerate(commands):
+        folders = set(re.findall(r"=(runs/[\w*-]+)", " ".join(flags)))
+        near = [g for g in groups if any(fnmatch(earlier, folder) for earlier in g[0] for folder in folders)]
+        groups = [g for g in groups if g not in near]
+        groups.append((folders.union(*(g[0] for g in near)), sorted(sum((g[1] for g in near), [i]))))
+    return [[commands[i] for i in numbers] for _, numbers in groups]
 
 
 def test_nothing_it_points_to_is_missing():
@@ -35,27 +50,44 @@ def test_stated_table_is_the_committed_one():
 def test_every_command_is_one_we_know():
     assert len(COMMANDS) >= 7
     assert all(line.startswith(("mujax ", "make ")) for line in COMMANDS)
+    assert sum(map(len, grouped(MUJAX)), 0) == len(MUJAX)
+    workdirs = {(verb, flag) for verb, *flags in MUJAX for flag in flags}
+    assert {("report", "--workdir=runs/quickstart"), ("sweep", "--workdir=runs/wider")} <= workdirs
 
 
-def test_mujax_commands_run(tmp_path, monkeypatch):
-    """In the order of the README, so that a report finds the sweep before it; in folders of their own."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # spends less time on compilation
-    for verb, *flags in MUJAX:
+def run_here(monkeypatch, capsys, *args):
+    """The command line in this process: importing JAX would be most of what reading results takes."""
+    monkeypatch.chdir(ROOT)
+    code = run(args)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", grouped(MUJAX), ids=lambda group: "-".join(verb for verb, *_ in group))
+def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys, quick_processes):
+    """In folders of their own. What trains does so in a process of its own, as on the two cores of a reader."""
+    for verb, *flags in group:
         if verb == "plan" and importlib.util.find_spec("libtpu") is None:
             continue  # test_plan has it
-        extra = SMALL if verb in ("train", "sweep") else []
+        extra = SMALL if verb in ("train", "sweep") and "--dry_run" not in flags else []
         if verb == "check":
             extra = ["--widths=16,32,48,64"]
         if extra and any("kalra2026" in flag for flag in flags):
             extra = [*extra, "--config.schedule.decay_steps=1"]
-        if verb == "sweep" and "--dry_run" not in flags and not any("d_model" in flag for flag in flags):
+        if verb == "sweep" and extra and not any("d_model" in flag for flag in flags):
             extra = [*extra, "--config.sweep.model.d_model=(48,)"]
         flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
-        done = run_mujax(verb, *flags, *extra)
-        assert done.returncode == 0, (verb, flags, done.stderr[-500:])
-    assert (tmp_path / "quickstart" / "report.html").exists()
-    widths = [json.loads(line)["width"] for line in (tmp_path / "wider" / "results.jsonl").read_text().splitlines()]
-    assert sorted(widths) == [48] * 6 + [96] * 6 + [192] * 6
+        if verb in ("explain", "launch", "merge", "report") or "--dry_run" in flags:
+            code, said = run_here(monkeypatch, capsys, verb, *flags, *extra)
+        else:
+            done = run_mujax(verb, *flags, *extra)
+            code, said = done.returncode, done.stderr
+        assert code == 0, (verb, flags, said[-500:])
+        if verb == "report":
+            (workdir,) = (flag.partition("=")[2] for flag in flags if flag.startswith("--workdir="))
+            assert (Path(workdir) / "report.html").exists()
+        if f"--workdir={tmp_path}/wider" in flags:
+            lines = (tmp_path / "wider" / "results.jsonl").read_text().splitlines()
+            assert sorted(json.loads(line)["width"] for line in lines) == [48] * 6 + [96] * 6 + [192] * 6
 
 
 def test_the_algebra_it_shows():
@@ -105,7 +137,7 @@ def test_guide_points_to_what_exists():
 @pytest.mark.parametrize(
     "stage", ["broken", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("better", "right"))]
 )
-def test_guide_shows_what_check_prints(stage, tmp_path):
+def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
     """The verdict of each stage of the worked example, word for word."""
     done = run_mujax("check", f"--config=docs/examples/gated.py:{stage}", f"--workdir={tmp_path}", "--fast")
     shown = {"broken": "FAIL: mlp0/wo, mlp1/wo", "better": "FAIL: embedding scale", "right": "pass"}[stage]

@@ -373,9 +373,10 @@ def quickstart_flags(text_file):
     ]  # fmt: skip
 
 
-def undisturbed_rows(flags, workdir):
+def undisturbed_rows(flags, workdir, environment):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        for name, value in environment.items():
+            patch.setenv(name, value)
         assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
     return sorted_rows(read_rows(workdir))
 
@@ -386,15 +387,9 @@ def sorted_rows(rows):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(text_file, tmp_path_factory):
+def undisturbed(text_file, tmp_path_factory, quick_compilation):
     """Rows of the sweep that test_interrupted_sweep_goes_on cuts short."""
-    return undisturbed_rows(quickstart_flags(text_file), tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def quick_processes(monkeypatch):
-    """Processes that a test starts spend less time on compilation, as those of `undisturbed` do."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    return undisturbed_rows(quickstart_flags(text_file), tmp_path_factory.mktemp("whole"), quick_compilation)
 
 
 @pytest.mark.parametrize(
@@ -445,10 +440,10 @@ def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def long_sweep(text_file, tmp_path_factory):
+def long_sweep(text_file, tmp_path_factory, quick_compilation):
     """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
     flags = [*quickstart_flags(text_file), "--config.sweep.seed=(0,1,2,3)", "--config.train.steps=1000"]
-    return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"))
+    return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"), quick_compilation)
 
 
 @pytest.mark.slow
