@@ -110,52 +110,50 @@ def config(table: str, text_file, **changes):
     return check_config(make_run_config({key: value for key, value in tree.items() if key != "sweep"}), PLAN)
 
 
-def judge_all(variants, cfgs, seed_groups, widths=WIDTHS):
-    """(name, seeds) -> (Verdict, Verdict of training alone); all variants and seeds of one program side by side."""
-    seeds = [seed for group in seed_groups for seed in group]
+def judge_all(variants, cfgs, seeds, widths=WIDTHS):
+    """name -> (Verdict, Verdict of training alone); all variants and seeds of one program side by side."""
     first = next(iter(cfgs.values()))
     batches, validation, _ = load_batches(first.data, first.train, seeds)
-    measured = {(name, group): {} for name in variants for group in seed_groups}
+    measured = {name: {} for name in variants}
     runs = {name: {width: make_run(at_width(cfgs[name], width)) for width in widths} for name in variants}
     for width in widths:
-        lanes = [(name, group, seed) for name in variants for group in seed_groups for seed in group]
-        cases = [make_run(at_width(dataclasses.replace(cfgs[name], seed=seed), width)) for name, _, seed in lanes]
+        lanes = [(name, seed) for name in variants for seed in seeds]
+        cases = [make_run(at_width(dataclasses.replace(cfgs[name], seed=seed), width)) for name, seed in lanes]
         values = measure(cases, batches, validation[0], PLAN.horizons)
-        for key in measured:
-            own = [lane[:2] == key for lane in lanes]
-            measured[key][width] = {quantity: array[own] for quantity, array in values.items()}
+        for name in variants:
+            own = [lane[0] == name for lane in lanes]
+            measured[name][width] = {quantity: array[own] for quantity, array in values.items()}
     static = {name: static_findings(static_runs(cfgs[name], widths)) for name in variants}
     return {
-        (name, group): tuple(judge(runs[name], values, earlier) for earlier in (static[name], ()))
-        for (name, group), values in measured.items()
+        name: tuple(judge(runs[name], values, earlier) for earlier in (static[name], ()))
+        for name, values in measured.items()
     }
 
 
 def judge_one(cfg, widths):
-    (verdict, _), *_ = judge_all(["it"], {"it": cfg}, [(0, 1, 2)], widths).values()
+    ((verdict, _),) = judge_all(["it"], {"it": cfg}, (0, 1, 2), widths).values()
     return verdict
 
 
+# Other seeds each time, which show that no verdict hangs on them
+@pytest.mark.parametrize("first_seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (10, 20))])
 @pytest.mark.parametrize("heads", ["fixed", pytest.param("growing", marks=pytest.mark.slow)])
-def test_mutation_suite(heads, text_file, monkeypatch):
-    """Every planted bug is rejected with its culprit and nothing else named; every right variant passes.
-
-    Three times, with other seeds each time.
-    """
+def test_mutation_suite(heads, first_seed, text_file, monkeypatch):
+    """Every planted bug is rejected with its culprit and nothing else named; every right variant passes."""
     cfgs = {}
     for i, (name, variant) in enumerate(VARIANTS.items()):
         if ("parameterization__base_d_head" in variant.changes) == (heads == "growing"):
             monkeypatch.setitem(PARAMETERIZATIONS, f"variant{i}", variant.table.replace(name=f"variant{i}"))
             cfgs[name] = config(f"variant{i}", text_file, **variant.changes)
-    verdicts = judge_all(list(cfgs), cfgs, [(0, 1, 2), (10, 11, 12), (20, 21, 22)])
+    verdicts = judge_all(list(cfgs), cfgs, range(first_seed, first_seed + 3))
     wrong = []
-    for (name, seeds), (verdict, blind) in verdicts.items():
+    for name, (verdict, blind) in verdicts.items():
         named, variant = set(verdict.culprits), VARIANTS[name]
         if not variant.culprits <= named <= variant.culprits | variant.may_name:
             failed = [finding for finding in verdict.findings if finding.level == "fail"]
-            wrong.append(f"{name}, {seeds}: named {sorted(named)}, wants {sorted(variant.culprits)}: {failed}")
+            wrong.append(f"{name}: named {sorted(named)}, wants {sorted(variant.culprits)}: {failed}")
         if variant.seen and set(blind.culprits) != variant.culprits:
-            wrong.append(f"{name}, {seeds}: training alone names {blind.culprits}, wants {sorted(variant.culprits)}")
+            wrong.append(f"{name}: training alone names {blind.culprits}, wants {sorted(variant.culprits)}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -423,7 +421,7 @@ def test_spectral_norm_of_logical_matrices():
 )
 def test_other_right_models_pass(table, changes, text_file):
     """Every optimizer with its column, tied embeddings with shared keys, every kind of tensor, odd tables."""
-    verdict = judge_one(config(table, text_file, **changes), widths=(16, 32, 64))
+    verdict = judge_one(config(table, text_file, **changes), widths=(16, 64))
     assert verdict.culprits == (), [finding for finding in verdict.findings if finding.level == "fail"]
 
 
