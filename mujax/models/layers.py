@@ -105,27 +105,12 @@ def rope(x_BTHK, base: float, position=0):
     return jnp.concatenate([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1)
 
 
-@jax.custom_vjp
-def relu(x):
-    """max(x, 0), whose gradient looks at the result: it is kept for the next matmul anyway, where x > 0 is one more
-    array to write and to read. The barrier keeps XLA from going back to x > 0."""
-    return jnp.maximum(x, 0)
-
-
-def _relu_forward(x):
-    y = jax.lax.optimization_barrier(relu(x))
-    return y, y  # one array, or a scan over layers keeps two
-
-
-relu.defvjp(_relu_forward, lambda y, g: (jnp.where(y > 0, g, jnp.zeros_like(g)),))
-
-
 def squared_relu(x):
-    return jnp.square(relu(x))
+    return jnp.square(jax.nn.relu(x))
 
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 # Of the MLP; the gated ones multiply a second projection by the activation of the first (2002.05202)
-ACTIVATIONS = {"relu": relu, "sqrelu": squared_relu, "gelu": _gelu, "silu": jax.nn.silu}
+ACTIVATIONS = {"relu": jax.nn.relu, "sqrelu": squared_relu, "gelu": _gelu, "silu": jax.nn.silu}
 GATED = {"swiglu": jax.nn.silu, "geglu": _gelu}
