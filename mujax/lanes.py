@@ -57,10 +57,6 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
     mesh, is_split = layout.mesh, layout.is_split
     fns = make_train_fns(program, layout if is_split else None)
     shardings = _lane_shardings(program, layout)
-    one_lane = jax.tree.map(lambda s: NamedSharding(mesh, P(*s.spec[1:])), shardings)
-
-    def split(lane: LaneState) -> LaneState:
-        return jax.lax.with_sharding_constraint(lane, one_lane) if is_split else lane
 
     def split_batch(rows):
         sharding = layout.batch(batch_axis=rows.ndim - 2, ndim=rows.ndim)
@@ -70,7 +66,7 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
         def attempt(lane: LaneState, rows_BT):
             new_state, metrics = fns.step(lane.train, split_batch(rows_BT), hps, scalings)
             diverged = ~(metrics["loss"] <= divergence_loss)  # also true at NaN
-            return split(LaneState(new_state, jnp.where(diverged, lane.train.step, -1))), metrics
+            return LaneState(new_state, jnp.where(diverged, lane.train.step, -1)), metrics
 
         def skip(lane: LaneState, rows_BT):
             del rows_BT
@@ -88,7 +84,7 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
         return jax.lax.fori_loop(0, num_steps, body, (lane, dict.fromkeys(METRICS, empty_K)))
 
     def init_lane(seed, hps, scalings):
-        return split(LaneState(fns.init(seed, hps, scalings), jnp.int32(-1)))
+        return LaneState(fns.init(seed, hps, scalings), jnp.int32(-1))
 
     def replace_lane(lane: LaneState, new_lane: LaneState, is_new):
         return jax.tree.map(lambda old, new: jnp.where(is_new, new, old), lane, new_lane)

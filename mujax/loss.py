@@ -30,9 +30,9 @@ def mean_cross_entropy(
 ):
     """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as 0.
 
-    Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is taken with its loss, since what comes from above only
-    multiplies it: its logits are computed once, and are gone before those of the next. Gradients of the weights are
-    added up in the dtype of the weights.
+    Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is taken with its loss,
+    since what comes from above only multiplies it: its logits are computed once, and are gone before those of the next.
+    Gradients of the weights are added up in the dtype of the weights.
 
     Args:
       logits: features [B, any, D] -> logits [B, any, V], each position by itself.

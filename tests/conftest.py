@@ -11,6 +11,8 @@ import pytest
 
 from configs import base
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # of child processes: jax would look for a TPU wherever libtpu is
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of the time here goes to LLVM; most of the command-line tests keep its optimizations.

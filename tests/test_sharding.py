@@ -16,7 +16,7 @@ from mujax.data.loader import load_batches
 from mujax.engine import train_runs
 from mujax.errors import UserError
 from mujax.grid import expand_sweep
-from mujax.params import signature
+from mujax.params import MuModule, signature
 from mujax.run import make_run
 from mujax.sharding import make_layout
 
@@ -29,9 +29,12 @@ CONFIG = {
 }  # fmt: skip
 
 
-def runs_of(num_runs: int = 1, mesh=(1, 1, 1), rules=None, **changes):
-    """So many runs of a small transformer, with learning rates of their own; mesh: data, fsdp, tensor."""
-    tree = tiny_tree(**{**CONFIG, **changes})
+MLP = {"data__seq_len": 21, "model__d_model": 64, "train__batch_size": 8, "train__steps": 10}
+
+
+def runs_of(num_runs: int = 1, mesh=(1, 1, 1), rules=None, model="transformer", **changes):
+    """So many runs of a small model, with learning rates of their own; mesh: data, fsdp, tensor."""
+    tree = tiny_tree(model, **{**(CONFIG if model == "transformer" else MLP), **changes})
     tree["mesh"].update(zip(("data", "fsdp", "tensor"), mesh, strict=True))
     tree["mesh"]["rules"] = rules or tree["mesh"]["rules"]
     tree["sweep"] = {"optim": {"learning_rate": tuple(0.004 * (i + 1) for i in range(num_runs))}}
@@ -144,6 +147,21 @@ def assert_only_weights_are_exchanged(split: Outcome) -> None:
     # embed; wq, wo, wk and wv of a layer; wi and wo of its MLP; unembed
     for shape, least in {(256, 64): 2, (64, 256): 2, (64, 8, 8): 1, (8, 8, 64): 1, (64, 2, 8): 2}.items():
         assert gathered.count(shape) >= least, (shape, gathered)
+
+
+def test_mlp_split_by_fsdp(outcome_of):
+    whole, split = outcome_of(model="mlp"), outcome_of(model="mlp", mesh=(1, 8, 1))
+    assert_same(split, whole)
+    assert_moments_lie_like_weights(split.lanes)
+    found = exchanged(split.hlo)
+    assert all(is_weight(shape) for _, shape in found), found
+
+
+def test_an_architecture_that_names_no_activations_is_split_by_its_rows(outcome_of, monkeypatch):
+    monkeypatch.setattr(MuModule, "constrain", lambda self, x, axes: x)
+    whole, split = outcome_of(model="mlp"), outcome_of(model="mlp", mesh=(8, 1, 1))
+    assert_same(split, whole)
+    assert {operation for operation, _ in exchanged(split.hlo)} == {"all-reduce"}  # of gradients
 
 
 def test_data_fsdp_and_tensor_together(outcome_of):

@@ -82,6 +82,7 @@ class CNN(MuModule):
             # Every layer maps embed -> embed; the second name keeps the axes of one signature distinct
             w_YXDE = self.weight(f"w{i}", "hidden", "rows columns embed -> channels")
             x_BYXD = _convolve(_halve(normalize(jax.nn.relu(x_BYXD), "rms", 1e-6)), w_YXDE)
+            x_BYXD = self.constrain(x_BYXD, "batch height width channels")
             self.record(f"hidden{i}", x_BYXD)
         x_BD = jnp.mean(normalize(jax.nn.relu(x_BYXD), "rms", 1e-6), axis=(1, 2))
         unembed_DV = self.weight("unembed", "output", "embed -> vocab")

@@ -41,6 +41,7 @@ class MLPLanguageModel(MuModule):
     def __call__(self, tokens_BT, hps: Hps):
         """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens t-context+1..t."""
         embed_VD = self.weight("embed", "input", "vocab -> embed")
+        embed_VD = self.constrain(embed_VD, "vocab embed")  # and so its gradient, as in the transformer
         x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale)
         self.record("embedding", x_BTD)
         # Slot c holds the embedding of c tokens ago, zero before the sequence starts.
@@ -60,6 +61,6 @@ class MLPLanguageModel(MuModule):
 
     def _activate(self, h_BTF, layer: int):
         b_F = self.weight(f"b{layer}", "vector", "-> mlp", dist="zeros")
-        h_BTF = jax.nn.relu(h_BTF + b_F[None, None])
+        h_BTF = self.constrain(jax.nn.relu(h_BTF + b_F[None, None]), "batch length mlp")
         self.record(f"hidden{layer}", h_BTF)
         return h_BTF
