@@ -76,7 +76,8 @@ def mean_cross_entropy(
 
         zero = [jnp.zeros_like(w) for w in weights]
         chunks = (cut(x_BTD), *labels)
-        (loss, of_weights), of_x_NBTD = jax.lax.scan(add, (jnp.float32(0), zero), chunks, unroll=unrolled or 1)
+        start = jnp.zeros((), jnp.promote_types(x_BTD.dtype, jnp.float32)), zero
+        (loss, of_weights), of_x_NBTD = jax.lax.scan(add, start, chunks, unroll=unrolled or 1)
         of_x_BTD = jnp.moveaxis(of_x_NBTD, 0, 1).reshape(x_BTD.shape)
         return loss / num_chunks, [g / num_chunks for g in (of_x_BTD, *of_weights)]
 

@@ -2,12 +2,13 @@
 
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import mujax
 from mujax.cli import check, explain, launch, merge, plan, report, sample, sweep, train
 from mujax.cli.flags import parse
-from mujax.cli.verb import FINISHED, INTERRUPTED, USAGE_ERROR
+from mujax.cli.verb import CRASHED, FINISHED, INTERRUPTED, USAGE_ERROR
 from mujax.errors import UserError
 
 VERBS = {
@@ -55,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
         after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
+    except Exception:  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
+        traceback.print_exc()
+        return CRASHED
 
 
 class _Interrupted(KeyboardInterrupt):

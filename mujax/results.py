@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,9 @@ def make_row(
 
 @functools.cache
 def code_version() -> str:
-    """Package version, with the commit if the package runs from a git checkout."""
+    """Package version, with the commit if the package runs from a git checkout, or MUJAX_COMMIT tells it."""
+    if commit := os.environ.get("MUJAX_COMMIT"):
+        return f"{mujax.__version__}+{commit}"
     root = Path(mujax.__file__).parent.parent
     if not (root / ".git").exists():
         return mujax.__version__

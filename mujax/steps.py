@@ -166,7 +166,7 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
 
         # Every part takes rows from all over the batch, so that one which is split over devices stays split
         parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, parts[0]))
         total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / program.accumulation, total)
 

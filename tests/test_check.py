@@ -306,6 +306,15 @@ def oracle_of(text_file, **changes):
     return symmetry(make_run(dataclasses.replace(cfg, optim=optimizer)), rows)
 
 
+def test_gradients_in_parts_are_symmetric_too(text_file):
+    """In double precision; a check of more than the oracle takes its small batches whole."""
+    cfg = config("mup_table8", text_file, train__accumulation=2)
+    assert cfg.train.accumulation == 1
+    cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, accumulation=2))
+    rows = np.random.default_rng(0).integers(0, 256, (10, 4, 33))
+    assert symmetry(make_run(cfg), rows).difference < 1e-12
+
+
 @pytest.mark.parametrize(
     ("bug", "changes"),
     [

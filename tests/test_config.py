@@ -13,7 +13,7 @@ from conftest import ROOT, run_mujax, tiny_tree
 
 from configs import base, quickstart
 from mujax import main, sharding
-from mujax.cli import train
+from mujax.cli import flags, train
 from mujax.cli.flags import parse
 from mujax.config import DERIVED, SECTIONS, differences, make_run_config
 from mujax.grid import expand_sweep
@@ -225,6 +225,23 @@ def test_bad_config_file(case, capsys, tmp_path):
 )
 def test_bad_command_line(argv, complaint, capsys):
     refused(argv, capsys, complaint)
+
+
+def test_a_crash_is_no_verdict(monkeypatch, capsys):
+    """1 is one, and launchers never run a job again that ends with it."""
+
+    def run(**flags):
+        raise RuntimeError("a chip is lost")
+
+    monkeypatch.setitem(main.VERBS, "explain", dataclasses.replace(main.VERBS["explain"], run=run))
+    assert main.run(["explain", "--config=configs/base.py"]) == 70
+    assert "RuntimeError: a chip is lost" in capsys.readouterr().err
+
+
+def test_negative_numbers_are_values():
+    assert flags._joined(["--config.data.eos_id", "-1", "-x", "--a", "-.5", "--b"]) == [
+        "--config.data.eos_id=-1", "--x", "--a=-.5", "--b",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", ["train", "sweep", "merge", "report"])

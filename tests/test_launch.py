@@ -1,5 +1,6 @@
 """Launching: what is rendered, to the letter; and run against stand-ins of the engines' commands."""
 
+import fcntl
 import json
 import os
 import re
@@ -320,6 +321,27 @@ def test_a_slice_that_is_taken_away_is_made_again_and_its_results_put_back(launc
     assert "SUSPENDED; the slice is created again" in done.stderr
 
 
+def test_a_second_loop_for_one_slice_is_refused(launch, standins, tmp_path):
+    """Each would delete what the other has created."""
+    env = rendered(launch, tmp_path)
+    with open(f"{env}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = recreate(env)
+    assert (done.returncode, verbs(standins)) == (2, [])
+    assert "recreate.sh runs already" in done.stderr
+
+
+def test_rows_say_which_code_a_slice_has_run(launch, standins, tmp_path):
+    """Its source comes without .git."""
+    env = rendered(launch, tmp_path)
+    git = ["git", "-C", tmp_path / "out/source", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "--message=first"], check=True)
+    commit = subprocess.check_output([*git, "describe", "--always", "--abbrev=9"], text=True)
+    assert recreate(env).returncode == 0
+    assert (standins / "commit").read_text() == commit.strip()
+
+
 def test_a_request_that_fails_is_made_again_but_not_forever(launch, standins, tmp_path):
     env = rendered(launch, tmp_path)
     (standins / "next_states").write_text("WAITING_FOR_RESOURCES,FAILED\n" * 9)
@@ -403,6 +425,8 @@ BAD = {
     "shape": ([*TPU_VM, "--topology=v4:2x2"], "3 numbers, e.g. v4:2x2x1"),
     "cores": ([*TPU_VM, "--topology=v4-7"], "2 cores a chip"),
     "hosts": ([*TPU_VM, "--topology=v4:3x3x3"], "not a whole number of hosts"),
+    "mesh": ([*TPU_VM, "--config.mesh.fsdp=8"], "mesh.data * mesh.fsdp * mesh.tensor = 8 is more than the 4 devices"),
+    "slices": ([*JOBSET, "--config.mesh.slices=2", "--config.mesh.data=2"], "mesh.slices = 2: each job has one slice"),
     "no shape": ([*JOBSET, "--topology=v4-8"], "names no shape"),
     "workdir elsewhere": ([*JOBSET, "--workdir=/workdirs/quick"], "is not under /work"),
     "mount": ([*JOBSET, "--mount=/work"], "--mount=/work is not CLAIM:/PATH"),

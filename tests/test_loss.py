@@ -53,6 +53,19 @@ def test_value_and_gradients(dtype, parts, tolerance, eos_id):
     )
 
 
+def test_double_precision():
+    """In which `check` compares runs."""
+    with jax.enable_x64(True):
+        weights, x_BTD, targets_BT = example(jnp.dtype("float64"))
+        (found, of_found), (expected, of_expected) = (
+            jax.value_and_grad(f, (0, 1))(weights, x_BTD, targets_BT, 7) for f in (in_parts, naive)
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(of_found), jax.tree.leaves(of_expected), strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-15)
+
+
 def test_memory_is_at_most_a_quarter():
     """At a vocabulary of 32k, by the compiler's count of temporaries."""
     plain, parts = loss_bytes((16, 256), 64, 32_000, "float32", jax.devices()[0])

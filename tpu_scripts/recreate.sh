@@ -23,7 +23,7 @@ fail() { # WHAT CODE
 
 work() { # run.sh with a fetch now and then; leaves its exit code in $code
   local next=$((SECONDS + FETCH_SECONDS)) run
-  "$here/run.sh" "$env_file" &
+  "$here/run.sh" "$env_file" 8>&- & # it may outlive this loop, and the lock is the loop's
   run=$!
   while kill -0 "$run" 2>/dev/null; do
     sleep "$POLL_SECONDS"
@@ -37,6 +37,11 @@ work() { # run.sh with a fetch now and then; leaves its exit code in $code
 }
 
 env_file=$1
+exec 8>>"$env_file.lock" # two of these would delete each other's slices
+flock -n 8 || {
+  echo "$NAME: recreate.sh runs already for $env_file" >&2
+  exit 2
+}
 is_set_up=0
 while :; do
   now=$(state)

@@ -9,6 +9,8 @@ trap 'rm -rf "$stage"' EXIT
 mkdir "$stage/$NAME"
 cp -- "$1" "$stage/$NAME/job.env"
 cp -- "$(dirname "$0")/worker.sh" "$stage/$NAME/worker.sh"
+# Which code it is, since .git stays here
+git -C "$SOURCE" describe --always --dirty --abbrev=9 >"$stage/$NAME/commit" 2>/dev/null || true
 # In the folder, since tar -C reads backslashes as escapes
 (cd -- "$SOURCE" && tar -cz --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ .) \
   >"$stage/$NAME/source.tar.gz"

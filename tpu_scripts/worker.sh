@@ -31,11 +31,13 @@ run() { # whoever holds the lock is the job
   local tail=$!
   flock lock true # waits for the job
   kill "$tail" 2>/dev/null || true
-  echo "mujax-launch: exit code $(cat exit_code 2>/dev/null || echo 137)"
+  printf '\nmujax-launch: exit code %s\n' "$(cat exit_code 2>/dev/null || echo 137)" # a killed job leaves half a line
 }
 
 job() {
   local code=0
+  MUJAX_COMMIT=$(cat commit 2>/dev/null) || true
+  export MUJAX_COMMIT
   (cd source && PATH="$PWD/../venv/bin:$PATH" "${COMMAND[@]}") || code=$?
   echo "$code" >exit_code.new
   mv exit_code.new exit_code
@@ -44,7 +46,7 @@ job() {
 pack() { # the rows are taken first, and unpacked last, so that no row is ever without its curve
   local code=0
   mkdir -p work
-  touch work/results.jsonl
+  touch log work/results.jsonl
   cp work/results.jsonl results.jsonl
   tar -czf fetch.tar.gz --exclude=./results.jsonl --exclude=./lock -C "$PWD/work" . -C "$PWD" log results.jsonl ||
     code=$?

@@ -65,11 +65,12 @@ def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
     what each tensor does by itself. The oracle keeps it.
     """
     is_text = DATASETS[cfg.data.name] == "text"  # which can be cut
+    batch_size = min(cfg.train.batch_size, plan.batch_size)
     return dataclasses.replace(
         cfg,
         optim=dataclasses.replace(cfg.optim, grad_clip=0.0),
         schedule=ScheduleConfig("constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
-        train=dataclasses.replace(cfg.train, batch_size=min(cfg.train.batch_size, plan.batch_size), eval_batches=1),
+        train=dataclasses.replace(cfg.train, batch_size=batch_size, accumulation=1, eval_batches=1),
         data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)) if is_text else cfg.data,
     )
 

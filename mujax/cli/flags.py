@@ -40,7 +40,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     for name in verb.required:
         if not values[name].value:
-            raise UserError(f"{verb.name} needs --{name}={'NAME' if name == 'topology' else 'DIR'}")
+            raise UserError(f"{verb.name} needs --{name}={'DIR' if name == 'workdir' else 'NAME'}")
     kwargs: dict[str, Any] = {name: values[name].value for name in names}
     if takes_config:
         kwargs["config"] = kwargs["config"].to_dict()
@@ -53,7 +53,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
     """-name and --name value -> --name=value, the one form in which config_flags and we look for a config."""
     joined: list[str] = []
     for arg in argv:
-        if not arg.startswith("-"):
+        if not arg.startswith("-") or re.match(r"-\.?\d", arg):  # a negative number is a value
             takes_value = joined and joined[-1].startswith("--") and "=" not in joined[-1]
             if takes_value:
                 joined[-1] += f"={arg}"

@@ -32,7 +32,7 @@ Leaves in DIR
 
 Stopped by Ctrl-C or SIGTERM, it saves what is in flight; the same command goes on from there.
 Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
-or config, 75 interrupted."""
+or config, 70 crashed, 75 interrupted."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -17,7 +17,7 @@ Leaves in DIR
 
 A workdir that holds the finished run is left alone; an interrupted run starts again.
 Exit codes: 0 finished, 2 something to fix in the command or config, 3 the run diverged,
-75 interrupted."""
+70 crashed, 75 interrupted."""
 
 from typing import Any
 

@@ -51,14 +51,15 @@ def launch(
     for flag in required:
         if flag not in given:
             raise UserError(f"--engine={engine} needs --{flag}; see mujax launch --help")
-    plan = make_launch(tree, config_flags, workdir, name, shards, retries)
+    tpu = parse_topology(given["topology"]) if "topology" in given else None
+    num_devices = tpu.chips if tpu else None
+    plan = make_launch(tree, config_flags, workdir, name, shards, retries, num_devices)
     get = given.get
     if engine == "local":
         code = local.run(plan, get("parallel", 1))
         if code == 0:
             print(f"\nall {len(plan.jobs)} jobs have finished; go on with\n{plan.next_steps}")
         return code
-    tpu = parse_topology(given["topology"]) if "topology" in given else None
     if tpu is not None:
         files = _render_tpu(engine, plan, tpu, given)
     else:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mujax.config import MeshConfig
 from mujax.errors import UserError
 from mujax.points import Shard, make_points
 from mujax.refine import refine_config
@@ -54,18 +55,29 @@ class Launch:
 
 
 def make_launch(
-    tree: Mapping[str, Any], config_flags: Sequence[str], workdir: str, name: str | None, shards: int, retries: int
+    tree: Mapping[str, Any],
+    config_flags: Sequence[str],
+    workdir: str,
+    name: str | None,
+    shards: int,
+    retries: int,
+    num_devices: int | None = None,
 ) -> Launch:
     """The jobs of a config's sweep.
 
     Args:
       config_flags: --config=FILE and the fields that the command line sets; they reach each job as they are.
       name: what the jobs are called; None takes the last part of the workdir.
+      num_devices: of the one TPU slice that each job gets; None where that is not known.
 
     Raises:
-      UserError: the sweep would be refused, has fewer points than shards, or the name is no DNS label.
+      UserError: the sweep would be refused, has fewer points than shards, or a point that takes more devices than a
+        job gets, or the name is no DNS label.
     """
     grid = make_points(tree)
+    if num_devices is not None:
+        for mesh in {point.run.cfg.mesh for point in grid}:
+            _check_mesh(mesh, num_devices)
     refinement = refine_config(tree, grid)
     field = refinement.field if refinement else None
     if not Shard(shards - 1, shards).take(grid, field):
@@ -82,6 +94,16 @@ def make_launch(
         argv = ("mujax", "sweep", *config_flags, f"--workdir={own}", *part)
         jobs.append(Job(label if shards == 1 else f"{label}-{i}", argv, own))
     return Launch(label, root, tuple(jobs), retries, os.getcwd())
+
+
+def _check_mesh(mesh: MeshConfig, num_devices: int) -> None:
+    if mesh.slices > 1:
+        raise UserError(f"mesh.slices = {mesh.slices}: each job has one slice, whose hosts know of no other")
+    if mesh.num_devices > num_devices:
+        raise UserError(
+            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the {num_devices} devices of "
+            "--topology"
+        )
 
 
 def _label(name: str | None, folder: str, shards: int) -> str:

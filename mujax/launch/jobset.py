@@ -151,7 +151,7 @@ def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
         {
             "apiVersion": api,
             "kind": "LocalQueue",
-            "metadata": {"name": queue, "namespace": "default"},
+            "metadata": {"name": queue},
             "spec": {"clusterQueue": queue},
         },
     ]

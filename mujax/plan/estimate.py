@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from mujax.config import MeshConfig
 from mujax.errors import UserError
+from mujax.executables import MEMORY_SHARE
 from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
 from mujax.plan.chips import GIB, Topology
 from mujax.plan.hlo import Cost, read_cost
@@ -20,7 +21,6 @@ from mujax.run import Run
 from mujax.sharding import Layout, make_layout
 from mujax.steps import Program
 
-MEMORY_SHARE = 0.9  # of a device, as mujax.executables leaves it
 ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
 
 
@@ -28,10 +28,10 @@ ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times
 class Estimate:
     """Of the training program of `lanes` runs side by side, on all devices of a topology.
 
-    fits: whether it compiled within the memory of a device. memory_bytes: arguments and temporaries a device, None
-    where the compiler gave up. step_s: the longer of compute and what is sent beside it, plus what is sent alone.
-    mfu: model FLOPs of all lanes over what the devices can do in step_s. bound: compute or communication.
-    collectives: kind -> bytes a device sends in a step. unknown: instructions without an estimate.
+    fits: whether it compiled, within the share of a device's memory that a sweep allows itself. memory_bytes: arguments
+    and temporaries a device, None where the compiler gave up. step_s: the longer of compute and what is sent beside it,
+    plus what is sent alone. mfu: model FLOPs of all lanes over what the devices can do in step_s. bound: compute or
+    communication. collectives: kind -> bytes a device sends in a step. unknown: instructions without an estimate.
     """
 
     topology: str
@@ -57,10 +57,6 @@ class Estimate:
     collectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
     unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
     top: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def memory_share(self) -> float | None:
-        return None if self.memory_bytes is None else self.memory_bytes / self.hbm_bytes
 
 
 def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
@@ -106,7 +102,7 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
             **common, fits=False, memory_bytes=None, arguments_bytes=None, temporaries_bytes=None, why=found.why
         )
     needed, cost = found.arguments + found.temporaries + found.results, found.cost
-    fits = needed <= chip.hbm
+    fits = needed <= MEMORY_SHARE * chip.hbm
     compute, hidden, exposed = (
         cost.cycles / chip.clock, cost.bytes_sent("async") / chip.ici, cost.bytes_sent("sync") / chip.ici,
     )  # fmt: skip
@@ -117,7 +113,8 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
         sent[kind] = sent.get(kind, 0.0) + value
     return Estimate(
         **common, fits=fits, memory_bytes=needed, arguments_bytes=found.arguments,
-        temporaries_bytes=found.temporaries, why="" if fits else f"it needs {needed / GIB:.1f} GiB a device",
+        temporaries_bytes=found.temporaries,
+        why="" if fits else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} may be used",
         compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed, exposed_s=exposed, step_s=step,
         mfu=flops / (num_devices * chip.peak * step) if step else None,
         tokens_per_s=lanes * run.tokens_per_step / step if step else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from mujax import workdir as files
 from mujax.config import leaves, make_run_config
-from mujax.plan.chips import GIB, load_topology
+from mujax.plan.chips import CHIPS, GIB, load_topology
 from mujax.plan.estimate import Estimate, estimate
 from mujax.points import Point, group_points, make_points
 from mujax.run import Run, make_run
@@ -17,7 +17,9 @@ HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "ste
           "tokens/day", "hours", "chip-hours", "verdict")  # fmt: skip
 ASSUMPTIONS = (
     "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; gathers, scatters, sorts, "
-    "random numbers and custom calls (Pallas kernels) have none and count as nothing",
+    "random numbers and custom calls (Pallas kernels) have none and count as nothing; loops of unknown "
+    "length count once",
+    "memory is that of the training program; putting a run into a lane holds two states of it for a moment",
     "communication is the bytes of ring collectives over all ICI links of a device, a lower bound; links between "
     "slices are taken for ICI",
     "a step is the longer of compute and asynchronous communication, plus synchronous communication; latency, the host "
@@ -87,7 +89,7 @@ def plan(
             say(f"  taken {settings(found.run)}")
         groups.append(found)
         say(f"width {run.cfg.model.d_model}: {_outcome(found.estimate)}; compiled in {found.estimate.compile_s:.0f} s")
-    table = format_plan(groups, topology_name)
+    table = format_plan(groups)
     say(f"\n{table}")
     if root is not None:
         document = {
@@ -103,12 +105,12 @@ def candidates(run: Run, num_devices: int, num_points: int) -> Iterator[Run]:
     or none, and each remat policy; layers unrolled where nothing is recomputed."""
     share = max(1, num_devices // num_points)
     while run.program.batch_size // run.program.accumulation % share:
-        share //= 2
+        share -= 1
     options: list[dict[str, Any]] = [{}]
     if hasattr(run.cfg.model, "remat"):
         options = [{"remat": remat, "scan_layers": remat != "none"} for remat in ("none", "dots", "full")]
     for fsdp in dict.fromkeys((share, share // 2, share // 4, 1)):
-        if not fsdp or share % fsdp:
+        if not fsdp or share % fsdp or share // fsdp % run.cfg.mesh.slices:
             continue
         mesh = dataclasses.replace(run.cfg.mesh, data=share // fsdp, fsdp=fsdp, tensor=1)
         for changes in options:
@@ -143,9 +145,10 @@ def advice(group: Group) -> str:
     run, found = group.run, group.estimate
     cfg, ways = run.cfg, []
     per_device = cfg.train.batch_size // cfg.train.accumulation // (cfg.mesh.data * cfg.mesh.fsdp)
-    devices = found.chips * (2 if found.topology.startswith(("v3", "tpu7x")) else 1)
-    if cfg.mesh.data > 1:
-        ways.append(f"mesh.fsdp={cfg.mesh.fsdp * cfg.mesh.data} with mesh.data=1")
+    generation = found.topology.split()[-1].partition(":")[0]
+    devices = found.chips * CHIPS[generation].devices_per_chip
+    if cfg.mesh.data > cfg.mesh.slices:
+        ways.append(f"mesh.fsdp={cfg.mesh.fsdp * cfg.mesh.data // cfg.mesh.slices} with mesh.data={cfg.mesh.slices}")
     elif cfg.mesh.fsdp * cfg.mesh.tensor < devices and per_device % 2 == 0:
         ways.append(f"mesh.fsdp={2 * cfg.mesh.fsdp}")
     if getattr(cfg.model, "remat", "full") != "full":
@@ -161,7 +164,7 @@ def _outcome(found: Estimate) -> str:
     return f"{found.step_s:.4g} s a step, {(found.memory_bytes or 0) / GIB:.1f} of {found.hbm_bytes / GIB:.0f} GiB"
 
 
-def format_plan(groups: Sequence[Group], topology_name: str) -> str:
+def format_plan(groups: Sequence[Group]) -> str:
     lines: list[tuple[str, ...]] = [HEADER]
     notes = []
     for group in groups:
@@ -189,7 +192,8 @@ def format_plan(groups: Sequence[Group], topology_name: str) -> str:
     total = [group.chip_hours for group in groups]
     if None not in total:
         hours = math.fsum(hours for hours in total if hours)
-        text.append(f"\n{hours:.4g} chip-hours on {topology_name}, evaluations not counted")
+        where = ", ".join(dict.fromkeys(group.estimate.topology for group in groups))
+        text.append(f"\n{hours:.4g} chip-hours on {where}, evaluations not counted")
     text.append("mesh: sweep x data x fsdp x tensor devices; memory, compute and exposed communication: of a device")
     return "\n".join([*text, *notes])
 

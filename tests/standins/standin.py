@@ -37,6 +37,10 @@ def wait_for(is_so) -> None:
 
 def mujax() -> int:
     what = pop("codes") or "0"
+    sys.stdout.write("50%")  # a bar of progress, which ends no line
+    sys.stdout.flush()
+    if "MUJAX_COMMIT" in os.environ:
+        (ROOT / "commit").write_text(os.environ["MUJAX_COMMIT"])
     workdir = next(arg.partition("=")[2] for arg in ARGS if arg.startswith("--workdir="))
     if not os.path.isabs(workdir):  # on a slice; leaves something to be fetched
         Path(workdir).mkdir(parents=True, exist_ok=True)
