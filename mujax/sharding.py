@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -97,7 +98,7 @@ def make_layout(
     rules: Sequence[tuple[str, str]] = RULES,
     devices: Sequence[Any] | None = None,
 ) -> Layout:
-    """The first num_slots * data * fsdp * tensor devices as a mesh.
+    """num_slots * data * fsdp * tensor of the devices as a mesh.
 
     slices: TPU slices that are joined by a data-center network; `data` is split over them first, so that only the sum
       of gradients crosses it. devices: None: all of this machine's.
@@ -105,15 +106,20 @@ def make_layout(
     Raises:
       UserError: the devices are on another number of slices, if that is more than one.
     """
-    inside, across = (num_slots, data // slices, fsdp, tensor), (1, slices, 1, 1)
+    run, across = (data // slices, fsdp, tensor), (1, slices, 1, 1)
     of_slices: dict[int, list] = {}
     for device in jax.devices() if devices is None else devices:
         of_slices.setdefault(getattr(device, "slice_index", 0) if slices > 1 else 0, []).append(device)
     if len(of_slices) != slices:
         raise UserError(f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}")
-    devices = [device for members in of_slices.values() for device in members[: math.prod(inside)]]
-    if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    # All slots that there is room for: what knows how devices are wired takes only whole slices of them
+    room = min(map(len, of_slices.values())) // math.prod(run)
+    used = [device for members in of_slices.values() for device in members[: room * math.prod(run)]]
+    if len(used) < sum(map(len, of_slices.values())):
+        grid = np.moveaxis(np.asarray(used).reshape(slices, room, *run), 0, 1).reshape(room, data, fsdp, tensor)
+    elif slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh((room, *run), across, used, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
-    return Layout(Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), tuple(rules))
+        grid = mesh_utils.create_device_mesh((room, *run), used, allow_split_physical_axes=True)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return Layout(Mesh(grid[:num_slots], AXES, axis_types=axis_types), tuple(rules))
