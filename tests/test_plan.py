@@ -1,5 +1,6 @@
 """The plan: costs read from HLO against sums by hand; and, where libtpu is, real compilations for TPUs."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -7,10 +8,19 @@ import re
 import pytest
 from conftest import run_mujax
 
+from configs import base
+from configs.lingle2024.ablations import get_config
+from experiments.benchmarks.plan_all import CONFIGS, PLANS, plan_groups
+from mujax.config import make_run_config
 from mujax.errors import UserError
+from mujax.grid import expand_sweep
 from mujax.plan import chips
 from mujax.plan.chips import CHIPS, load_topology
+from mujax.plan.estimate import estimate
 from mujax.plan.hlo import num_bytes, read_cost
+from mujax.plan.plan import candidates
+from mujax.run import make_run
+from mujax.sharding import make_layout
 
 # A loop of 5 whose body computes 100 + 7 cycles and gathers; a loop of unknown length; an asynchronous gather; a
 # fused all-reduce with slice; a call without estimate
@@ -101,6 +111,7 @@ def test_a_topology_that_is_none(name, message):
 
 
 def test_without_libtpu(monkeypatch):
+    load_topology.cache_clear()
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install libtpu"):
         load_topology("v4:2x2x1")
@@ -117,13 +128,23 @@ def test_usage_errors_end_with_2():
         assert said in done.stderr.splitlines()[-1]
 
 
-aot = pytest.mark.tpu_aot
+def test_search_splits_a_run_over_its_share_of_the_devices():
+    """The largest part that divides the batch: 16 of 25 for 5 runs on 128, which 1024 rows go into."""
+    c = get_config("baseline")
+    run = make_run(next(cfg for _, cfg in expand_sweep(c.to_dict())))
+    meshes = {(other.cfg.mesh.data, other.cfg.mesh.fsdp) for other in candidates(run, 128, 5)}
+    assert meshes == {(1, 16), (2, 8), (4, 4), (16, 1)}
+    mesh = dataclasses.replace(run.cfg.mesh, slices=2)
+    on_two_slices = dataclasses.replace(run, cfg=dataclasses.replace(run.cfg, mesh=mesh))
+    assert {other.cfg.mesh.data % 2 for other in candidates(on_two_slices, 128, 1)} == {0}
+
+
+aot = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform")
 TINY = ["--config=configs/base.py", "--config.model.dtype=bfloat16", "--config.train.batch_size=32"]
 
 
 @aot
 def test_plan_of_a_small_sweep(tmp_path):
-    assert importlib.util.find_spec("libtpu")
     done = run_mujax(
         "plan", "--config=configs/quickstart.py", "--config.model.dtype=bfloat16", "--topology=v4:2x2x1",
         f"--workdir={tmp_path / 'p'}", "--config.mesh.fsdp=2", "--config.sweep.model.d_model=(128, 256)",
@@ -173,3 +194,92 @@ def test_a_mesh_larger_than_the_topology_ends_with_2():
     done = run_mujax("plan", *TINY, "--topology=v4:2x2x1", "--config.mesh.data=8")
     assert done.returncode == 2
     assert "is more than the 4 devices of v4:2x2x1" in done.stderr
+
+
+def planned(name, width, topology):
+    """Of a config of Lingle 2024 at one width, a run on the whole slice: what `mujax plan` says."""
+    c = get_config(name)
+    c.sweep.update(model={"d_model": (width,)}, optim={"learning_rate": (2.0**-6,)})
+    (run,) = (make_run(cfg) for _, cfg in expand_sweep(c.to_dict()))
+    return estimate(run, load_topology(topology))
+
+
+@aot
+@pytest.mark.parametrize(
+    ("name", "width", "topology", "bound"),
+    [
+        ("baseline", 128, "v3:8x8", 0.013),
+        pytest.param("baseline", 2048, "v3:8x8", 0.36, marks=pytest.mark.slow),
+        ("combined", 8192, "v4:4x8x8", 2.6),  # 10B parameters, 2^21 tokens a step
+    ],
+)
+def test_full_scale_fits_and_is_fast(name, width, topology, bound):
+    """Seconds a step by the compiler's cycles, and a quarter of the memory free."""
+    found = planned(name, width, topology)
+    assert found.fits and found.memory_bytes <= 0.75 * found.hbm_bytes
+    assert found.step_s <= bound
+
+
+@aot
+def test_data_is_split_over_slices_first():
+    """Of two real ones: only groups along `data` have devices of both."""
+    c = base.get_config()
+    c.mesh.update(data=2, fsdp=4, slices=2)
+    topology = load_topology("v4:2x2x1", 2)
+    mesh = make_layout(1, data=2, fsdp=4, slices=2, devices=topology.devices).mesh
+    assert [{d.slice_index for d in row} for row in mesh.devices[0, :, :, 0]] == [{0}, {1}]
+    found = estimate(make_run(make_run_config(c.to_dict())), topology)
+    assert found.fits and (found.topology, found.chips) == ("2 x v4:2x2x1", 8)
+    assert {"all-gather", "all-reduce"} <= set(found.collectives)
+
+
+@aot
+@pytest.mark.parametrize(("slots", "data"), [(36, 1), (5, 3), (64, 1), (2, 32)])
+def test_slots_need_not_fill_the_slice(slots, data):
+    """36 runs on 64 chips, or runs of 3 chips each."""
+    devices = load_topology("v4:4x4x4").devices
+    mesh = make_layout(slots, data=data, devices=devices).mesh
+    assert dict(mesh.shape) == {"sweep": slots, "data": data, "fsdp": 1, "tensor": 1}
+    assert len({device.id for device in mesh.devices.flat}) == slots * data
+
+
+@aot
+@pytest.mark.slow
+def test_narrow_runs_packed_by_the_sweep_axis():
+    """32 runs of width 128 on 4 cores each: at least 1.3 times the tokens a second of one run on all 128, and nothing
+    between runs."""
+    c = get_config("baseline")
+    c.mesh.update(data=4, fsdp=1)
+    c.sweep.update(model={"d_model": (128,)}, optim={"learning_rate": tuple(2.0**-k for k in range(32))})
+    run = make_run(next(cfg for _, cfg in expand_sweep(c.to_dict())))
+    packed = estimate(run, load_topology("v3:8x8"), 32)
+    assert (packed.slots, packed.lanes) == (32, 32) and set(packed.collectives) == {"all-reduce"}
+    assert packed.tokens_per_s >= 1.3 * planned("baseline", 128, "v3:8x8").tokens_per_s
+
+
+COMMITTED = {paper: json.loads((PLANS / f"{paper}.json").read_text())["plans"] for paper in CONFIGS}
+
+
+def test_a_committed_plan_of_every_config():
+    """All widths of all points; every one fits."""
+    for paper, configs in CONFIGS.items():
+        assert set(COMMITTED[paper]) == set(configs)
+        for name, (config, topology) in configs.items():
+            groups = COMMITTED[paper][name]["groups"]
+            tree = config(name).to_dict()
+            assert {g["width"] for g in groups} == {cfg.model.d_model for _, cfg in expand_sweep(tree)}
+            assert COMMITTED[paper][name]["topology"] == topology
+            assert all(g["fits"] and g["step_s"] > 0 for g in groups)
+
+
+@aot
+@pytest.mark.slow
+@pytest.mark.parametrize(("paper", "name"), [(paper, name) for paper in CONFIGS for name in CONFIGS[paper]])
+def test_every_config_fits_as_committed(paper, name):
+    """Compiled again: an hour and more, for all."""
+    config, topology = CONFIGS[paper][name]
+    groups = plan_groups(config(name).to_dict(), topology)
+    for group, committed in zip(groups, COMMITTED[paper][name]["groups"], strict=True):
+        assert group.estimate.fits
+        assert group.num_points == committed["num_points"]
+        assert group.estimate.step_s == pytest.approx(committed["step_s"], rel=0.1)
