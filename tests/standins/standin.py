@@ -5,6 +5,7 @@ do, call by call (an exit code; `term`: wait for SIGTERM and exit with 75; `wait
 `preempt`: the slice is taken away meanwhile; none left: exit with 0).
 """
 
+import fcntl
 import json
 import os
 import re
@@ -22,9 +23,11 @@ TOOL, ARGS = Path(sys.argv[0]).name, sys.argv[1:]
 def pop(name: str, last: str = "") -> str:
     """The first line of a file, which it loses; the last one stays if `last` is 'stays'."""
     file = ROOT / name
-    lines = file.read_text().split() if file.exists() else []
-    if len(lines) > 1 or last != "stays":
-        file.write_text("\n".join(lines[1:]))
+    with open(ROOT / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two jobs may be called at once
+        lines = file.read_text().split() if file.exists() else []
+        if len(lines) > 1 or last != "stays":
+            file.write_text("\n".join(lines[1:]))
     return lines[0] if lines else ""
 
 
