@@ -132,6 +132,19 @@ def get_config(model: str = "transformer") -> ConfigDict:
     # gets it; an axis that its mesh axis does not divide (2 kv_heads over tensor = 8) stays whole on every device.
     c.mesh.rules = ("embed=fsdp", "heads=tensor", "kv_heads=tensor", "mlp=tensor", "vocab=tensor")
 
+    # Of mujax train: the state of the run, from which it goes on after whatever has ended it. This section and
+    # the next are no part of a run's id.
+    c.checkpoint = ConfigDict()
+    c.checkpoint.interval = 500  # steps between saves; also at the end, and when the run is asked to stop
+    c.checkpoint.keep = 2  # the latest ones are kept; at least 2, as one may turn out damaged
+    c.checkpoint.best = True  # the weights of the lowest validation loss too
+    c.checkpoint.grace_seconds = 25.0  # after SIGTERM, a process that has not saved by then ends without
+
+    c.monitor = ConfigDict()
+    c.monitor.tensor_interval = 0  # steps between RMS of every tensor and of its update in metrics.jsonl; 0: never
+    c.monitor.profile_step = 0  # first step that the profiler traces
+    c.monitor.profile_steps = 0  # how many it traces; 0: none
+
     # A sweep is the product of the axes named here, in the shape of the config itself, e.g.
     #   c.sweep.optim = {"learning_rate": (2.0**-8, 2.0**-7)}
     # and of c.sweep.points, which mujax.grid builds for all that is not a plain product.

@@ -1,51 +1,214 @@
-"""Trained weights on disk: one folder a step, under checkpoints/ of a run's workdir, written whole or not at all."""
+"""Checkpoints on disk: a folder a step, written beside the training, whole or not at all, and never trusted unseen.
 
+What Orbax gives back is compared with checksums taken of the arrays on the devices before they were saved: a bit that
+changed on the way, or a file that is gone, is found on any mesh: sums modulo 2^32 do not depend on how an array is
+split.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mujax.errors import UserError
 
+Record = dict[str, Any]
 
-def save(root: Path, step: int, params, table_hash: str) -> None:
-    """Writes the master weights after `step` updates; those of an earlier attempt at the same run are replaced.
-
-    Args:
-      table_hash: of the parameterization that the weights are stored under (see mujax.run.Run).
-    """
-    with _manager(root, create=True) as manager:
-        if step in manager.all_steps():
-            manager.delete(step)
-        items = {"params": ocp.args.StandardSave(params), "record": ocp.args.JsonSave({"table_hash": table_hash})}
-        manager.save(step, args=ocp.args.Composite(**items))
+# Orbax also logs, with tracebacks, the errors that it raises
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def load(root: Path, abstract_params, table_hash: str) -> tuple[int, Any]:
-    """(step, master weights) of the last checkpoint of a workdir.
+class Checkpoints:
+    """The checkpoints of one folder; all processes of a run make the same calls."""
 
-    Args:
-      abstract_params: their shapes and types, with shardings if they are to be split.
+    def __init__(self, folder: Path, keep: int | None):
+        """keep: of the latest ones; those before are deleted once a newer one is whole. None: only to read."""
+        self._folder, self._is_read_only = folder, keep is None
+        options = ocp.CheckpointManagerOptions(
+            create=not self._is_read_only,
+            read_only=self._is_read_only,
+            cleanup_tmp_directories=not self._is_read_only,  # of a process that was killed while it saved
+            preservation_policy=preservation_policy.LatestN(keep),
+            enable_async_checkpointing=True,
+            # Two folders may be written at once, and processes must not take one for the other
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
+            # Made in the background, a folder that cannot be made is waited for
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
-    Raises:
-      UserError: there is none, or it was saved under another table: its numbers would mean something else.
-    """
-    if not (root / "checkpoints").is_dir():
-        raise UserError(f"--workdir={root} has no checkpoints: mujax train leaves one when a run has come through")
-    with _manager(root, create=False) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f"--workdir={root}: checkpoints/ is empty")
-        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
-        if record["table_hash"] != table_hash:
+    @property
+    def steps(self) -> list[int]:
+        """Of the checkpoints there are, in order; one that is being written counts."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, trees: Mapping[str, Any], record: Record) -> None:
+        """Begins to write trees of arrays, by name, and a record of JSON values; returns when they are copied.
+
+        What comes after may change the arrays. An earlier save that is still on its way is waited for.
+
+        Raises:
+          UserError: this one or the one before could not be written.
+        """
+        document = {**record, "step": step, "arrays": _describe(trees)}
+        document["digest"] = _digest(document)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        with self._reported():
+            self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(document), **items), force=True)
+
+    def check(self) -> None:
+        """Raises UserError if a save that has been begun has failed."""
+        with self._reported():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Until all is written. Raises UserError if it could not be."""
+        with self._reported():
+            self._manager.wait_until_finished()
+
+    def restore(
+        self, trees: Mapping[str, Any], check: Callable[[Record], None]
+    ) -> tuple[Record, dict[str, Any]] | None:
+        """(record, trees) of the latest checkpoint that is sound; None if there is none at all.
+
+        Damaged ones are moved to damaged/ beside the folder once one before them has been read, unless it is only read.
+
+        Args:
+          trees: what is wanted, as shapes, types and shardings.
+          check: raises UserError if a sound record is not of this run.
+
+        Raises:
+          UserError: there are only damaged ones, which are left as they are; or what `check` raised.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps):
+            try:
+                record = self._read_record(step)
+                check(record)
+                found = self._read(step, record, trees)
+            except _Damaged as e:
+                damaged[step] = str(e)
+                continue
+            for bad, reason in damaged.items():
+                print(f"{self._folder / str(bad)} is damaged ({reason}); going on from step {step}", file=sys.stderr)
+                if not self._is_read_only:
+                    self._set_aside(bad)
+            return record, found
+        if damaged:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"--workdir={root}: its checkpoint was saved under another parameterization table "
-                f"({record['table_hash']}, its config now resolves to {table_hash}); use the code that saved it"
+                f"{self._folder} holds damaged checkpoints only ({reasons}); nothing was changed. Restore it from a "
+                "copy, or choose a new workdir"
             )
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-        return step, manager.restore(step, args=args).params
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Deletes checkpoints of later steps, which are to be trained again."""
+        for later in [s for s in self.steps if s > step]:
+            self._manager.delete(later)
+
+    def close(self) -> None:
+        """Ends what is under way; that a save has failed is for `wait` to say."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+
+    def _read_record(self, step: int) -> Record:
+        with _found_damage():
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            digest = record.pop("digest")
+        if digest != _digest(record) or record["step"] != step:
+            raise _Damaged("its record does not match its digest")
+        return record
+
+    def _read(self, step: int, record: Record, trees: Mapping[str, Any]) -> dict[str, Any]:
+        for name, (shape, dtype) in _shapes(trees).items():
+            saved = record["arrays"].get(name)
+            if saved is None or (tuple(saved["shape"]), saved["dtype"]) != (shape, dtype):
+                there = "absent" if saved is None else f"{saved['dtype']} {tuple(saved['shape'])}"
+                raise UserError(f"{self._folder / str(step)}: {name} is {there}, not {dtype} {shape} as here")
+        with _found_damage():
+            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in trees.items()})
+            restored = self._manager.restore(step, args=args)
+            found = {name: restored[name] for name in trees}
+            described = _describe(found)
+        for name, array in described.items():
+            if array != record["arrays"][name]:
+                raise _Damaged(f"{name} is not what was saved")
+        return found
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            for n in range(1000):
+                target = self._folder.parent / "damaged" / (f"{step}" if n == 0 else f"{step}-{n}")
+                if not target.exists():
+                    target.parent.mkdir(exist_ok=True)
+                    (self._folder / str(step)).rename(target)
+                    break
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:  # Orbax, TensorStore and the file system each have their own
+            reason = " ".join(str(e).split())
+            short = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-140:]}"  # the cause comes last
+            raise UserError(f"{self._folder}: a checkpoint could not be saved ({short}); the last one stands") from e
 
 
-def _manager(root: Path, create: bool) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(create=create, enable_async_checkpointing=False)
-    return ocp.CheckpointManager((root / "checkpoints").absolute(), options=options)
+class _Damaged(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def _found_damage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:  # whatever Orbax makes of what it reads
+        raise _Damaged(f"{type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _shapes(trees: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    leaves = jax.tree.leaves_with_path(dict(trees))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, str(x.dtype)) for path, x in leaves}
+
+
+def _describe(trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Shape, type and checksum of every array, by its path."""
+    shapes = _shapes(trees)
+    sums = np.asarray(_checksums(jax.tree.leaves(dict(trees)))).tolist()
+    return {
+        name: {"shape": list(shape), "dtype": dtype, "checksum": value}
+        for (name, (shape, dtype)), value in zip(shapes.items(), sums, strict=True)
+    }
+
+
+@jax.jit
+def _checksums(arrays):
+    return jnp.stack([_checksum(x) for x in arrays])
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """Sum modulo 2^32 of the bits of each number times an odd number that its place gives it: every change of one
+    number is seen, and others, swaps too, are missed once in about 2^32."""
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    mixed = place * jnp.uint32(2654435761)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+    return jnp.sum(bits * ((mixed ^ (mixed >> 13)) | 1), dtype=jnp.uint32)

@@ -96,6 +96,21 @@ class MeshConfig:
         return tuple((axis, mesh_axis) for axis, _, mesh_axis in (rule.partition("=") for rule in self.rules))
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    interval: int
+    keep: int
+    best: bool
+    grace_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorConfig:
+    tensor_interval: int
+    profile_step: int
+    profile_steps: int
+
+
 SECTIONS = {
     "parameterization": ParameterizationConfig,
     "optim": OptimConfig,
@@ -103,9 +118,13 @@ SECTIONS = {
     "train": TrainConfig,
     "data": DataConfig,
     "mesh": MeshConfig,
+    "checkpoint": CheckpointConfig,
+    "monitor": MonitorConfig,
 }
-# Sections that speak of many runs, or of where they run, and are no part of what a run is.
+# Sections that speak of many runs
 STUDY_SECTIONS = ("sweep", "refine")
+# Sections that say where and how a run is done, and may change while it is under way: no part of what it is
+OPERATION_SECTIONS = ("mesh", "checkpoint", "monitor")
 DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
 ZERO_MEANS_NONE = ("num_kv_heads",)
@@ -125,6 +144,8 @@ class RunConfig:
     train: TrainConfig
     data: DataConfig
     mesh: MeshConfig
+    checkpoint: CheckpointConfig
+    monitor: MonitorConfig
 
     @property
     def base_model(self):
@@ -146,8 +167,8 @@ class RunConfig:
 
     @functools.cached_property
     def id(self) -> str:
-        """First 12 hex of the SHA-256 of the resolved config without its mesh: names the run and its directory."""
-        return digest({key: value for key, value in self.as_dict().items() if key != "mesh"})
+        """First 12 hex of the SHA-256 of the resolved config without OPERATION_SECTIONS: names the run."""
+        return digest({key: value for key, value in self.as_dict().items() if key not in OPERATION_SECTIONS})
 
 
 def digest(tree) -> str:
@@ -189,14 +210,14 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     return cfg
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Fields in which two nested configs differ, as 'optim.learning_rate: 0.1 -> 0.2'."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Fields in which two nested configs differ, and how: {'optim.learning_rate': '0.1 -> 0.2'}."""
     a, b = dict(leaves(old)), dict(leaves(new))
-    return [
-        f"{field}: {_short(a.get(field, 'absent'))} -> {_short(b.get(field, 'absent'))}"
+    return {
+        field: f"{_short(a.get(field, 'absent'))} -> {_short(b.get(field, 'absent'))}"
         for field in sorted(a.keys() | b.keys())
         if a.get(field) != b.get(field)
-    ]
+    }
 
 
 def _short(value) -> str:
@@ -292,6 +313,8 @@ def _check_ranges(
     train: TrainConfig,
     data: DataConfig,
     mesh: MeshConfig,
+    checkpoint: CheckpointConfig,
+    monitor: MonitorConfig,
 ) -> None:
     _one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
     _positive("parameterization.base_width", parameterization.base_width)
@@ -357,6 +380,12 @@ def _check_ranges(
             f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size / train.accumulation = "
             f"{train.batch_size // train.accumulation}"
         )
+
+    for name in ("interval", "grace_seconds"):
+        _positive(f"checkpoint.{name}", getattr(checkpoint, name))
+    _at_least("checkpoint.keep", checkpoint.keep, 2)  # one may turn out damaged
+    for name in ("tensor_interval", "profile_step", "profile_steps"):
+        _at_least(f"monitor.{name}", getattr(monitor, name), 0)
 
     _one_of("data.name", data.name, DATASETS)
     _positive("data.seq_len", data.seq_len)

@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mujax.lanes import example_numbers
 from mujax.points import Point, Shard, group_points, make_points
 from mujax.refine import refine_config
 from mujax.run import Run
-from mujax.steps import make_train_fns
+from mujax.steps import example_numbers, make_train_fns
 
 
 def estimate_bytes(run: Run) -> tuple[int, int]:

@@ -15,11 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 from mujax.config import TrainConfig
 from mujax.errors import UserError
-from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
+from mujax.lanes import abstract_lanes, make_lane_fns
 from mujax.models import MODELS
 from mujax.run import Run
 from mujax.sharding import Layout, make_layout
-from mujax.steps import Program
+from mujax.steps import Program, example_numbers
 
 # A signal is served, and progress is shown, between two calls of the compiled program.
 MAX_STEPS_PER_CALL = 25
@@ -130,13 +130,12 @@ def _compile(program: Program, model, layout: Layout, num_lanes: int, vmapped: b
     fns = make_lane_fns(program, layout, vmapped)
     lanes = abstract_lanes(program, layout, num_lanes)
     per_lane = NamedSharding(layout.mesh, P("sweep"))
-    whole = NamedSharding(layout.mesh, P())
 
     def of_lanes(dtype):
         return jax.ShapeDtypeStruct((num_lanes,), dtype, sharding=per_lane)
 
     def shared(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.whole)
 
     numbers = jax.tree.map(lambda _: of_lanes(np.float32), example_numbers(program))
     step_args = (shared(jax.ShapeDtypeStruct((), np.int32)), *numbers, of_lanes(np.float32))

@@ -5,21 +5,16 @@ lanes of one slot of that axis run one after the other, or vmapped, which fills 
 axes of the mesh split each single lane, see mujax.sharding; such lanes are always vmapped.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mujax.hps import Hps, as_float32
-from mujax.models import MODELS
-from mujax.parameterization import Scaling
 from mujax.sharding import Layout
-from mujax.steps import METRICS, Program, TrainState, abstract_metas, init_options, make_train_fns
+from mujax.steps import METRICS, Program, TrainState, abstract_state, init_options, make_train_fns, state_shardings
 
 Options = dict[str, Any] | None  # of XLA, for one program
 TPU_OPTIONS = {"xla_enable_async_all_gather": "true"}  # weights are gathered while the layer before computes
@@ -121,38 +116,15 @@ def abstract_lanes(program: Program, layout: Layout, num_lanes: int) -> LaneStat
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s), lane, shardings)
 
 
-def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
-    """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
-    metas = abstract_metas(program.model_name, program.model)
-    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
-
-
 def abstract_lane(program: Program) -> LaneState:
     """Shapes and types of the state of one lane."""
-    return _abstract_lane(program, MODELS[program.model_name])
-
-
-@functools.lru_cache(maxsize=8)
-def _abstract_lane(program: Program, model) -> LaneState:
-    del model  # as in mujax.steps
-    state = jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
-    return jax.eval_shape(LaneState, state, jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.eval_shape(LaneState, abstract_state(program), jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def _lane_shardings(program: Program, layout: Layout) -> LaneState:
-    """Parameters, and what of the optimizer's state has their structure, by their axes; the rest whole."""
-    lane = abstract_lane(program)
-    metas = abstract_metas(program.model_name, program.model)
-    structure = jax.tree.structure(lane.train.params)
-    of_params = jax.tree.map(lambda m: NamedSharding(layout.mesh, P("sweep", *layout.stored(m).spec)), metas)
-
-    def is_like_params(x):
-        return jax.tree.structure(x) == structure
-
-    def shardings(x):
-        return of_params if is_like_params(x) else NamedSharding(layout.mesh, P("sweep"))
-
-    return jax.tree.map(shardings, lane, is_leaf=is_like_params)
+    """Those of one run's state, with the lanes over `sweep`."""
+    of_lanes = jax.tree.map(lambda s: NamedSharding(layout.mesh, P("sweep", *s.spec)), state_shardings(program, layout))
+    return LaneState(of_lanes, cast(Any, NamedSharding(layout.mesh, P("sweep"))))
 
 
 def over_lanes(

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"mujax: {' '.join(str(e).split())}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
-        is_kept = name in ("sweep", "launch")
+        is_kept = name in ("train", "sweep", "launch")
         after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mujax import checkpoint
 from mujax import workdir as files
+from mujax.checkpoint import Checkpoints, Record
 from mujax.config import make_run_config
 from mujax.data.corpus import DOCUMENT_END
 from mujax.errors import UserError
 from mujax.models import MODELS
 from mujax.run import Run, make_run
-from mujax.steps import Program, effective, make_train_fns
+from mujax.steps import Program, abstract_state, effective
 
 
 class Sampling(NamedTuple):
@@ -107,7 +107,13 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
 
 
 def sample(
-    workdir: str | Path, prompts: Sequence[str], num_tokens: int, sampling: Sampling, window: int = 0, seed: int = 0
+    workdir: str | Path,
+    prompts: Sequence[str],
+    num_tokens: int,
+    sampling: Sampling,
+    window: int = 0,
+    seed: int = 0,
+    which: str = "latest",
 ) -> list[str]:
     """Continuations of prompts by the run that `mujax train` has left in `workdir`.
 
@@ -115,6 +121,7 @@ def sample(
 
     Args:
       window: tokens that attention looks back on; 0: data.seq_len of the run, as in training.
+      which: latest, or best: the checkpoint with the lowest validation loss.
 
     Raises:
       UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens than it can take.
@@ -133,7 +140,7 @@ def sample(
         )
     stop = DOCUMENT_END if run.cfg.data.eos_id < 0 else run.cfg.data.eos_id
     generate = make_generate(run.program, num_tokens, window or run.cfg.data.seq_len, stop)
-    _, params = checkpoint.load(root, _abstract_params(run), run.table_hash)
+    params = _load_params(root, which, run)
     prompts_BP = np.zeros((len(rows), max(lengths)), np.int32)
     for b, row in enumerate(rows):
         prompts_BP[b, : len(row)] = row
@@ -146,11 +153,25 @@ def sample(
     ]
 
 
-def _abstract_params(run: Run):
-    """On one device of this machine, whichever the run was on."""
-    init, device = make_train_fns(run.program).init, jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), run.hps, run.scalings).params
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params)
+def _load_params(root: Path, which: str, run: Run):
+    """The weights of a checkpoint on one device of this machine, whichever the run was on."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_state(run.program).params
+    )
+
+    def check(record: Record) -> None:
+        if record["table_hash"] != run.table_hash:
+            raise UserError(
+                f"--workdir={root}: its checkpoint was saved under another parameterization table "
+                f"({record['table_hash']}, its config now resolves to {run.table_hash}); use the code that saved it"
+            )
+
+    folder = root / "checkpoints" / which
+    found = Checkpoints(folder, keep=None).restore({"params": params}, check) if folder.is_dir() else None
+    if found is None:
+        raise UserError(f"--workdir={root} has no checkpoints in checkpoints/{which}: mujax train leaves them there")
+    return found[1]["params"]
 
 
 def _text(tokens: list[int], stop: int) -> str:

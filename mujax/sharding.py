@@ -44,6 +44,11 @@ class Layout:
         """Whether one run takes more than one device."""
         return self.mesh.size > self.num_slots
 
+    @property
+    def whole(self) -> NamedSharding:
+        """Of what every device has a copy of."""
+        return NamedSharding(self.mesh, P())
+
     def stored(self, meta: ParamMeta) -> NamedSharding:
         """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
         return self._sharding(meta.axes, meta.sizes, WEIGHT_AXES)

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from mujax.hps import Hps
+from mujax.hps import Hps, as_float32
 from mujax.loss import mean_cross_entropy, until_first
 from mujax.models import MODELS
 from mujax.models.layers import LanguageModel
 from mujax.optim import make_optimizer
+from mujax.parameterization import Scaling
 from mujax.params import laid_out, unbox
 from mujax.schedules import SCHEDULES
 
@@ -90,6 +92,36 @@ def _first_tokens(model_cfg) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
 
 
+def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
+    """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
+    metas = abstract_metas(program.model_name, program.model)
+    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
+
+
+def abstract_state(program: Program) -> TrainState:
+    """Shapes and types of the state of a run."""
+    return _abstract_state(program, MODELS[program.model_name])
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_state(program: Program, model) -> TrainState:
+    del model  # as in _abstract_metas
+    return jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
+
+
+def state_shardings(program: Program, layout) -> TrainState:
+    """Where the state of a run lives: parameters, and what of the optimizer's state has their structure, by their axes;
+    the rest whole. layout: a mujax.sharding.Layout."""
+    state = abstract_state(program)
+    structure = jax.tree.structure(state.params)
+    of_params = jax.tree.map(layout.stored, abstract_metas(program.model_name, program.model))
+
+    def is_like_params(x):
+        return jax.tree.structure(x) == structure
+
+    return jax.tree.map(lambda x: of_params if is_like_params(x) else layout.whole, state, is_leaf=is_like_params)
+
+
 def init_options() -> dict[str, Any] | None:
     """XLA options for compiling an initialization, which runs once: on CPU, half the time for programs as fast."""
     if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
@@ -100,6 +132,30 @@ def init_options() -> dict[str, Any] | None:
 def effective(params, scalings, dtype) -> dict[str, Any]:
     """The variables that a module computes with: masters times their forward factors, in `dtype`."""
     return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
+
+
+def tensor_rms(before, after, scalings) -> dict[str, Any]:
+    """What an update has done, from the weights before and after it: its global norm (of stored weights), and by tensor
+    the root mean squares of stored weights and of their update, and of the effective weights, all after it."""
+
+    def rms(x):
+        return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+    updates = jax.tree.map(jnp.subtract, after, before)
+    tensors = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): {
+            "rms": rms(w),
+            "update_rms": rms(update),
+            "effective_rms": jnp.abs(s.forward) * rms(w),
+        }
+        for (path, w), update, s in zip(
+            jax.tree.leaves_with_path(after),
+            jax.tree.leaves(updates),
+            jax.tree.leaves(scalings, is_leaf=lambda x: isinstance(x, Scaling)),
+            strict=True,
+        )
+    }
+    return {"update_norm": optax.tree.norm(updates), "tensors": tensors}
 
 
 def make_train_fns(program: Program, layout=None) -> TrainFns:

@@ -1,14 +1,11 @@
 """Many points: grouped, trained side by side, one row each; none is lost, and none is done twice."""
 
-import contextlib
 import dataclasses
 import math
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from mujax.lanes import abstract_lane
 from mujax.metrics import metric_records
 from mujax.mirrors import Mirror
 from mujax.points import Point, Shard, group_points, make_points
+from mujax.processes import deferred_signals
 from mujax.refine import propose, refine_config
 from mujax.results import code_version, make_row
 from mujax.steps import METRICS
@@ -61,7 +59,7 @@ def sweep(
         raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
     part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
     root = files.open_workdir(workdir, "manifest.json", tree)
-    with files.locked(root), _deferred_signals() as is_interrupted:
+    with files.locked(root), deferred_signals(grid[0].run.cfg.checkpoint.grace_seconds) as is_interrupted:
         study = _Study(tree, root, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
         points, notes = grid, []
         while True:
@@ -193,28 +191,6 @@ class _Study:
     def _stop_if_interrupted(self) -> None:
         if self._is_interrupted():
             raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at once."""
-    received = threading.Event()
-
-    def note(signum, frame):
-        if received.is_set():
-            raise KeyboardInterrupt
-        received.set()
-        print("\nsaving what is in flight; once more to stop at once", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
-        yield received.is_set
-        return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received.is_set
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _title(members: Sequence[Point]) -> str:

@@ -1,123 +1,346 @@
-"""One run: the simplest loop that is the real thing. Many runs at once are mujax.sweep."""
+"""One run, of any size: on a device, a mesh, or the hosts of a pod; the simplest loop that is the real thing. Many runs
+at once are mujax.sweep."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from mujax import checkpoint
 from mujax import workdir as files
+from mujax.checkpoint import Checkpoints, Record
 from mujax.config import make_run_config
-from mujax.data.loader import load_batches
+from mujax.data.loader import TrainBatches, load_batches
 from mujax.errors import UserError
+from mujax.logs import RunLog, StepTimer
 from mujax.metrics import is_bad, is_given_up, json_number
-from mujax.results import make_row
+from mujax.processes import agreed, all_same, is_primary, stop_requests
+from mujax.results import code_version, make_row
 from mujax.run import Run, make_run
-from mujax.steps import init_options, make_train_fns
+from mujax.sharding import Layout, make_layout
+from mujax.steps import (
+    METRICS,
+    TrainState,
+    abstract_state,
+    init_options,
+    make_train_fns,
+    state_shardings,
+    tensor_rms,
+)
 
 
-def train(tree: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequence[str] = ()) -> dict[str, Any]:
     """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
 
-    Leaves config.json, metrics.jsonl (appended as the run goes) and, at the end, checkpoints/ (the weights of a
-    run that came through) and result.json. A finished workdir is left alone. An interrupted run starts again
-    from step 0: it repeats itself exactly, and what it had logged is kept as metrics.interrupted.jsonl until the
-    next interruption.
+    Leaves config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at the end result.json.
+    A finished workdir is left alone. An interrupted run goes on from its latest sound checkpoint, and what it leaves
+    is, bit by bit, what it would have left uninterrupted on these devices. On several processes all call this, with a
+    workdir that all of them see.
+
+    Args:
+      allowed_changes: fields in which the config may differ from the one that the workdir was begun with; `table` and
+        `data` stand for the resolved parameterization and the text that is trained on.
 
     Raises:
-      UserError: a bad config, data source or workdir; nothing has been compiled.
+      UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved.
+      KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
     run = make_run(make_run_config(tree))
-    if run.cfg.mesh.num_devices > 1:
-        raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {run.cfg.mesh.num_devices}: train runs on one device; mujax sweep "
-            "splits runs over a mesh"
-        )
-    root = files.open_workdir(workdir, "config.json", run.cfg.as_dict())
-    if (root / "result.json").exists():
-        return files.read_json(root / "result.json")
-    data = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
-    with files.locked(root):
-        if (root / "result.json").exists():  # another process has finished it in the meantime
-            return files.read_json(root / "result.json")
-        return _train(run, root, data)
+    layout = _make_layout(run)
+    root = files.local_path(workdir)
+    config = run.cfg.as_dict()
+    row = agreed(lambda: _result(files.open_workdir(workdir, "config.json", config, allowed_changes), config))
+    if row is not None:
+        return row
+    batches, validation, fingerprint = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
+    if not all_same(fingerprint):
+        raise UserError(f"the processes of this run read different data (fingerprint {fingerprint} here)")
+    with contextlib.ExitStack() as stack:
+        row = agreed(lambda: _take(root, config, stack))
+        if row is not None:  # another process has finished it in the meantime
+            return row
+        training = _Training(run, layout, root, batches[run.cfg.seed], validation, fingerprint, allowed_changes)
+        stack.callback(training.close)
+        with stop_requests(run.cfg.checkpoint.grace_seconds) as is_stopping:
+            return training.run_to_end(is_stopping)
 
 
-def _train(run: Run, root: Path, data) -> dict[str, Any]:
-    cfg, (batches, validation, fingerprint) = run.cfg, data
-    files.write_json(root / "config.json", cfg.as_dict())
-    metrics_file = root / "metrics.jsonl"
-    if metrics_file.exists():
-        metrics_file.rename(root / "metrics.interrupted.jsonl")
-        print(f"{root} holds an unfinished run; starting again from step 0", file=sys.stderr)
+def _result(root: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The row that is there already, if it is of this config and not of another that may be changed."""
+    if not (root / "result.json").exists() or _is_other(root, config):
+        return None
+    return files.read_json(root / "result.json")
 
-    start = time.time()
-    fns = make_train_fns(run.program)
-    init = jax.jit(fns.init, compiler_options=init_options())
-    step_fn, evaluate = jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
-    state = init(np.uint32(cfg.seed), run.hps, run.scalings)
-    eval_losses: list[tuple[int, float]] = []
-    diverged_at: int | None = None
-    stopped_at: int | None = None
 
-    def look(step: int, metrics: Mapping[str, Any]) -> None:
-        """Reads the metrics of a step already dispatched; notes a divergence."""
-        nonlocal diverged_at
-        if diverged_at is not None:
-            return
-        values = {name: json_number(value) for name, value in metrics.items()}
-        if step % cfg.train.log_interval == 0:
-            files.append_jsonl(metrics_file, {"step": step, **values})
-        if is_bad(float(metrics["loss"]), cfg.train.divergence_loss):
-            diverged_at = step
+def _is_other(root: Path, config: Mapping[str, Any]) -> bool:
+    recorded = root / "config.json"
+    return recorded.exists() and files.same_study(files.read_json(recorded)) != files.same_study(config)
 
-    def look_at_validation(step: int) -> None:
-        nonlocal diverged_at, stopped_at
-        losses = [evaluate(state.params, rows, run.hps, run.scalings) for rows in validation]
-        loss = float(np.mean([float(x) for x in losses]))
-        eval_losses.append((step, loss))
-        files.append_jsonl(metrics_file, {"step": step, "eval_loss": json_number(loss)})
-        tokens_per_second = step * run.tokens_per_step / (time.time() - start)
-        print(f"step {step}/{cfg.train.steps}  eval loss {loss:.4f}  {tokens_per_second:.0f} tokens/s", file=sys.stderr)
-        if is_bad(loss, cfg.train.divergence_loss):
-            diverged_at = step
-        elif is_given_up(step, loss, cfg.train.give_up_step, cfg.train.give_up_loss):
-            stopped_at = step
 
-    # The loop dispatches step t before it reads the metrics of step t - 1
-    pending = None
-    for t in range(cfg.train.steps):
-        if t % cfg.train.eval_interval == 0:
-            if pending:
-                look(*pending)
-                pending = None
-            if diverged_at is None:
-                look_at_validation(t)
-        if diverged_at is not None or stopped_at is not None:
-            break
-        state, metrics = step_fn(state, batches[cfg.seed][t], run.hps, run.scalings)
-        if pending:
-            look(*pending)
-        pending = (t, metrics)
-    if pending:
-        look(*pending)
-    if diverged_at is None and stopped_at is None:
-        look_at_validation(cfg.train.steps)
-    if diverged_at is None and stopped_at is None:  # the last evaluation may have told otherwise
-        checkpoint.save(root, cfg.train.steps, state.params, run.table_hash)
-
-    row = make_row(
-        run,
-        overrides={},
-        diverged_at_step=diverged_at,
-        stopped_at_step=stopped_at,
-        eval_losses=eval_losses,
-        data_fingerprint=fingerprint,
-        seconds=time.time() - start,
-    )
-    files.write_json(root / "result.json", row)
+def _take(root: Path, config: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any] | None:
+    """Holds the workdir until `stack` is left, and writes whose it is; returns the result if there is one already."""
+    stack.enter_context(files.locked(root))
+    if _is_other(root, config):
+        files.set_aside(root, ("config.json", "result.json"))
+    row = _result(root, config)
+    if row is None:
+        files.write_json(root / "config.json", config)
     return row
+
+
+def _make_layout(run: Run) -> Layout | None:
+    """The mesh of a run; None: one device, with nothing to split.
+
+    Raises:
+      UserError: it does not fit the devices there are.
+    """
+    mesh = run.cfg.mesh
+    where = f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices}"
+    if jax.process_count() > 1 and mesh.num_devices != jax.device_count():
+        raise UserError(f"{where} must be the {jax.device_count()} devices of the {jax.process_count()} processes")
+    if mesh.num_devices > jax.device_count():
+        raise UserError(f"{where} is more than the {jax.device_count()} devices here")
+    if mesh.num_devices == 1:
+        return None
+    return make_layout(1, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules)
+
+
+class _Training:
+    """A run on its way: its state on the devices, and what the host knows of it."""
+
+    def __init__(
+        self,
+        run: Run,
+        layout: Layout | None,
+        root: Path,
+        batches: TrainBatches,
+        validation: np.ndarray,
+        fingerprint: str,
+        allowed_changes: Sequence[str],
+    ):
+        self._run, self._layout, self._root, self._batches = run, layout, root, batches
+        self._fingerprint, self._allowed = fingerprint, allowed_changes
+        self._cfg = run.cfg.train
+        fns = make_train_fns(run.program, layout)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        whole = layout.whole if layout else device
+        if layout:
+            self._shardings = state_shardings(run.program, layout)
+        else:
+            self._shardings = jax.tree.map(lambda _: device, abstract_state(run.program))
+        self._init = jax.jit(fns.init, out_shardings=self._shardings, compiler_options=init_options())
+        self._step = jax.jit(fns.step, donate_argnums=0, out_shardings=(self._shardings, whole))
+        self._evaluate = jax.jit(fns.evaluate, out_shardings=whole)
+        self._tensor_rms = jax.jit(tensor_rms, out_shardings=whole)
+        self._copy = jax.jit(lambda params: jax.tree.map(jax.numpy.copy, params))
+        self._validation = [self._place(len(rows), rows.__getitem__) for rows in validation]
+        num_devices = layout.mesh.size if layout else 1
+        self._log = RunLog(root, is_primary())
+        self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, num_devices)
+        self._latest = Checkpoints(root / "checkpoints" / "latest", run.cfg.checkpoint.keep)
+        self._best = Checkpoints(root / "checkpoints" / "best", keep=1) if run.cfg.checkpoint.best else None
+        self._start = time.time()
+        self._evals: list[tuple[int, float]] = []
+        self._diverged_at: int | None = None
+        self._stopped_at: int | None = None
+        self._saved_at = -1
+        # A step is dispatched before the metrics of the one before it are read: (step, metrics, tensors or None)
+        self._pending: tuple[int, Mapping[str, Any], Any] | None = None
+
+    def run_to_end(self, is_stopping: Callable[[int], bool]) -> dict[str, Any]:
+        """Trains from the latest checkpoint, or from the beginning, to the end; returns the row."""
+        state = self._restore()
+        if state is None:
+            state = self._init(np.uint32(self._run.cfg.seed), self._run.hps, self._run.scalings)
+        t = int(state.step)
+        while not self._has_ended:
+            if is_stopping(t):
+                self._read_pending()
+                self._save(t, state)
+                self._latest.wait()
+                raise KeyboardInterrupt
+            if t % self._cfg.eval_interval == 0 or t == self._cfg.steps:
+                self._read_pending()
+                self._look_at_validation(t, state)
+            if t == self._cfg.steps or self._has_ended:
+                break
+            if t % self._run.cfg.checkpoint.interval == 0 and t:
+                self._read_pending()
+                self._save(t, state)
+            state = self._train_step(t, state)
+            t += 1
+        self._read_pending()
+        if not self._has_ended:
+            self._save(t, state)
+        self._latest.wait()
+        if self._best:
+            self._best.wait()
+        row = make_row(
+            self._run,
+            overrides={},
+            diverged_at_step=self._diverged_at,
+            stopped_at_step=self._stopped_at,
+            eval_losses=self._evals,
+            data_fingerprint=self._fingerprint,
+            seconds=time.time() - self._start,
+        )
+        if is_primary():
+            files.write_json(self._root / "result.json", row)
+        return row
+
+    def close(self) -> None:
+        self._latest.close()
+        if self._best:
+            self._best.close()
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._diverged_at is not None or self._stopped_at is not None
+
+    def _train_step(self, t: int, state: TrainState) -> TrainState:
+        run, monitor = self._run, self._run.cfg.monitor
+        rows = self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
+        if t == monitor.profile_step and monitor.profile_steps:
+            jax.profiler.start_trace(str(self._root / "profile"))
+        is_watched = monitor.tensor_interval and t % monitor.tensor_interval == 0
+        before = self._copy(state.params) if is_watched else None  # the step takes the state's own memory
+        state, metrics = self._step(state, rows, run.hps, run.scalings)
+        tensors = self._tensor_rms(before, state.params, run.scalings) if is_watched else None
+        self._read_pending()
+        self._timer.step_ended()
+        self._pending = (t, metrics, tensors)
+        if monitor.profile_steps and t == monitor.profile_step + monitor.profile_steps - 1:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+        self._log.beat(t, "training")
+        return state
+
+    def _read_pending(self) -> None:
+        """Reads the metrics of the step dispatched last, if they have not been read; notes a divergence."""
+        if self._pending is None or self._has_ended:
+            return
+        step, metrics, tensors = self._pending
+        self._pending = None
+        loss = float(metrics["loss"])
+        if step % self._cfg.log_interval == 0:
+            values = {name: json_number(float(metrics[name])) for name in METRICS}
+            self._log.metrics({"step": step, **values})
+        if tensors is not None:
+            self._log.metrics({"step": step, **jax.tree.map(lambda x: json_number(float(x)), tensors)})
+        if is_bad(loss, self._cfg.divergence_loss):
+            self._diverged_at = step
+
+    def _look_at_validation(self, step: int, state: TrainState) -> None:
+        """Evaluates, unless that was done before the checkpoint that this run goes on from."""
+        if self._has_ended or (self._evals and self._evals[-1][0] == step):
+            return
+        self._timer.pause()
+        numbers = self._run.hps, self._run.scalings
+        losses = [self._evaluate(state.params, rows, *numbers) for rows in self._validation]
+        loss = float(np.mean([float(x) for x in losses]))
+        is_best = all(loss < earlier for _, earlier in self._evals)
+        self._evals.append((step, loss))
+        self._log.metrics({"step": step, "eval_loss": json_number(loss)})
+        self._report(step, loss)
+        if is_bad(loss, self._cfg.divergence_loss):
+            self._diverged_at = step
+        elif is_given_up(step, loss, self._cfg.give_up_step, self._cfg.give_up_loss):
+            self._stopped_at = step
+        elif self._best and is_best and step:
+            self._best.save(step, {"params": state.params}, self._record())
+        self._latest.check()
+
+    def _report(self, step: int, loss: float) -> None:
+        performance = self._timer.report(step)
+        speed = ""
+        if performance:
+            self._log.performance(performance)
+            mfu = performance["mfu"]
+            speed = f"  {performance['tokens_per_second']:.0f} tokens/s" + (f"  MFU {mfu:.1%}" if mfu else "")
+        if is_primary():
+            print(f"step {step}/{self._cfg.steps}  eval loss {loss:.4f}{speed}", file=sys.stderr)
+
+    def _place(self, num_rows: int, read: Callable[[slice], np.ndarray]):
+        """Rows [B, T + 1] over the mesh; each process reads those that its devices hold."""
+        if self._layout is None:
+            return read(slice(0, num_rows))
+        shape = (num_rows, self._run.program.seq_len + 1)
+        shares: dict[tuple, np.ndarray] = {}
+
+        def share(index):
+            start, stop, _ = index[0].indices(num_rows)
+            if (start, stop) not in shares:
+                shares[start, stop] = read(slice(start, stop))
+            return shares[start, stop]
+
+        return jax.make_array_from_callback(shape, self._layout.batch(batch_axis=0, ndim=2), share)
+
+    def _record(self) -> Record:
+        """What is saved beside the arrays; mesh and devices are not asked about again."""
+        run = self._run
+        return {
+            "config": run.cfg.as_dict(),
+            "table": run.table,
+            "table_hash": run.table_hash,
+            "data_fingerprint": self._fingerprint,
+            "evals": self._evals,
+            "seconds": time.time() - self._start,
+            "code_version": code_version(),
+            "jax_version": jax.__version__,
+        }
+
+    def _save(self, step: int, state: TrainState) -> None:
+        if step == self._saved_at or self._has_ended:
+            return
+        self._timer.pause()
+        self._log.sync()
+        # The data's position is the step
+        self._latest.save(step, {"params": state.params, "opt_state": state.opt_state}, self._record())
+        self._saved_at = step
+
+    def _restore(self) -> TrainState | None:
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract_state(self._run.program),
+            self._shardings,
+        )
+        trees = {"params": abstract.params, "opt_state": abstract.opt_state}
+        found = self._latest.restore(trees, self._check_record)
+        if found is None:
+            if (self._root / "metrics.jsonl").exists() and is_primary():
+                print(f"{self._root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
+            self._log.go_on_from(0, [])
+            return None
+        record, trees = found
+        step = record["step"]
+        self._evals = [(at, loss) for at, loss in record["evals"]]
+        self._start = time.time() - record["seconds"]
+        self._saved_at = step
+        self._log.go_on_from(step, [at for at, _ in self._evals])
+        if self._best:
+            self._best.drop_after(step)
+        if is_primary():
+            print(f"{self._root}: going on from step {step}", file=sys.stderr)
+        step_array = jax.device_put(np.int32(step), self._shardings.step)
+        return TrainState(step_array, trees["params"], trees["opt_state"])
+
+    def _check_record(self, record: Record) -> None:
+        """Raises UserError unless a checkpoint is of this very run, but for what is allowed to differ."""
+        run, where = self._run, f"--workdir={self._root}: its checkpoint of step {record['step']}"
+        files.check_same(where, record["config"], run.cfg.as_dict(), self._allowed)
+        if record["table_hash"] != run.table_hash and "table" not in self._allowed:
+            old, new = record["table"].splitlines(), run.table.splitlines()
+            changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
+            raise UserError(
+                f"{where} was saved under another parameterization table: {'; '.join(changed[:3]) or 'other tensors'}; "
+                "use the code that saved it, or --allow_config_change=table"
+            )
+        if record["data_fingerprint"] != self._fingerprint and "data" not in self._allowed:
+            raise UserError(
+                f"{where} was trained on other data: fingerprint {record['data_fingerprint']} -> {self._fingerprint}; "
+                "choose a new workdir, or --allow_config_change=data"
+            )

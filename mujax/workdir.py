@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mujax.config import differences
+from mujax.config import OPERATION_SECTIONS, differences
 from mujax.errors import UserError
 
 
@@ -85,18 +85,37 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config makes a workdir's study: all but where runs are laid out, and how far the grid is refined."""
-    fixed = {key: value for key, value in config.items() if key not in ("mesh", "refine")}
+    """What of a config makes a workdir's study: all but how runs are done, and how far the grid is refined."""
+    fixed = {key: value for key, value in config.items() if key not in (*OPERATION_SECTIONS, "refine")}
     return json.loads(_dumps(fixed))
 
 
-def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) -> Path:
+def check_same(where: str, recorded: Mapping[str, Any], config: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
+    """Raises UserError, which names what is different, unless two configs are of the same study.
+
+    Args:
+      allowed: fields, or sections of them, that may differ.
+    """
+    changes = {
+        field: change
+        for field, change in differences(same_study(recorded), same_study(config)).items()
+        if not any(f"{field}.".startswith(f"{name}.") for name in allowed)
+    }
+    if changes:
+        shown = [f"{field}: {change}" for field, change in changes.items()]
+        more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
+        raise UserError(f"{where} belongs to another config: {', '.join(shown[:3])}{more}; choose a new workdir")
+
+
+def open_workdir(
+    workdir: str | Path, record: str, config: Mapping[str, Any], allowed_changes: Iterable[str] = ()
+) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 
     Args:
       record: the file that says what a workdir is for: config.json (a run, which it holds itself) or
         manifest.json (a sweep, which it holds under `config`). The caller writes it.
-      config: must be the same study as the recorded one if there is any.
+      config: must be the same study as the recorded one if there is any, but for the fields allowed_changes.
 
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
@@ -107,10 +126,7 @@ def open_workdir(workdir: str | Path, record: str, config: Mapping[str, Any]) ->
             raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
     if (root / record).exists():
         recorded = read_json(root / record)
-        changes = differences(same_study(recorded.get("config", recorded)), same_study(config))
-        if changes:
-            more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
-            raise UserError(f"--workdir={workdir} belongs to another config: {changes[0]}{more}; choose a new workdir")
+        check_same(f"--workdir={workdir}", recorded.get("config", recorded), config, allowed_changes)
     return root
 
 
@@ -153,15 +169,19 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def append_jsonl(file: Path, record) -> None:
-    """Appends one line in one write and syncs it to disk, so that a crash tears at most that line."""
+def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
+    """Appends one line in one write and syncs it to disk, so that a crash tears at most that line.
+
+    is_synced: False: only a crash of the machine can lose it, and takes no time to avoid.
+    """
     line = _dumps(record).encode() + b"\n"
     with open(file, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join
             os.truncate(file, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        os.fsync(stream.fileno())
+        if is_synced:
+            os.fsync(stream.fileno())
 
 
 def read_json(file: Path) -> dict[str, Any]:

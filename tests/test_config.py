@@ -121,8 +121,8 @@ BAD_FLAGS = {
         "mesh.rules: 'embed=tensor' is a second rule for embed",
     ),
     "train on a mesh": (
-        ["--config.mesh.tensor=2"],
-        "mesh.data * mesh.fsdp * mesh.tensor = 2: train runs on one device",
+        ["--config.mesh.data=16"],
+        "mesh.data * mesh.fsdp * mesh.tensor = 16 is more than the 8 devices here",
     ),
     "no path": (["--config.data.name=text"], "data.path = ''"),
     "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),

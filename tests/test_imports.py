@@ -21,15 +21,18 @@ ALLOWED = {
     "parameterization": {"errors", "params"},
     "optim": {"hps", "parameterization", "params"},
     "loss": {"models"},
-    "steps": {"hps", "loss", "models", "optim", "params", "schedules"},
+    "steps": {"hps", "loss", "models", "optim", "parameterization", "params", "schedules"},
     "config": {"data.corpus", "errors", "models", "optim", "parameterization", "schedules", "sharding"},
     "data.images": {"data.corpus", "errors"},
     "data.loader": {"config", "data.corpus", "data.images", "errors"},
     "workdir": {"config", "errors"},
+    "peaks": set(),
+    "processes": {"errors"},
+    "logs": {"peaks", "workdir"},
     "metrics": set(),
     "run": {"config", "hps", "models", "optim", "parameterization", "params", "steps"},
     "results": {"run"},
-    "lanes": {"hps", "models", "parameterization", "sharding", "steps"},
+    "lanes": {"sharding", "steps"},
     "mirrors": {"errors"},
     "grid": {"config", "errors"},
     "points": {"config", "errors", "grid", "run"},
@@ -40,11 +43,12 @@ ALLOWED = {
     "in_flight": {"engine", "lanes", "workdir"},
     "checkpoint": {"errors"},
     "launch": {"config", "errors", "points", "refine", "workdir"},
-    "plan": {"config", "errors", "executables", "lanes", "points", "run", "sharding", "steps", "workdir"},
+    "plan": {"config", "errors", "executables", "lanes", "peaks", "points", "run", "sharding", "steps", "workdir"},
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
     "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
-    "train": {"checkpoint", "config", "data.loader", "errors", "metrics", "results", "run", "steps", "workdir"},
+    "train": {"checkpoint", "config", "data.loader", "errors", "logs", "metrics", "processes", "results", "run"}
+    | {"sharding", "steps", "workdir"},
     "sweep": {
         "in_flight",
         "config",
@@ -55,13 +59,14 @@ ALLOWED = {
         "metrics",
         "mirrors",
         "points",
+        "processes",
         "refine",
     }
     | {"results", "steps", "workdir"},
     "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
     | {"run", "sharding", "steps", "workdir"},
     "cli": {"check", "config", "dry_run", "errors", "launch", "merge", "mirrors", "parameterization", "plan", "points"}
-    | {"sample", "sweep", "train", "transfer", "workdir"},
+    | {"processes", "sample", "sweep", "train", "transfer", "workdir"},
     "main": {"cli", "errors"},
 }
 # Library -> the only modules that may import it

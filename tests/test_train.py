@@ -49,21 +49,6 @@ def test_files_of_a_run(tiny, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == times
 
 
-def test_interrupted_run_repeats_itself_and_keeps_what_it_had(tiny, tmp_path, capsys):
-    tree = tiny()
-    row = train(tree, tmp_path)
-    metrics = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "result.json").unlink()
-    (tmp_path / "metrics.jsonl").write_text(metrics[: len(metrics) // 2])
-    again = train(tree, tmp_path)
-    assert "unfinished run" in capsys.readouterr().err
-    assert {**again, "seconds": 0} == {**row, "seconds": 0}
-    assert (tmp_path / "metrics.jsonl").read_text() == metrics
-    assert (tmp_path / "metrics.interrupted.jsonl").read_text() == metrics[: len(metrics) // 2]
-    with pytest.raises(UserError, match="optim.b1: 0.9 -> 0.8"):
-        train(tiny(optim__b1=0.8), tmp_path)
-
-
 def test_diverged_run_exits_with_3(text_file, tmp_path, capsys):
     flags = ["--config.data.name=text", f"--config.data.path={text_file}", "--config.optim.learning_rate=1e4"]
     flags += ["--config.optim.grad_clip=0", "--config.model.d_model=16", "--config.data.seq_len=16"]

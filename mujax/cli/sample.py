@@ -5,6 +5,7 @@
 
 Flags
   --workdir=DIR            a folder that mujax train has written
+  --checkpoint=WHICH       latest (the default), or best: of the lowest validation loss
   --prompt=TEXT            what the text begins with; without it, a new document
   --prompts=FILE           prompts instead, one a line, continued side by side
   --num_samples=N          continuations of each prompt (1)
@@ -36,9 +37,13 @@ def run(
     top_p: str | None,
     window: str | None,
     seed: str | None,
+    checkpoint: str | None,
 ) -> int:
     from mujax.sample import Sampling, sample
 
+    which = checkpoint or "latest"
+    if which not in ("latest", "best"):
+        raise UserError(f"--checkpoint={which} is not one of: latest, best")
     if prompt is not None and prompts is not None:
         raise UserError("--prompt and --prompts: give one of them")
     sampling = Sampling(
@@ -49,7 +54,7 @@ def run(
     lines = [prompt or ""] if prompts is None else _read_lines("prompts", prompts)
     texts = [text for text in lines for _ in range(number("num_samples", num_samples, 1, 1))]
     limits = number("num_tokens", num_tokens, 256, 1), sampling, number("window", window, 0, 0)
-    continuations = sample(workdir, texts, *limits, number("seed", seed, 0, 0, 2**32 - 1))
+    continuations = sample(workdir, texts, *limits, number("seed", seed, 0, 0, 2**32 - 1), which)
     for i, (text, continuation) in enumerate(zip(texts, continuations, strict=True), start=1):
         heading = f"--- {i} of {len(texts)}\n" if len(texts) > 1 else ""
         print(f"{heading}{text}{continuation}")
@@ -71,5 +76,6 @@ VERB = Verb(
     __doc__,
     run,
     required=("workdir",),
-    optional=("prompt", "prompts", "num_tokens", "num_samples", "temperature", "top_k", "top_p", "window", "seed"),
+    optional=("prompt", "prompts", "num_tokens", "num_samples", "temperature", "top_k", "top_p", "window", "seed")
+    + ("checkpoint",),
 )

@@ -1,4 +1,4 @@
-"""mujax train - trains one model.
+"""mujax train - trains one model, on a device, a mesh, or the hosts of a pod.
 
   mujax train --config=configs/base.py --workdir=runs/base
   mujax train --config=configs/base.py --workdir=runs/sp256 \\
@@ -7,35 +7,79 @@
 
 Flags
 {config}
-  --workdir=DIR            where the run is written; one run a folder
+  --workdir=DIR            where the run is written; one run a folder, which all hosts see
+  --allow_config_change=F  fields or sections, between commas, in which the config may differ from
+                           the one that the workdir was begun with; `table` and `data` stand for
+                           another resolved parameterization and other data
+  --coordinator=HOST:PORT  of process 0, with --num_processes=N and --process_id=I: for several
+                           hosts where neither Cloud TPU, GKE nor Slurm says who they are
 
 Leaves in DIR
   config.json              every field of the run
-  metrics.jsonl            a line every train.log_interval steps, and one an evaluation
-  checkpoints/STEP/        the weights, when the run has come through; mujax sample reads them
+  metrics.jsonl            a line every train.log_interval steps, one an evaluation, and one every
+                           monitor.tensor_interval steps
+  performance.jsonl        tokens/s, MFU, step times and memory, a line an evaluation
+  heartbeat.json           time and step, while it runs
+  checkpoints/latest/STEP/ state to go on from, every checkpoint.interval steps
+  checkpoints/best/STEP/   the weights with the lowest validation loss
   result.json              the result row, when the run has finished
 
-A workdir that holds the finished run is left alone; an interrupted run starts again.
-Exit codes: 0 finished, 2 something to fix in the command or config, 3 the run diverged,
-70 crashed, 75 interrupted."""
+The same command goes on from the latest checkpoint; a workdir that holds the finished run is left
+alone. Stopped by Ctrl-C or SIGTERM, it saves first. A damaged checkpoint is noticed, and the one
+before it taken.
+Exit codes: 0 finished, 2 something to fix in the command, config or workdir, 3 the run diverged,
+70 crashed or lost another host, 75 interrupted, state saved."""
 
+import sys
 from typing import Any
 
+from mujax.cli.cores import make_cores_devices
+from mujax.cli.flags import number
 from mujax.cli.verb import DIVERGED, FINISHED, Verb
+from mujax.errors import UserError
 
 
-def run(config: dict[str, Any], workdir: str) -> int:
+def run(
+    config: dict[str, Any],
+    workdir: str,
+    allow_config_change: str | None,
+    coordinator: str | None,
+    num_processes: str | None,
+    process_id: str | None,
+) -> int:
+    given = {"num_processes": num_processes, "process_id": process_id, "coordinator": coordinator}
+    if any(given.values()) and not all(given.values()):
+        missing = [name for name, value in given.items() if not value]
+        raise UserError(f"--coordinator, --num_processes and --process_id go together; --{missing[0]} is missing")
+    total = number("num_processes", num_processes, 1, 1)
+    own = number("process_id", process_id, 0, 0, total - 1)
+
+    from mujax.config import make_run_config
+    from mujax.processes import initialize, is_primary, leaving_at_once
     from mujax.train import train
 
-    row = train(config, workdir)
+    if make_run_config(config).mesh.num_devices > 1:  # a mesh of cores, where there is nothing better
+        make_cores_devices()
+    initialize(coordinator, total, own)
+    with leaving_at_once():
+        row = train(config, workdir, [name for name in (allow_config_change or "").split(",") if name])
+    stream = sys.stdout if is_primary() else sys.stderr
     if row["status"] == "diverged":
-        print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve")
+        print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve", file=stream)
         return DIVERGED
     if row["status"] == "stopped":
-        print(f"given up at step {row['stopped_at_step']} by train.give_up_step; {workdir}/metrics.jsonl has the curve")
+        where = f"step {row['stopped_at_step']} by train.give_up_step"
+        print(f"given up at {where}; {workdir}/metrics.jsonl has the curve", file=stream)
         return FINISHED
-    print(f"final loss {row['final_loss']:.4f} nats/token, best {row['best_loss']:.4f} at step {row['best_step']}")
+    best = f"best {row['best_loss']:.4f} at step {row['best_step']}"
+    print(f"final loss {row['final_loss']:.4f} nats/token, {best}", file=stream)
     return FINISHED
 
 
-VERB = Verb("train", __doc__, run, required=("config", "workdir"))
+VERB = Verb(
+    "train",
+    __doc__,
+    run,
+    required=("config", "workdir"),
+    optional=("allow_config_change", "coordinator", "num_processes", "process_id"),
+)

@@ -17,10 +17,16 @@ class TrainBatches:
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
         source = cast(Sequence[np.ndarray], rows)  # an array has all of the random access that grain asks for
-        self._dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+        self._dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+        self._batch_size = batch_size
 
     def __getitem__(self, t: int) -> np.ndarray:
-        return np.asarray(self._dataset[t])
+        return self.rows(t, slice(0, self._batch_size))
+
+    def rows(self, t: int, which: slice) -> np.ndarray:
+        """Some rows of batch t; no others are read."""
+        first = t * self._batch_size
+        return np.stack([np.asarray(self._dataset[first + i]) for i in range(which.start, which.stop)])
 
 
 def validation_batches(rows: np.ndarray, batch_size: int, num_batches: int) -> np.ndarray:

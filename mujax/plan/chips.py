@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from mujax.errors import UserError, suggest
+from mujax.peaks import TPUS
 
 GIB = 2**30
 
@@ -28,16 +29,16 @@ class Chip:
     example: str = "4x4"
 
 
-# Peaks, memory and links as cloud.google.com/tpu/docs states them for chips; clocks are the peaks over the FLOPs per
+# Memory and links as cloud.google.com/tpu/docs states them for chips; clocks are the peaks over the FLOPs per
 # cycle of the matrix units. The clock of tpu7x is not public: with this one a bfloat16 matmul of 8192^3 reaches 0.93 of
 # the peak by the compiler's cycles, as it does on v4.
 CHIPS = {
-    "v3": Chip(940e6, 61.5e12, 16 * GIB, 164e9, devices_per_chip=2, example="8x8"),
-    "v4": Chip(1050e6, 275e12, 32 * GIB, 300e9, megacore=True, example="4x8x8"),
-    "v5e": Chip(1500e6, 197e12, 16 * GIB, 200e9, example="16x16"),
-    "v5p": Chip(1750e6, 459e12, 95 * GIB, 600e9, megacore=True, example="4x4x8"),
-    "v6e": Chip(1750e6, 918e12, 32 * GIB, 400e9, example="16x16"),
-    "tpu7x": Chip(2540e6, 1153e12, 96 * GIB, 300e9, devices_per_chip=2, example="2x2x2"),
+    "v3": Chip(940e6, TPUS["v3"], 16 * GIB, 164e9, devices_per_chip=2, example="8x8"),
+    "v4": Chip(1050e6, TPUS["v4"], 32 * GIB, 300e9, megacore=True, example="4x8x8"),
+    "v5e": Chip(1500e6, TPUS["v5e"], 16 * GIB, 200e9, example="16x16"),
+    "v5p": Chip(1750e6, TPUS["v5p"], 95 * GIB, 600e9, megacore=True, example="4x4x8"),
+    "v6e": Chip(1750e6, TPUS["v6e"], 32 * GIB, 400e9, example="16x16"),
+    "tpu7x": Chip(2540e6, TPUS["tpu7x"], 96 * GIB, 300e9, devices_per_chip=2, example="2x2x2"),
 }
 
 

@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 from mujax.config import MeshConfig
 from mujax.errors import UserError
 from mujax.executables import MEMORY_SHARE
-from mujax.lanes import abstract_lanes, example_numbers, make_lane_fns
+from mujax.lanes import abstract_lanes, make_lane_fns
 from mujax.plan.chips import GIB, Topology
 from mujax.plan.hlo import Cost, read_cost
 from mujax.run import Run
 from mujax.sharding import Layout, make_layout
-from mujax.steps import Program
+from mujax.steps import Program, example_numbers
 
 ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
 

@@ -1,0 +1,118 @@
+"""What a run writes as it goes: metrics.jsonl, the same however often it stops; performance.jsonl; heartbeat.json.
+
+Files are opened by name for each line, so that one which is moved away is begun anew.
+"""
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mujax import workdir as files
+from mujax.peaks import peak_flops
+
+HEARTBEAT_SECONDS = 10.0
+
+
+class RunLog:
+    """The files of one run; those of processes that are not the primary one are not written."""
+
+    def __init__(self, root: Path, is_writer: bool):
+        self._metrics, self._performance = root / "metrics.jsonl", root / "performance.jsonl"
+        self._heartbeat, self._is_writer = root / "heartbeat.json", is_writer
+        self._last_beat = 0.0
+
+    def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
+        """Drops records of what is done again: training from `step` on, and evaluations other than these."""
+        if not self._is_writer or not self._metrics.exists():
+            return
+        files.drop_torn_line(self._metrics)
+
+        def is_kept(record: Mapping[str, Any]) -> bool:
+            return record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
+
+        files.write_jsonl(self._metrics, [r for r in files.read_jsonl(self._metrics) if is_kept(r)])
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        if self._is_writer:
+            files.append_jsonl(self._metrics, record, is_synced=False)
+
+    def performance(self, record: Mapping[str, Any]) -> None:
+        if self._is_writer:
+            files.append_jsonl(self._performance, record, is_synced=False)
+
+    def sync(self) -> None:
+        """Until the metrics so far are on disk: before a checkpoint that they must not be behind."""
+        if self._is_writer and self._metrics.exists():
+            with open(self._metrics, "rb") as stream:
+                os.fsync(stream.fileno())
+
+    def beat(self, step: int, doing: str) -> None:
+        """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it cannot ends no run."""
+        if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
+            self._last_beat = time.monotonic()
+            try:
+                files.write_json(
+                    self._heartbeat, {"time": time.time(), "step": step, "doing": doing, "pid": os.getpid()}
+                )
+            except OSError as e:
+                print(f"{self._heartbeat}: {e.strerror}", file=sys.stderr)
+
+
+class StepTimer:
+    """Times of steps between two reports, and what follows from them."""
+
+    def __init__(self, tokens_per_step: int, flops_per_step: float, num_devices: int):
+        self._tokens, self._flops, self._num_devices = tokens_per_step, flops_per_step, num_devices
+        self._seconds: list[float] = []
+        self._last: float | None = None
+
+    def step_ended(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self._seconds.append(now - self._last)
+        self._last = now
+
+    def pause(self) -> None:
+        """What comes now is no step."""
+        self._last = None
+
+    def report(self, step: int) -> dict[str, Any] | None:
+        """A record of performance.jsonl, and a new beginning; None if no two steps have followed each other.
+
+        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all devices; None where
+        that is not known. step_seconds: of steps alone, without evaluations and saves.
+        """
+        if not self._seconds:
+            return None
+        deciles = statistics.quantiles(self._seconds, n=100, method="inclusive") if len(self._seconds) > 1 else []
+        median = statistics.median(self._seconds)
+        p90, p99 = (deciles[89], deciles[98]) if deciles else (median, median)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        mfu = None if peak is None else self._flops / median / (peak * self._num_devices)
+        record = {
+            "step": step,
+            "time": time.time(),
+            "tokens_per_second": self._tokens / median,
+            "mfu": mfu,
+            "step_seconds": {"p50": median, "p90": p90, "p99": p99, "max": max(self._seconds)},
+            **_memory(),
+        }
+        self._seconds.clear()
+        return record
+
+
+def _memory() -> dict[str, int]:
+    """Peak bytes of this process' devices, the fullest of them, or of the process itself where devices do not tell."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
+    if peaks:
+        return {"device_peak_bytes": max(peaks)}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

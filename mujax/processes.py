@@ -1,0 +1,197 @@
+"""The processes of a run: one here, one a host on a pod; what they decide together, and how they stop together."""
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mujax.errors import UserError
+
+# Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one waits for the others
+# when it ends
+HEARTBEAT_TIMEOUT = SHUTDOWN_TIMEOUT = 30
+CRASHED, SAVED = 70, 75  # exit codes
+
+T = TypeVar("T")
+
+
+def initialize(coordinator: str | None = None, num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of this run, by the arguments or by what Cloud TPU, GKE or Slurm say; before any computation.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None: what the environment says, and where it says nothing, one process.
+
+    Raises:
+      UserError: the processes cannot be joined.
+    """
+    options: dict[str, Any] = {
+        "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT,
+        "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT,
+    }
+    if coordinator:
+        options |= {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+        options |= {"cluster_detection_method": "deactivate"}
+    elif not _is_one_of_many():
+        return
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as e:
+        if not coordinator and "coordinator_address should be defined" in str(e):  # a TPU of no cluster
+            return
+        raise UserError(f"the processes of this run cannot be joined: {str(e).splitlines()[0]}") from e
+
+
+def _is_one_of_many() -> bool:
+    """Whether this process may have others beside it, where JAX finds out how many."""
+    is_slurm_step = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    has_tpu = bool(glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*"))
+    return is_slurm_step or has_tpu or "JAX_COORDINATOR_ADDRESS" in os.environ
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def agreed(decide: Callable[[], T]) -> T:
+    """What `decide` returns on the primary process, on all; it must be something that JSON holds.
+
+    Raises:
+      UserError: on all processes, if `decide` raised one, or an OSError, on the primary.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    error = result = None
+    if is_primary():
+        try:
+            result = decide()
+        except (UserError, OSError) as e:
+            error = str(e)
+    text = json.dumps([error, result]).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(size, np.uint8)
+    if is_primary():
+        padded[:] = np.frombuffer(text, np.uint8)
+    error, result = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    if error is not None:
+        raise UserError(error)
+    return result
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends this process right after a failure, if there are others: JAX would wait for them, and they may be lost,
+    or wait for this one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        which = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"mujax: {which} has failed, or lost another, and ends; the same command goes on", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(CRASHED)
+
+
+def all_same(text: str) -> bool:
+    """Whether every process has the same text."""
+    if jax.process_count() == 1:
+        return True
+    own = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint32)
+    return bool(np.all(multihost_utils.process_allgather(own) == own))
+
+
+@contextlib.contextmanager
+def deferred_signals(grace_seconds: float) -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at once.
+
+    Whatever the process is at then, also a compilation that no Python can interrupt, it ends within the grace.
+    """
+    received = threading.Event()
+
+    def note(signum, frame):
+        if received.is_set():
+            raise KeyboardInterrupt
+        received.set()
+        print("\nsaving what is in flight; once more to stop at once", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+        yield received.is_set
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    # Python writes here from the signal itself, so that the watch needs no turn of the main thread
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(reader, grace_seconds), daemon=True)
+    watch.start()
+    try:
+        yield received.is_set
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        os.close(writer)
+        watch.join()
+
+
+def _watch(reader: int, grace_seconds: float) -> None:
+    """Ends the process if `reader` is still open so long after the first signal."""
+    try:
+        deadline = None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([reader], [], [], left)[0]:
+                _end_unsaved(grace_seconds)
+            numbers = os.read(reader, 64)
+            if not numbers:
+                return
+            if deadline is None and {signal.SIGINT, signal.SIGTERM} & set(numbers):
+                deadline = time.monotonic() + grace_seconds
+    finally:
+        os.close(reader)
+
+
+def _end_unsaved(grace_seconds: float) -> None:
+    text = "the same command goes on from what was saved before"
+    print(f"mujax: not saved within checkpoint.grace_seconds = {grace_seconds:g}; {text}", file=sys.stderr, flush=True)
+    os._exit(SAVED)
+
+
+@contextlib.contextmanager
+def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
+    """Yields a function, asked before every step, that says whether to save and stop: at the same step everywhere.
+
+    Raises:
+      KeyboardInterrupt: at a second signal, of a process that is alone.
+    """
+    if jax.process_count() == 1:
+        with deferred_signals(grace_seconds) as is_interrupted:
+            yield lambda step: is_interrupted()
+        return
+
+    def is_reached(step: int) -> bool:  # JAX has taken SIGTERM over, and agrees with the others on a step
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return False
+        timer = threading.Timer(grace_seconds, _end_unsaved, [grace_seconds])
+        timer.daemon = True
+        timer.start()
+        return True
+
+    yield is_reached

@@ -1,0 +1,172 @@
+"""Several processes are one run: the same numbers, files written once, and an end together, however it comes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_resume import flags_of, left_by
+
+from mujax import main, processes
+from mujax.errors import UserError
+from mujax.workdir import read_jsonl
+
+MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 30, "checkpoint__interval": 5}
+
+
+class Processes:
+    """Two processes with four devices each, as the hosts of a pod."""
+
+    def __init__(self, args: list[str]):
+        with socket.socket() as s:
+            s.bind(("localhost", 0))
+            port = s.getsockname()[1]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+        self.members = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mujax", *args, f"--coordinator=localhost:{port}", "--num_processes=2"]
+                + [f"--process_id={i}"],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for i in range(2)
+        ]  # fmt: skip
+
+    def end(self, timeout: float = 300) -> list[tuple[int, str, str]]:
+        """(exit code, output, messages) of each."""
+        ends = []
+        for process in self.members:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+            out = "\n".join(line for line in out.splitlines() if "[Gloo]" not in line)
+            ends.append((process.returncode, out, err))
+        return ends
+
+
+def wait_for_checkpoint(workdir: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while not (workdir / "checkpoints" / "latest" / str(step)).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def losses(workdir: Path) -> np.ndarray:
+    """Of the first 20 steps, with evaluations."""
+    records = [r for r in read_jsonl(workdir / "metrics.jsonl") if r["step"] < 20 and "tensors" not in r]
+    assert [r["step"] for r in records if "loss" in r] == [*range(20)]
+    return np.array([r.get("loss", r.get("eval_loss")) for r in records])
+
+
+def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys):
+    """FSDP and tensor axes on: as one process with the same eight devices; after one of two was killed, and later asked
+    to stop, bit by bit as if nothing had been; and what they save goes on on other numbers of processes and devices."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    args = flags_of(text_file, killed, **MESH)
+    assert [code for code, *_ in Processes(flags_of(text_file, whole, **MESH)).end()] == [0, 0]
+    expected = left_by(whole, 30)
+    assert expected[0]["device"] == "8 x cpu"
+
+    pair = Processes(args)
+    wait_for_checkpoint(killed, 5)
+    pair.members[1].kill()
+    start = time.monotonic()
+    (code, _, err), (dead, *_) = pair.end()
+    assert time.monotonic() - start < 60
+    assert dead == -signal.SIGKILL and code in (70, -signal.SIGABRT), err
+    assert "has failed, or lost another, and ends" in err or "another task died" in err
+
+    copies = {
+        "eight devices": {},
+        "two": {"mesh__data": 1, "mesh__tensor": 1},
+        "one": {"mesh__data": 1, "mesh__tensor": 1},
+    }
+    copies["one"]["mesh__fsdp"] = 1
+    for name in copies:
+        shutil.copytree(killed, tmp_path / name)
+
+    last = max(int(step) for step in os.listdir(killed / "checkpoints" / "latest") if step.isdigit())
+    pair = Processes(args)
+    wait_for_checkpoint(killed, last + 5)
+    pair.members[1].terminate()
+    ends = pair.end()
+    assert [code for code, *_ in ends] == [75, 75], ends
+    ends = Processes(args).end()
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert "going on from step" in ends[0][2] and "going on" not in ends[1][2]
+    assert left_by(killed, 30) == expected
+
+    for name, mesh in copies.items():
+        assert main.run(flags_of(text_file, tmp_path / name, **{**MESH, **mesh})) == 0
+        assert "going on from step" in capsys.readouterr().err
+        np.testing.assert_allclose(losses(tmp_path / name), losses(whole), rtol=1e-5)
+    alone = tmp_path / "alone"
+    assert main.run(flags_of(text_file, alone, **MESH)) == 0
+    np.testing.assert_allclose(losses(alone), losses(whole), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_divergence_ends_all_with_3(text_file, tmp_path, quick_processes):
+    mesh = {"mesh__fsdp": 8, "train__batch_size": 8, "optim__learning_rate": 1e4, "optim__grad_clip": 0}
+    ends = Processes(flags_of(text_file, tmp_path / "run", **mesh)).end()
+    assert [code for code, *_ in ends] == [3, 3], ends
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
+
+
+def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
+    """A mesh that is not all devices, and a workdir of another run: exit code 2 on both, and nothing hangs."""
+    args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
+    for code, _, err in Processes(args).end():
+        assert code == 2 and "= 4 must be the 8 devices of the 2 processes" in err
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    for code, _, err in Processes(flags_of(text_file, tmp_path / "run", **MESH)).end():
+        assert code == 2 and "holds manifest.json, the record of another verb" in err
+    assert main.run([*args, "--coordinator=localhost:1"]) == 2
+    assert "--num_processes is missing" in capsys.readouterr().err
+    assert main.run([*args, "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]) == 2
+    assert "--process_id=2 must be at least 0, at most 1" in capsys.readouterr().err
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
+
+
+@pytest.mark.parametrize(
+    "environment, joins",
+    [
+        ({}, False),
+        ({**SLURM, "SLURM_LOCALID": "0"}, True),
+        ({**SLURM, "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # a batch script, not a step of it
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, True),
+    ],
+)
+def test_the_environment_says_who_is_there(environment, joins, monkeypatch):
+    calls = []
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "JAX_COORDINATOR"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    processes.initialize()
+    assert len(calls) == joins and all("coordinator_address" not in options for options in calls)
+    monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    processes.initialize()  # on a TPU VM JAX asks its metadata
+    assert len(calls) == joins + 1
+
+    def fail(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    processes.initialize()  # a TPU of no cluster
+    with pytest.raises(UserError, match="cannot be joined: coordinator_address"):
+        processes.initialize("host:1", 2, 0)

@@ -1,0 +1,280 @@
+"""Runs that survive: whatever ends a run and whenever, the same command goes on, and what is left in the end is bit by
+bit what an uninterrupted run leaves."""
+
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, run_mujax
+
+from mujax import main
+from mujax import train as train_module
+from mujax.checkpoint import Checkpoints
+from mujax.config import make_run_config
+from mujax.data.corpus import load_corpus
+from mujax.run import make_run
+from mujax.steps import abstract_state
+from mujax.workdir import read_jsonl
+
+
+def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
+    """The command line of a small run that saves often; section__field=value overrides."""
+    fields = {
+        "data.name": "text", "data.path": text_file, "data.seq_len": 16, "model.d_model": 16, "model.d_head": 8,
+        "parameterization.base_width": 16, "schedule.warmup_steps": 4, "train.steps": 40, "train.batch_size": 4,
+        "train.eval_interval": 10, "train.eval_batches": 2, "train.log_interval": 1, "checkpoint.interval": 7,
+        "monitor.tensor_interval": 9, **{name.replace("__", "."): value for name, value in overrides.items()},
+    }  # fmt: skip
+    options = [f"--config.{name}={value}" for name, value in fields.items()]
+    return ["train", f"--config={ROOT}/configs/base.py", f"--workdir={workdir}", *options]
+
+
+def left_by(workdir: Path, step: int = 40) -> tuple:
+    """All that a finished run leaves that does not depend on time: the row, the log and every array."""
+    row = json.loads((workdir / "result.json").read_text())
+    run = make_run(make_run_config(json.loads((workdir / "config.json").read_text())))
+    state = abstract_state(run.program)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    trees = {"params": state.params, "opt_state": state.opt_state}
+    trees = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), trees)
+    record, found = Checkpoints(workdir / "checkpoints" / "latest", keep=None).restore(trees, lambda record: None)
+    assert record["step"] == step
+    arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
+    return {**row, "seconds": 0}, (workdir / "metrics.jsonl").read_text(), arrays
+
+
+def each_step_once(workdir: Path, steps: int = 40) -> None:
+    kinds = ("loss", "eval_loss", "tensors")
+    records = list(read_jsonl(workdir / "metrics.jsonl"))
+    logged = {kind: [r["step"] for r in records if kind in r] for kind in kinds}
+    assert logged == {
+        "loss": [*range(steps)],
+        "eval_loss": [*range(0, steps + 1, 10)],
+        "tensors": [*range(0, steps, 9)],
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, text_file):
+    """What the run leaves in this process."""
+    root = tmp_path_factory.mktemp("uninterrupted")
+    assert main.run(flags_of(text_file, root)) == 0
+    each_step_once(root)
+    return left_by(root)
+
+
+def strike(monkeypatch, where: str, call: int, action) -> None:
+    """Takes `action` at one call of a method, before it does its work; counted from 1."""
+    owner, name = (Checkpoints, "save") if where == "save" else (train_module._Training, where)
+    whole, calls = getattr(owner, name), []
+
+    def struck(*args, **kwargs):
+        calls.append(where)
+        if len(calls) == call:
+            action()
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, struck)
+
+
+def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
+    """While it compiles, in a step, in an evaluation, in a save, and twice in a row."""
+    args = flags_of(text_file, tmp_path)
+
+    def terminate():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminate_while_compiling():  # tracing takes less, and with compilation more
+        subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"])
+
+    for where, call, action in (
+        ("_train_step", 1, terminate_while_compiling),
+        ("_train_step", 5, terminate),
+        ("_look_at_validation", 1, terminate),
+        ("save", 1, terminate),
+        ("_train_step", 1, terminate),
+    ):
+        with monkeypatch.context() as patch:
+            strike(patch, where, call, action)
+            start = time.monotonic()
+            assert main.run(args) == 75
+        assert time.monotonic() - start < 25
+        assert "the same command goes on" in capsys.readouterr().err
+        assert not (tmp_path / "result.json").exists()
+    assert main.run(args) == 0
+    assert "going on from step" in capsys.readouterr().err
+    each_step_once(tmp_path)
+    assert left_by(tmp_path) == uninterrupted
+    assert main.run(args) == 0  # finished: left alone
+    assert left_by(tmp_path) == uninterrupted
+
+
+STUCK = """
+import os, signal, sys, time
+from mujax import main
+from mujax.checkpoint import Checkpoints
+save, calls = Checkpoints.save, []
+def stuck(*args):
+    calls.append(args)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+    save(*args)
+Checkpoints.save = stuck
+sys.argv = ["mujax", *sys.argv[1:]]
+main.main()
+"""
+
+
+def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, quick_processes, capsys):
+    args = flags_of(text_file, tmp_path, checkpoint__grace_seconds=1, checkpoint__best="False")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, time.monotonic() - start < 60) == (75, True), done.stderr
+    assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
+    assert main.run(args) == 0
+    assert "going on from step 14" in capsys.readouterr().err
+    assert left_by(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_times(kills, text_file, tmp_path, quick_processes):
+    """SIGKILL at any time between the start of the process and its end."""
+    args = [sys.executable, "-m", "mujax", *flags_of(text_file, tmp_path / "killed", train__steps=400)]
+    start = time.monotonic()
+    whole = flags_of(text_file, tmp_path / "whole", train__steps=400)
+    assert run_mujax(*whole).returncode == 0
+    duration, rng = time.monotonic() - start, random.Random(0)
+    num_killed = 0
+    for _ in range(kills):
+        # Half of them late, when it trains and saves
+        wait = duration * (rng.random() if rng.random() < 0.5 else rng.uniform(0.6, 1))
+        with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            try:
+                process.wait(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                num_killed += 1
+    assert num_killed
+    assert run_mujax(*args[3:]).returncode == 0
+    assert left_by(tmp_path / "killed", 400) == left_by(tmp_path / "whole", 400)
+    assert not list((tmp_path / "killed").rglob("*tmp*"))
+
+
+def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
+    """The newest damaged: the one before, with a message. All damaged: exit code 2, and nothing is changed."""
+    args = flags_of(text_file, tmp_path)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 30, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert main.run(args) == 75
+    latest = tmp_path / "checkpoints" / "latest"
+    assert sorted(os.listdir(latest)) == ["28", "30"]
+    shutil.rmtree(latest / "30" / "params" / "d")
+    shutil.copytree(tmp_path, tmp_path.with_name("all"))
+    capsys.readouterr()
+    assert main.run(args) == 0
+    err = capsys.readouterr().err
+    assert f"{latest}/30 is damaged" in err and "going on from step 28" in err
+    assert left_by(tmp_path) == uninterrupted
+    assert (tmp_path / "checkpoints" / "damaged" / "30").is_dir()
+
+    other = tmp_path.with_name("all")
+    (other / "checkpoints" / "latest" / "28" / "record" / "metadata").write_text("{}")
+    before = sorted((path, path.read_bytes()) for path in other.rglob("*") if path.is_file() and path.name != "lock")
+    assert main.run(flags_of(text_file, other)) == 2
+    assert "holds damaged checkpoints only (step 30: " in capsys.readouterr().err
+    after = sorted((path, path.read_bytes()) for path in other.rglob("*") if path.is_file() and path.name != "lock")
+    assert after == before
+
+
+def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys):
+    """Config, table and data; what is allowed to differ goes on, and the old record is kept."""
+    args = flags_of(text_file, tmp_path)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert main.run(args) == 75
+    capsys.readouterr()
+    faster = [*args, "--config.optim.learning_rate=0.02", "--config.optim.b1=0.8"]
+    assert main.run(faster) == 2
+    message = capsys.readouterr().err
+    assert "optim.b1: 0.9 -> 0.8, optim.learning_rate: 0.0078125 -> 0.02; choose a new workdir" in message
+    assert main.run([*faster, "--allow_config_change=optim.b1"]) == 2
+    assert "config: optim.learning_rate: 0.0078125 -> 0.02;" in capsys.readouterr().err
+
+    table = train_module.Run.table_hash.fget
+    monkeypatch.setattr(train_module.Run, "table_hash", property(lambda run: table(run)[::-1]))
+    assert main.run(args) == 2
+    assert "was saved under another parameterization table" in capsys.readouterr().err
+    monkeypatch.undo()
+
+    text = text_file.read_text()
+    try:
+        text_file.write_text(text.replace("import", "export"))
+        load_corpus.cache_clear()
+        assert main.run(args) == 2
+        assert "was trained on other data: fingerprint" in capsys.readouterr().err
+        assert main.run([*faster, "--allow_config_change=optim,data"]) == 0
+    finally:
+        text_file.write_text(text)
+        load_corpus.cache_clear()
+    assert json.loads((tmp_path / "earlier" / "1" / "config.json").read_text())["optim"]["b1"] == 0.9
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["b1"] == 0.8
+    each_step_once(tmp_path)
+
+
+def test_a_run_is_made_longer(text_file, tmp_path, capsys):
+    """--allow_config_change on a finished run: it goes on from its end, and its result is kept."""
+    constant = {"schedule__name": "constant", "monitor__tensor_interval": 0, "data__path": text_file}
+    assert main.run(flags_of(text_file, tmp_path, train__steps=20, **constant)) == 0
+    longer = flags_of(text_file, tmp_path, **constant)
+    assert main.run(longer) == 2
+    assert main.run([*longer, "--allow_config_change=train.steps"]) == 0
+    assert "going on from step 20" in capsys.readouterr().err
+    assert main.run(flags_of(text_file, tmp_path.with_name("at_once"), **constant)) == 0
+    assert left_by(tmp_path) == left_by(tmp_path.with_name("at_once"))
+    assert json.loads((tmp_path / "earlier" / "1" / "result.json").read_text())["steps"] == 20
+
+
+def limited_files():  # a disk that is full: writes fail in the middle of a file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+
+
+def without_override():  # root may write anywhere, unless it gives that up for good
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch, quick_processes):
+    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
+    args = flags_of(text_file, tmp_path)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert main.run(args) == 75
+    latest = tmp_path / "checkpoints" / "latest"
+    assert sorted(os.listdir(latest)) == ["12", "7"]
+    if what == "read-only":
+        latest.chmod(0o555)
+    before = limited_files if what == "full" else without_override
+    process = [sys.executable, "-m", "mujax", *args]
+    done = subprocess.run(process, capture_output=True, text=True, cwd=ROOT, preexec_fn=before)
+    latest.chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mujax: ")]
+    assert f"{latest}: a checkpoint could not be saved" in line and "the last one stands" in line
+    assert ("File too large" if what == "full" else "Permission denied") in line
+    assert main.run(args) == 0
+    assert left_by(tmp_path) == uninterrupted
