@@ -58,9 +58,7 @@ class RunLog:
         if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             try:
-                files.write_json(
-                    self._heartbeat, {"time": time.time(), "step": step, "doing": doing, "pid": os.getpid()}
-                )
+                files.write_json(self._heartbeat, {"time": time.time(), "step": step, "doing": doing})
             except OSError as e:
                 print(f"{self._heartbeat}: {e.strerror}", file=sys.stderr)
 
@@ -86,21 +84,24 @@ class StepTimer:
     def report(self, step: int) -> dict[str, Any] | None:
         """A record of performance.jsonl, and a new beginning; None if no two steps have followed each other.
 
-        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all devices; None where
-        that is not known. step_seconds: of steps alone, without evaluations and saves.
+        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all devices (peak_flops: of
+        one); both None where that is not known. step_seconds: of steps alone, without evaluations and saves.
         """
         if not self._seconds:
             return None
         deciles = statistics.quantiles(self._seconds, n=100, method="inclusive") if len(self._seconds) > 1 else []
         median = statistics.median(self._seconds)
         p90, p99 = (deciles[89], deciles[98]) if deciles else (median, median)
-        peak = peak_flops(jax.devices()[0].device_kind)
+        device = jax.devices()[0].device_kind
+        peak = peak_flops(device)
         mfu = None if peak is None else self._flops / median / (peak * self._num_devices)
         record = {
             "step": step,
             "time": time.time(),
             "tokens_per_second": self._tokens / median,
             "mfu": mfu,
+            "device": device,
+            "peak_flops": peak,
             "step_seconds": {"p50": median, "p90": p90, "p99": p99, "max": max(self._seconds)},
             **_memory(),
         }

@@ -18,6 +18,7 @@ from mujax.data.loader import TrainBatches, load_batches
 from mujax.errors import UserError
 from mujax.logs import RunLog, StepTimer
 from mujax.metrics import is_bad, is_given_up, json_number
+from mujax.peaks import peak_flops
 from mujax.processes import agreed, all_same, is_primary, stop_requests
 from mujax.results import code_version, make_row
 from mujax.run import Run, make_run
@@ -153,6 +154,9 @@ class _Training:
 
     def run_to_end(self, is_stopping: Callable[[int], bool]) -> dict[str, Any]:
         """Trains from the latest checkpoint, or from the beginning, to the end; returns the row."""
+        kind = jax.devices()[0].device_kind
+        if is_primary() and peak_flops(kind) is None:
+            print(f"no MFU: the peak of device {kind!r} is not known", file=sys.stderr)
         state = self._restore()
         if state is None:
             state = self._init(np.uint32(self._run.cfg.seed), self._run.hps, self._run.scalings)

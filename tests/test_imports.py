@@ -47,8 +47,8 @@ ALLOWED = {
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
     "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
-    "train": {"checkpoint", "config", "data.loader", "errors", "logs", "metrics", "processes", "results", "run"}
-    | {"sharding", "steps", "workdir"},
+    "train": {"checkpoint", "config", "data.loader", "errors", "logs", "metrics", "peaks", "processes", "results"}
+    | {"run", "sharding", "steps", "workdir"},
     "sweep": {
         "in_flight",
         "config",

@@ -1,0 +1,146 @@
+"""Checkpoints on disk: what is read is what was saved, or it is said what was not."""
+
+import os
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mujax.checkpoint import Checkpoints, _checksums
+from mujax.errors import UserError
+
+STEPS = (10, 20)
+# TensorStore gives up what else it was about to read
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def tree(step: int) -> dict:
+    rng = np.random.default_rng(step)
+    return {
+        "params": {"w": jnp.asarray(rng.normal(size=(64, 33)), jnp.float32), "g": jnp.full(7, step, jnp.bfloat16)},
+        "opt_state": (jnp.int32(step), {"m": jnp.asarray(rng.normal(size=(64, 33)), jnp.float32)}),
+    }
+
+
+def abstract(device: int = 0) -> dict:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[device])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree(0))
+
+
+def is_as_saved(found: tuple, step: int) -> bool:
+    record, trees = found
+    pairs = zip(jax.tree.leaves(trees), jax.tree.leaves(tree(step)), strict=True)
+    return record["step"] == record["of"] == step and all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "latest"
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (5, *STEPS):
+        checkpoints.save(step, tree(step), {"of": step})
+    checkpoints.wait()
+    assert checkpoints.steps == [*STEPS]  # the two latest
+    checkpoints.close()
+    return folder
+
+
+def damage(rng: random.Random, file) -> str:
+    content = bytearray(file.read_bytes())
+    kind = rng.choice(["truncated", "a bit flipped", "missing"])
+    if kind == "missing":
+        file.unlink()
+    elif kind == "truncated" or not content:
+        file.write_bytes(content[: rng.randrange(max(1, len(content)))])
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+    return f"{file} {kind}"
+
+
+def test_fifty_damages_are_never_read_as_sound(saved, tmp_path, capsys):
+    """Whatever happens to a file of the newest: it is read as it was saved, or the one before is, with a message."""
+    rng, fallen_back = random.Random(0), 0
+    for i in range(50):
+        folder = tmp_path / str(i) / "latest"
+        shutil.copytree(saved, folder)
+        files = sorted(file for file in (folder / "20").rglob("*") if file.is_file())
+        what = damage(rng, rng.choice(files))
+        checkpoints = Checkpoints(folder, keep=2)
+        found = checkpoints.restore(abstract(), lambda record: None)
+        message = capsys.readouterr().err
+        if found[0]["step"] == 10:
+            fallen_back += 1
+            assert is_as_saved(found, 10), what
+            assert f"{folder}/20 is damaged" in message and "going on from step 10" in message, what
+            assert (folder.parent / "damaged" / "20").is_dir() and checkpoints.steps == [10], what
+        else:
+            assert is_as_saved(found, 20) and not message, what
+        checkpoints.close()
+        shutil.rmtree(folder.parent)
+    assert 10 < fallen_back < 45  # there are files that nothing depends on
+
+
+def test_what_zeros_would_pass_for(saved, tmp_path):
+    """A chunk that is gone reads as zeros, without an error: what the checksums are for."""
+    folder = tmp_path / "latest"
+    shutil.copytree(saved, folder)
+    checkpoints = Checkpoints(folder, keep=2)
+    zeros = jax.tree.map(jnp.zeros_like, tree(20))
+    real = checkpoints._manager.restore
+
+    def restore(step, args):
+        found = real(step, args=args)
+        return {**found, **zeros} if "params" in args.keys() and step == 20 else found  # noqa: SIM118
+
+    checkpoints._manager.restore = restore
+    assert is_as_saved(checkpoints.restore(abstract(), lambda record: None), 10)
+
+
+def test_checksums_see_every_kind_of_change():
+    """One bit anywhere, two numbers exchanged, zeros; and they do not depend on how an array is split."""
+    x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+
+    def of(x, sharding=None):
+        return int(_checksums([jax.device_put(x, sharding)])[0])
+
+    for bit in range(32):
+        changed = x.copy()
+        changed.view(np.uint32)[3, bit % 24] ^= np.uint32(1 << bit)
+        assert of(changed) != of(x), bit
+    changed = x.copy()
+    changed[[2, 9], 5] = changed[[9, 2], 5]
+    assert of(changed) != of(x) and of(x.T.copy()) != of(x) and of(0 * x) != of(x)
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    for spec in (P(), P("a"), P(None, "b"), P("b", "a"), P(("a", "b"))):
+        assert of(x, NamedSharding(mesh, spec)) == of(x), spec
+
+
+def test_only_to_read(saved, tmp_path, capsys):
+    """Another process' folder is read, also onto another device, and nothing in it is changed."""
+    folder = tmp_path / "latest"
+    shutil.copytree(saved, folder)
+    shutil.copytree(folder / "20", folder / "30.orbax-checkpoint-tmp")  # a save that is under way
+    (folder / "30.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
+    (folder / "20" / "record" / "metadata").write_text("")
+    found = Checkpoints(folder, keep=None).restore({"params": abstract(7)["params"]}, lambda record: None)
+    assert found[0]["step"] == 10 and found[1]["params"]["w"].devices() == {jax.devices()[7]}
+    assert "going on from step 10" in capsys.readouterr().err
+    assert sorted(os.listdir(folder)) == ["10", "20", "30.orbax-checkpoint-tmp"]
+    own = Checkpoints(folder, keep=2)  # of the process that goes on, which clears up
+    own.save(40, tree(40), {"of": 40})
+    own.wait()
+    assert sorted(os.listdir(folder)) == ["20", "40"]
+    assert Checkpoints(tmp_path / "none", keep=2).restore(abstract(), lambda record: None) is None
+
+
+def test_other_shapes_are_refused(saved):
+    other = abstract()
+    other["params"]["w"] = jax.ShapeDtypeStruct((64, 34), jnp.float32, sharding=other["params"]["w"].sharding)
+    with pytest.raises(UserError, match=r"20: params/w is float32 \(64, 33\), not float32 \(64, 34\) as here"):
+        Checkpoints(saved, keep=None).restore(other, lambda record: None)

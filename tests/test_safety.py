@@ -1,0 +1,117 @@
+"""What is read from disk or from the command line is data, never code; and any path will do."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_resume import flags_of
+
+from mujax import main
+
+NO_PICKLE = """
+import json, pickle, sys
+class Refused(pickle.Unpickler):
+    def __init__(self, *args, **kwargs):
+        raise AssertionError("a pickle was to be loaded")
+def refuse(*args, **kwargs):
+    raise AssertionError("a pickle was to be loaded")
+pickle.load = pickle.loads = pickle._load = pickle._loads = refuse
+pickle.Unpickler = pickle._Unpickler = Refused
+from mujax import main
+for args in json.loads(sys.argv[1]):
+    assert main.run(args) == 0, args
+"""
+
+
+def test_no_pickle_is_loaded(text_file, tmp_path, quick_processes):
+    """Going on, training to the end and sampling, with everything that reads pickles broken."""
+    workdir = tmp_path / "run"
+    args = flags_of(text_file, workdir, train__steps=20)
+    assert main.run(args) == 0
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "latest" / "20")
+    commands = [args, ["sample", f"--workdir={workdir}", "--prompt=a", "--num_tokens=3"]]
+    process = [sys.executable, "-c", NO_PICKLE, json.dumps(commands)]
+    done = subprocess.run(process, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "going on from step 14" in done.stderr, done.stderr
+    assert "was to be loaded" not in done.stderr
+
+
+@pytest.mark.parametrize("what", ["in_flight", "images"])
+def test_a_planted_pickle_is_refused(what, tmp_path, tiny, capsys):
+    """NumPy's files can hold objects, whose reading runs code."""
+
+    class Bomb:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+    bomb = np.array([Bomb()], dtype=object)
+    if what == "images":
+        np.savez(tmp_path / "images.npz", images=bomb, labels=bomb)
+        flags = ["--config.data.name=images", f"--config.data.path={tmp_path / 'images.npz'}"]
+        assert main.run(["train", f"--config={ROOT}/configs/base.py:cnn", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+        assert "is no .npz file with arrays" in capsys.readouterr().err
+    else:
+        from mujax.points import make_points
+        from mujax.sweep import sweep
+
+        tree = tiny(sweep={"seed": (0,)})
+        group = make_points(tree)[0].run.group
+        (tmp_path / "run" / "in_flight").mkdir(parents=True)
+        np.savez(tmp_path / "run" / "in_flight" / f"{group}.npz", header=bomb, history=bomb, state_0=bomb)
+        assert sweep(tree, tmp_path / "run")[0]["status"] == "ok"
+        assert "its points start again" in capsys.readouterr().err
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.sweep.optim.learning_rate=(CODE,)",
+        "--config.parameterization.override=(CODE,)",
+        "--config.data.path=CODE",
+        "--config.optim.learning_rate=CODE",
+        "--config={}/configs/lingle2024/ablations.py:CODE",
+        "--config={}/configs/base.py:CODE",
+        "--workdir=$(touch exploded)",
+    ],
+)
+def test_a_command_line_is_no_code(flag, tmp_path, capsys, monkeypatch):
+    """Values of flags, and the argument of a config file, are never evaluated."""
+    monkeypatch.chdir(tmp_path)
+    flag = flag.replace("CODE", "__import__('os').system('touch exploded')").replace("{}", str(ROOT))
+    config = f"--config={ROOT}/configs/quickstart.py"
+    rest = [] if flag.startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
+    code = main.run(["sweep", config, "--dry_run", *rest, flag])
+    assert code == (0 if flag.startswith("--workdir") else 2), capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_path_will_do(text_file, tmp_path, capsys):
+    """Spaces, quotes, a dollar and letters of other scripts, in workdir and data, of all verbs that read and write."""
+    folder = tmp_path / 'it\'s a "run" $HOME `x` ñ 日本'
+    folder.mkdir()
+    text = folder / "my text's.txt"
+    shutil.copy(text_file, text)
+    small = {"train__steps": 8, "train__eval_interval": 4, "schedule__warmup_steps": 2, "checkpoint__interval": 4}
+    args = flags_of(text, folder / "the run", **small)
+    assert main.run(args) == 0
+    assert main.run(["sample", f"--workdir={folder / 'the run'}", "--prompt=a", "--num_tokens=3"]) == 0
+    assert json.loads((folder / "the run" / "config.json").read_text())["data"]["path"] == str(text)
+    (folder / "the run" / "result.json").unlink()
+    assert main.run(args) == 0
+    config = folder / "my config.py"
+    config.write_text(
+        "from configs import base\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.sweep.optim = {'learning_rate': (0.01, 0.02)}\n    return c\n"
+    )
+    flags = [arg for arg in args[2:] if not arg.startswith("--workdir")]
+    assert main.run(["sweep", f"--config={config}", f"--workdir={folder / 'a sweep'}", *flags]) == 0
+    assert main.run(["report", f"--workdir={folder / 'a sweep'}"]) == 0
+    assert (folder / "a sweep" / "report.html").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["a sweep", "my config.py", "my text's.txt", "the run"]
