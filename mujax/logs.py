@@ -53,12 +53,12 @@ class RunLog:
             with open(self._metrics, "rb") as stream:
                 os.fsync(stream.fileno())
 
-    def beat(self, step: int, doing: str) -> None:
+    def beat(self, step: int) -> None:
         """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it cannot ends no run."""
         if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             try:
-                files.write_json(self._heartbeat, {"time": time.time(), "step": step, "doing": doing})
+                files.write_json(self._heartbeat, {"time": time.time(), "step": step})
             except OSError as e:
                 print(f"{self._heartbeat}: {e.strerror}", file=sys.stderr)
 

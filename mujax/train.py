@@ -149,6 +149,7 @@ class _Training:
         self._diverged_at: int | None = None
         self._stopped_at: int | None = None
         self._saved_at = -1
+        self._is_tracing = False
         # A step is dispatched before the metrics of the one before it are read: (step, metrics, tensors or None)
         self._pending: tuple[int, Mapping[str, Any], Any] | None = None
 
@@ -196,7 +197,13 @@ class _Training:
             files.write_json(self._root / "result.json", row)
         return row
 
+    def _stop_tracing(self) -> None:
+        jax.profiler.stop_trace()
+        self._is_tracing = False
+
     def close(self) -> None:
+        if self._is_tracing:
+            self._stop_tracing()
         self._latest.close()
         if self._best:
             self._best.close()
@@ -210,6 +217,7 @@ class _Training:
         rows = self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
         if t == monitor.profile_step and monitor.profile_steps:
             jax.profiler.start_trace(str(self._root / "profile"))
+            self._is_tracing = True
         is_watched = monitor.tensor_interval and t % monitor.tensor_interval == 0
         before = self._copy(state.params) if is_watched else None  # the step takes the state's own memory
         state, metrics = self._step(state, rows, run.hps, run.scalings)
@@ -217,10 +225,10 @@ class _Training:
         self._read_pending()
         self._timer.step_ended()
         self._pending = (t, metrics, tensors)
-        if monitor.profile_steps and t == monitor.profile_step + monitor.profile_steps - 1:
+        if self._is_tracing and t == monitor.profile_step + monitor.profile_steps - 1:
             jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-        self._log.beat(t, "training")
+            self._stop_tracing()
+        self._log.beat(t)
         return state
 
     def _read_pending(self) -> None:
@@ -244,8 +252,11 @@ class _Training:
             return
         self._timer.pause()
         numbers = self._run.hps, self._run.scalings
-        losses = [self._evaluate(state.params, rows, *numbers) for rows in self._validation]
-        loss = float(np.mean([float(x) for x in losses]))
+        losses = []
+        for rows in self._validation:
+            losses.append(float(self._evaluate(state.params, rows, *numbers)))
+            self._log.beat(step)
+        loss = float(np.mean(losses))
         is_best = all(loss < earlier for _, earlier in self._evals)
         self._evals.append((step, loss))
         self._log.metrics({"step": step, "eval_loss": json_number(loss)})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 
@@ -73,6 +74,21 @@ def quick_compilation(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+@pytest.fixture(scope="module")
+def compiled_once(quick_compilation):
+    """Programs that are compiled again and again, here and in processes, are compiled once."""
+    names = [name for name in quick_compilation if "CACHE" in name]
+    before = {name: getattr(jax.config, name.lower()) for name in names}
+    for name in names:
+        kind = str if name.endswith("DIR") else type(before[name])
+        jax.config.update(name.lower(), kind(quick_compilation[name]))
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name.lower(), value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mujax import main, processes
 from mujax.errors import UserError
 from mujax.workdir import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 30, "checkpoint__interval": 5}
 
 

@@ -1,11 +1,9 @@
 """Runs that survive: whatever ends a run and whenever, the same command goes on, and what is left in the end is bit by
 bit what an uninterrupted run leaves."""
 
-import ctypes
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +24,8 @@ from mujax.data.corpus import load_corpus
 from mujax.run import make_run
 from mujax.steps import abstract_state
 from mujax.workdir import read_jsonl
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
@@ -150,26 +150,35 @@ def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupte
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_times(kills, text_file, tmp_path, quick_processes):
-    """SIGKILL at any time between the start of the process and its end."""
-    args = [sys.executable, "-m", "mujax", *flags_of(text_file, tmp_path / "killed", train__steps=400)]
-    start = time.monotonic()
-    whole = flags_of(text_file, tmp_path / "whole", train__steps=400)
-    assert run_mujax(*whole).returncode == 0
-    duration, rng = time.monotonic() - start, random.Random(0)
-    num_killed = 0
-    for _ in range(kills):
-        # Half of them late, when it trains and saves
-        wait = duration * (rng.random() if rng.random() < 0.5 else rng.uniform(0.6, 1))
-        with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-            try:
-                process.wait(timeout=wait)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                num_killed += 1
-    assert num_killed
-    assert run_mujax(*args[3:]).returncode == 0
-    assert left_by(tmp_path / "killed", 400) == left_by(tmp_path / "whole", 400)
-    assert not list((tmp_path / "killed").rglob("*tmp*"))
+    """SIGKILL at any time, from the start of the process on; most in training, where it also saves and evaluates."""
+    workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
+    args = flags_of(text_file, workdir, train__steps=200)
+    for kill in range(kills):
+        # Either after some seconds, or once so many steps more are logged, and then within a few steps
+        deadline = time.monotonic() + (rng.uniform(0, 6) if kill % 3 == 0 else 100)
+        more, delay = rng.uniform(1, 240 / kills), rng.uniform(0, 0.03)
+        first = last_step(workdir)
+        with subprocess.Popen([sys.executable, "-m", "mujax", *args], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and time.monotonic() < deadline and last_step(workdir) < first + more:
+                time.sleep(0.002)
+            time.sleep(delay)
+            num_killed += process.poll() is None
+            process.kill()
+    assert num_killed >= 0.7 * kills
+    assert run_mujax(*args).returncode == 0
+    assert run_mujax(*flags_of(text_file, tmp_path / "whole", train__steps=200)).returncode == 0
+    assert left_by(workdir, 200) == left_by(tmp_path / "whole", 200)
+    each_step_once(workdir, 200)
+    assert not list(workdir.rglob("*tmp*"))
+
+
+def last_step(workdir: Path) -> int:
+    """The last step in metrics.jsonl whose loss is there."""
+    try:
+        lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return max([0, *(int(line.split()[1][:-1]) for line in lines if line.startswith('{"step"') and '"loss"' in line)])
 
 
 def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
@@ -246,14 +255,13 @@ def test_a_run_is_made_longer(text_file, tmp_path, capsys):
     assert json.loads((tmp_path / "earlier" / "1" / "result.json").read_text())["steps"] == 20
 
 
-def limited_files():  # a disk that is full: writes fail in the middle of a file
-    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-
-
-def without_override():  # root may write anywhere, unless it gives that up for good
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        libc.prctl(24, capability, 0, 0, 0)
+# In a process that then becomes mujax
+BEFORE = {
+    # Writes fail in the middle of a file, as on a disk that is full
+    "full": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))",
+    # Root may write anywhere, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    "read-only": "import ctypes; prctl = ctypes.CDLL(None).prctl; [prctl(24, c, 0, 0, 0) for c in (1, 2)]",
+}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
@@ -268,9 +276,10 @@ def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupt
     assert sorted(os.listdir(latest)) == ["12", "7"]
     if what == "read-only":
         latest.chmod(0o555)
-    before = limited_files if what == "full" else without_override
-    process = [sys.executable, "-m", "mujax", *args]
-    done = subprocess.run(process, capture_output=True, text=True, cwd=ROOT, preexec_fn=before)
+    mujax = [sys.executable, "-m", "mujax", *args]
+    program = f"{BEFORE[what]}; import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+    process = [sys.executable, "-c", program, *mujax]
+    done = subprocess.run(process, capture_output=True, text=True, cwd=ROOT)
     latest.chmod(0o755)
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mujax: ")]

@@ -13,6 +13,7 @@ from test_resume import flags_of
 
 from mujax import main
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 NO_PICKLE = """
 import json, pickle, sys
 class Refused(pickle.Unpickler):

@@ -24,6 +24,8 @@ from mujax.sample import Sampling, draw, make_generate
 from mujax.steps import make_train_fns
 from mujax.train import train
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def decoded(run, params, tokens, window, first):
     """Logits of every position, from `first` tokens at once and then one at a time."""

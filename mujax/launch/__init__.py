@@ -97,7 +97,7 @@ def _instructions(engine: str, plan: Launch, out: Path, tpu: Slice | None) -> st
     text = f"{len(plan.jobs)} jobs in {out}; run them with\n{steps}\nand then\n{plan.next_steps}"
     if tpu is not None and tpu.hosts > 1:
         text += (
-            f"\n\nnote: this slice has {tpu.hosts} hosts, each of which runs the command; mujax cannot train across "
-            "hosts yet, so choose slices of one host (docs/tpu.md)"
+            f"\n\nnote: this slice has {tpu.hosts} hosts, each of which runs the command; a sweep cannot run across "
+            "hosts, so choose slices of one host (docs/tpu.md)"
         )
     return text
