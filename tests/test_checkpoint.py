@@ -102,6 +102,21 @@ def test_what_zeros_would_pass_for(saved, tmp_path):
     assert is_as_saved(checkpoints.restore(abstract(), lambda record: None), 10)
 
 
+def test_a_record_that_was_changed(saved, tmp_path, capsys):
+    """Well-formed, but not what was written."""
+    folder = tmp_path / "latest"
+    shutil.copytree(saved, folder)
+    file = folder / "20" / "record" / "metadata"
+    text = file.read_text()
+    assert text.count('"of": 20') == 1
+    file.write_text(text.replace('"of": 20', '"of": 21'))
+    assert is_as_saved(Checkpoints(folder, keep=2).restore(abstract(), lambda record: None), 10)
+    assert "its record does not match its digest" in capsys.readouterr().err
+    shutil.move(folder / "10", folder / "15")
+    with pytest.raises(UserError, match="damaged checkpoints only .step 15: its record"):
+        Checkpoints(folder, keep=2).restore(abstract(), lambda record: None)
+
+
 def test_checksums_see_every_kind_of_change():
     """One bit anywhere, two numbers exchanged, zeros; and they do not depend on how an array is split."""
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)

@@ -120,6 +120,21 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
     assert left_by(tmp_path) == uninterrupted
 
 
+def test_killed_right_after_a_save(text_file, tmp_path, uninterrupted, monkeypatch):
+    """Nothing of the steps before the checkpoint may be missing in the log then."""
+
+    def die():
+        raise KeyboardInterrupt
+
+    args = flags_of(text_file, tmp_path)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 8, die)
+        assert main.run(args) == 75
+    assert os.listdir(tmp_path / "checkpoints" / "latest") == ["7"]
+    assert main.run(args) == 0
+    assert left_by(tmp_path) == uninterrupted
+
+
 STUCK = """
 import os, signal, sys, time
 from mujax import main
