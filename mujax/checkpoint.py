@@ -7,10 +7,10 @@ split.
 
 import contextlib
 import hashlib
+import itertools
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mujax.errors import UserError
+from mujax.processes import agreed, is_primary, where_false
 
 Record = dict[str, Any]
-
-# Orbax also logs, with tracebacks, the errors that it raises
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -91,7 +89,7 @@ class Checkpoints:
           UserError: there are only damaged ones, which are left as they are; or what `check` raised.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps):
+        for step in reversed(agreed(lambda: self.steps)):
             try:
                 record = self._read_record(step)
                 check(record)
@@ -99,10 +97,14 @@ class Checkpoints:
             except _Damaged as e:
                 damaged[step] = str(e)
                 continue
-            for bad, reason in damaged.items():
-                print(f"{self._folder / str(bad)} is damaged ({reason}); going on from step {step}", file=sys.stderr)
-                if not self._is_read_only:
-                    self._set_aside(bad)
+            if is_primary():
+                for bad, reason in damaged.items():
+                    print(
+                        f"{self._folder / str(bad)} is damaged ({reason}); going on from step {step}", file=sys.stderr
+                    )
+            if not self._is_read_only:
+                agreed(lambda: [self._set_aside(bad) for bad in damaged])
+                self._manager.reload()
             return record, found
         if damaged:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
@@ -112,10 +114,11 @@ class Checkpoints:
             )
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Deletes checkpoints of later steps, which are to be trained again."""
-        for later in [s for s in self.steps if s > step]:
-            self._manager.delete(later)
+    def keep_only(self, steps: Sequence[int]) -> None:
+        """Deletes the checkpoints of all other steps."""
+        for step in agreed(lambda: self.steps):
+            if step not in steps:
+                self._manager.delete(step)
 
     def close(self) -> None:
         """Ends what is under way; that a save has failed is for `wait` to say."""
@@ -123,11 +126,19 @@ class Checkpoints:
             self._manager.close()
 
     def _read_record(self, step: int) -> Record:
-        with _found_damage():
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            digest = record.pop("digest")
-        if digest != _digest(record) or record["step"] != step:
-            raise _Damaged("its record does not match its digest")
+        def read() -> dict[str, Any]:
+            try:
+                record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
+                digest = record.pop("digest")
+                if digest == _digest(record) and record["step"] == step:
+                    return record
+            except (OSError, ValueError, KeyError, AttributeError) as e:
+                return {"damage": f"its record cannot be read: {type(e).__name__}"}
+            return {"damage": "its record does not match its digest"}
+
+        record = agreed(read)
+        if "damage" in record:
+            raise _Damaged(record["damage"])
         return record
 
     def _read(self, step: int, record: Record, trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,25 +147,30 @@ class Checkpoints:
             if saved is None or (tuple(saved["shape"]), saved["dtype"]) != (shape, dtype):
                 there = "absent" if saved is None else f"{saved['dtype']} {tuple(saved['shape'])}"
                 raise UserError(f"{self._folder / str(step)}: {name} is {there}, not {dtype} {shape} as here")
-        with _found_damage():
-            args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in trees.items()})
-            restored = self._manager.restore(step, args=args)
-            found = {name: restored[name] for name in trees}
-            described = _describe(found)
-        for name, array in described.items():
+        found, reason = {}, ""
+        try:
+            found = {name: _read_tree(self._folder / str(step) / name, tree) for name, tree in trees.items()}
+        except MemoryError:
+            raise
+        except Exception as e:  # whatever Orbax and TensorStore make of what they read
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied")):
+                raise
+        bad = where_false(not reason)
+        if bad is not None:
+            raise _Damaged(reason or f"process {bad} could not read it")
+        for name, array in _describe(found).items():
             if array != record["arrays"][name]:
                 raise _Damaged(f"{name} is not what was saved")
         return found
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            for n in range(1000):
-                target = self._folder.parent / "damaged" / (f"{step}" if n == 0 else f"{step}-{n}")
-                if not target.exists():
-                    target.parent.mkdir(exist_ok=True)
-                    (self._folder / str(step)).rename(target)
-                    break
-        self._manager.reload()
+        for n in itertools.count():
+            target = self._folder.parent / "damaged" / (f"{step}" if n == 0 else f"{step}-{n}")
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target)
+                return
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -170,12 +186,16 @@ class _Damaged(Exception):
     pass
 
 
-@contextlib.contextmanager
-def _found_damage() -> Iterator[None]:
-    try:
-        yield
-    except Exception as e:  # whatever Orbax makes of what it reads
-        raise _Damaged(f"{type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
+def _read_tree(folder: Path, tree):
+    """The arrays of one tree. Without Orbax's own barriers: another process may fail, and would never come to them."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as reader:
+        return reader.restore(folder.absolute(), args=ocp.args.StandardRestore(tree))
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -1,7 +1,10 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and how a process says that it should be run again."""
 
 import difflib
 from collections.abc import Iterable
+
+# Exit codes of processes that end without a result; the same command goes on
+CRASHED, INTERRUPTED = 70, 75
 
 
 class UserError(Exception):

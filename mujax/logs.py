@@ -5,7 +5,6 @@ Files are opened by name for each line, so that one which is moved away is begun
 
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mujax import workdir as files
 from mujax.peaks import peak_flops
@@ -89,9 +89,7 @@ class StepTimer:
         """
         if not self._seconds:
             return None
-        deciles = statistics.quantiles(self._seconds, n=100, method="inclusive") if len(self._seconds) > 1 else []
-        median = statistics.median(self._seconds)
-        p90, p99 = (deciles[89], deciles[98]) if deciles else (median, median)
+        median, p90, p99 = np.percentile(self._seconds, (50, 90, 99)).tolist()
         device = jax.devices()[0].device_kind
         peak = peak_flops(device)
         mfu = None if peak is None else self._flops / median / (peak * self._num_devices)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import mujax
 from mujax.cli import check, explain, launch, merge, plan, report, sample, sweep, train
 from mujax.cli.flags import parse
-from mujax.cli.verb import CRASHED, FINISHED, INTERRUPTED, USAGE_ERROR
-from mujax.errors import UserError
+from mujax.cli.verb import FINISHED, USAGE_ERROR
+from mujax.errors import CRASHED, INTERRUPTED, UserError
 
 VERBS = {
     module.VERB.name: module.VERB for module in (train, sweep, launch, plan, merge, report, explain, check, sample)

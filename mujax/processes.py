@@ -4,26 +4,29 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mujax.errors import UserError
+from mujax.errors import CRASHED, INTERRUPTED, UserError
 
 # Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one waits for the others
 # when it ends
 HEARTBEAT_TIMEOUT = SHUTDOWN_TIMEOUT = 30
-CRASHED, SAVED = 70, 75  # exit codes
+# For which processes wait for each other at the start
+START_TIMEOUT = 300
 
 T = TypeVar("T")
 
@@ -40,8 +43,10 @@ def initialize(coordinator: str | None = None, num_processes: int = 0, process_i
     options: dict[str, Any] = {
         "heartbeat_timeout_seconds": HEARTBEAT_TIMEOUT,
         "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT,
+        "initialization_timeout": START_TIMEOUT,
     }
     if coordinator:
+        _check_address(coordinator)
         options |= {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
         options |= {"cluster_detection_method": "deactivate"}
     elif not _is_one_of_many():
@@ -52,6 +57,19 @@ def initialize(coordinator: str | None = None, num_processes: int = 0, process_i
         if not coordinator and "coordinator_address should be defined" in str(e):  # a TPU of no cluster
             return
         raise UserError(f"the processes of this run cannot be joined: {str(e).splitlines()[0]}") from e
+
+
+def _check_address(coordinator: str) -> None:
+    """JAX would wait for a host that there is not, or end in C++."""
+    host, colon, port = coordinator.rpartition(":")
+    try:
+        if not colon or not 0 < int(port) < 2**16:
+            raise ValueError
+        socket.getaddrinfo(host, int(port))
+    except ValueError:
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT") from None
+    except OSError as e:
+        raise UserError(f"--coordinator={coordinator}: there is no such host ({e.strerror})") from e
 
 
 def _is_one_of_many() -> bool:
@@ -91,6 +109,35 @@ def agreed(decide: Callable[[], T]) -> T:
     return result
 
 
+def everywhere(work: Callable[[], T]) -> T:
+    """What `work` returns on each process.
+
+    Raises:
+      UserError: on all, if it raised one, or an OSError, on any.
+    """
+    if jax.process_count() == 1:
+        return work()
+    error = result = None
+    try:
+        result = work()
+    except (UserError, OSError) as e:
+        error = e
+    failed = where_false(error is None)
+    if error is not None:
+        raise UserError(str(error)) from error
+    if failed is not None:
+        raise UserError(f"process {failed} of this run cannot go on; its own message says why")
+    return cast(T, result)
+
+
+def where_false(value: bool) -> int | None:
+    """The first process whose value is false; None if all are true."""
+    if jax.process_count() == 1:
+        return None if value else 0
+    values = multihost_utils.process_allgather(np.bool_(value))
+    return None if np.all(values) else int(np.argmin(values))
+
+
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
     """Ends this process right after a failure, if there are others: JAX would wait for them, and they may be lost,
@@ -118,10 +165,10 @@ def all_same(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def deferred_signals(grace_seconds: float) -> Iterator[Callable[[], bool]]:
+def deferred_signals(grace_seconds: float = math.inf) -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at once.
 
-    Whatever the process is at then, also a compilation that no Python can interrupt, it ends within the grace.
+    Whatever the process is at, also a compilation that no Python can interrupt, it ends within the grace after SIGTERM.
     """
     received = threading.Event()
 
@@ -162,7 +209,7 @@ def _watch(reader: int, grace_seconds: float) -> None:
             numbers = os.read(reader, 64)
             if not numbers:
                 return
-            if deadline is None and {signal.SIGINT, signal.SIGTERM} & set(numbers):
+            if deadline is None and signal.SIGTERM in numbers and grace_seconds < math.inf:
                 deadline = time.monotonic() + grace_seconds
     finally:
         os.close(reader)
@@ -171,7 +218,7 @@ def _watch(reader: int, grace_seconds: float) -> None:
 def _end_unsaved(grace_seconds: float) -> None:
     text = "the same command goes on from what was saved before"
     print(f"mujax: not saved within checkpoint.grace_seconds = {grace_seconds:g}; {text}", file=sys.stderr, flush=True)
-    os._exit(SAVED)
+    os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

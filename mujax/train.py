@@ -13,13 +13,13 @@ import numpy as np
 
 from mujax import workdir as files
 from mujax.checkpoint import Checkpoints, Record
-from mujax.config import make_run_config
+from mujax.config import leaves, make_run_config
 from mujax.data.loader import TrainBatches, load_batches
-from mujax.errors import UserError
+from mujax.errors import UserError, suggest
 from mujax.logs import RunLog, StepTimer
 from mujax.metrics import is_bad, is_given_up, json_number
 from mujax.peaks import peak_flops
-from mujax.processes import agreed, all_same, is_primary, stop_requests
+from mujax.processes import agreed, all_same, everywhere, is_primary, stop_requests
 from mujax.results import code_version, make_row
 from mujax.run import Run, make_run
 from mujax.sharding import Layout, make_layout
@@ -54,15 +54,22 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     layout = _make_layout(run)
     root = files.local_path(workdir)
     config = run.cfg.as_dict()
-    row = agreed(lambda: _result(files.open_workdir(workdir, "config.json", config, allowed_changes), config))
-    if row is not None:
-        return row
-    batches, validation, fingerprint = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
+    _check_allowed(allowed_changes, config)
+    agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
+    batches, validation, fingerprint = everywhere(lambda: load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed]))
     if not all_same(fingerprint):
         raise UserError(f"the processes of this run read different data (fingerprint {fingerprint} here)")
+
+    def result() -> dict[str, Any] | None:
+        return _result(root, run, fingerprint, allowed_changes)
+
+    row = agreed(result)
+    if row is not None:
+        return row
     with contextlib.ExitStack() as stack:
-        row = agreed(lambda: _take(root, config, stack))
-        if row is not None:  # another process has finished it in the meantime
+        agreed(lambda: stack.enter_context(files.locked(root)))
+        row = agreed(result)  # another process may have finished it in the meantime
+        if row is not None:
             return row
         training = _Training(run, layout, root, batches[run.cfg.seed], validation, fingerprint, allowed_changes)
         stack.callback(training.close)
@@ -70,27 +77,46 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
             return training.run_to_end(is_stopping)
 
 
-def _result(root: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row that is there already, if it is of this config and not of another that may be changed."""
-    if not (root / "result.json").exists() or _is_other(root, config):
+def _result(root: Path, run: Run, fingerprint: str, allowed_changes: Sequence[str]) -> dict[str, Any] | None:
+    """The row that is there already, if it is of this run and not of one before a change of the config.
+
+    Raises:
+      UserError: it is, but was of another table or other data.
+    """
+    if not (root / "result.json").exists():
         return None
-    return files.read_json(root / "result.json")
-
-
-def _is_other(root: Path, config: Mapping[str, Any]) -> bool:
-    recorded = root / "config.json"
-    return recorded.exists() and files.same_study(files.read_json(recorded)) != files.same_study(config)
-
-
-def _take(root: Path, config: Mapping[str, Any], stack: contextlib.ExitStack) -> dict[str, Any] | None:
-    """Holds the workdir until `stack` is left, and writes whose it is; returns the result if there is one already."""
-    stack.enter_context(files.locked(root))
-    if _is_other(root, config):
-        files.set_aside(root, ("config.json", "result.json"))
-    row = _result(root, config)
-    if row is None:
-        files.write_json(root / "config.json", config)
+    row = files.read_json(root / "result.json")
+    if row.get("id") != run.cfg.id:
+        return None
+    _check_sources(f"--workdir={root}: its result", row, run, fingerprint, allowed_changes)
     return row
+
+
+def _check_sources(
+    where: str, recorded: Mapping[str, Any], run: Run, fingerprint: str, allowed_changes: Sequence[str]
+) -> None:
+    """Raises UserError if a result or a checkpoint is of another table or of other data than the run."""
+    if recorded["table_hash"] != run.table_hash and "table" not in allowed_changes:
+        old, new = recorded.get("table", "").splitlines(), run.table.splitlines()
+        changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
+        what = "; ".join(changed[:3]) or f"{recorded['table_hash']} -> {run.table_hash}"
+        raise UserError(
+            f"{where} was saved under another parameterization table: {what}; use the code that saved it, or "
+            "--allow_config_change=table"
+        )
+    if recorded["data_fingerprint"] != fingerprint and "data" not in allowed_changes:
+        raise UserError(
+            f"{where} was trained on other data: fingerprint {recorded['data_fingerprint']} -> {fingerprint}; choose a "
+            "new workdir, or --allow_config_change=data"
+        )
+
+
+def _check_allowed(allowed_changes: Sequence[str], config: Mapping[str, Any]) -> None:
+    fields = [field for field, _ in leaves(config)]
+    known = [*fields, *config, "table", "data"]
+    for name in allowed_changes:
+        if name not in known:
+            raise UserError(f"--allow_config_change={name}: the config has no such field{suggest(name, known)}")
 
 
 def _make_layout(run: Run) -> Layout | None:
@@ -142,19 +168,26 @@ class _Training:
         num_devices = layout.mesh.size if layout else 1
         self._log = RunLog(root, is_primary())
         self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, num_devices)
-        self._latest = Checkpoints(root / "checkpoints" / "latest", run.cfg.checkpoint.keep)
-        self._best = Checkpoints(root / "checkpoints" / "best", keep=1) if run.cfg.checkpoint.best else None
+        self._latest = everywhere(lambda: Checkpoints(root / "checkpoints" / "latest", run.cfg.checkpoint.keep))
+        self._best = None
+        if run.cfg.checkpoint.best:
+            self._best = everywhere(lambda: Checkpoints(root / "checkpoints" / "best", keep=1))
         self._start = time.time()
         self._evals: list[tuple[int, float]] = []
         self._diverged_at: int | None = None
         self._stopped_at: int | None = None
-        self._saved_at = -1
+        self._saved_at = self._best_saved_at = -1
         self._is_tracing = False
         # A step is dispatched before the metrics of the one before it are read: (step, metrics, tensors or None)
         self._pending: tuple[int, Mapping[str, Any], Any] | None = None
 
     def run_to_end(self, is_stopping: Callable[[int], bool]) -> dict[str, Any]:
-        """Trains from the latest checkpoint, or from the beginning, to the end; returns the row."""
+        """Trains from the latest checkpoint, or from the beginning, to the end; returns the row.
+
+        Raises:
+          UserError: see train.
+          KeyboardInterrupt: it was asked to stop.
+        """
         kind = jax.devices()[0].device_kind
         if is_primary() and peak_flops(kind) is None:
             print(f"no MFU: the peak of device {kind!r} is not known", file=sys.stderr)
@@ -165,6 +198,8 @@ class _Training:
         while not self._has_ended:
             if is_stopping(t):
                 self._read_pending()
+                if self._has_ended:
+                    break
                 self._save(t, state)
                 self._latest.wait()
                 raise KeyboardInterrupt
@@ -265,8 +300,8 @@ class _Training:
             self._diverged_at = step
         elif is_given_up(step, loss, self._cfg.give_up_step, self._cfg.give_up_loss):
             self._stopped_at = step
-        elif self._best and is_best and step:
-            self._best.save(step, {"params": state.params}, self._record())
+        elif is_best and step:
+            self._save_best(step, state)
         self._latest.check()
 
     def _report(self, step: int, loss: float) -> None:
@@ -295,7 +330,7 @@ class _Training:
         return jax.make_array_from_callback(shape, self._layout.batch(batch_axis=0, ndim=2), share)
 
     def _record(self) -> Record:
-        """What is saved beside the arrays; mesh and devices are not asked about again."""
+        """What is saved beside the arrays, to know the run by and to go on with."""
         run = self._run
         return {
             "config": run.cfg.as_dict(),
@@ -313,9 +348,16 @@ class _Training:
             return
         self._timer.pause()
         self._log.sync()
+        if self._best and self._best_saved_at != step:  # an evaluation that is recorded has its weights on disk
+            self._best.wait()
         # The data's position is the step
         self._latest.save(step, {"params": state.params, "opt_state": state.opt_state}, self._record())
         self._saved_at = step
+
+    def _save_best(self, step: int, state: TrainState) -> None:
+        if self._best:
+            self._best.save(step, {"params": state.params}, self._record())
+            self._best_saved_at = step
 
     def _restore(self) -> TrainState | None:
         abstract = jax.tree.map(
@@ -325,37 +367,41 @@ class _Training:
         )
         trees = {"params": abstract.params, "opt_state": abstract.opt_state}
         found = self._latest.restore(trees, self._check_record)
-        if found is None:
-            if (self._root / "metrics.jsonl").exists() and is_primary():
-                print(f"{self._root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
-            self._log.go_on_from(0, [])
-            return None
-        record, trees = found
-        step = record["step"]
-        self._evals = [(at, loss) for at, loss in record["evals"]]
-        self._start = time.time() - record["seconds"]
-        self._saved_at = step
-        self._log.go_on_from(step, [at for at, _ in self._evals])
-        if self._best:
-            self._best.drop_after(step)
         if is_primary():
-            print(f"{self._root}: going on from step {step}", file=sys.stderr)
+            self._claim()
+        step = 0 if found is None else found[0]["step"]
+        if found is not None:
+            record, trees = found
+            self._evals = [(at, loss) for at, loss in record["evals"]]
+            self._start = time.time() - record["seconds"]
+            self._saved_at = step
+            if is_primary():
+                print(f"{self._root}: going on from step {step}", file=sys.stderr)
+        elif is_primary() and (self._root / "metrics.jsonl").exists():
+            print(f"{self._root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
+        self._log.go_on_from(step, [at for at, _ in self._evals])
+        if self._best:  # those of evaluations that are made again
+            self._best.keep_only([at for at, _ in self._evals])
+        if found is None:
+            return None
         step_array = jax.device_put(np.int32(step), self._shardings.step)
-        return TrainState(step_array, trees["params"], trees["opt_state"])
+        state = TrainState(step_array, trees["params"], trees["opt_state"])
+        best_step = min(self._evals[1:], key=lambda pair: pair[1], default=(-1, 0.0))[0]
+        if self._best and best_step == step and step not in self._best.steps:
+            self._save_best(step, state)  # both were being written, and this one was lost
+        return state
+
+    def _claim(self) -> None:
+        """Writes whose workdir it is from now on; what another config, as allowed, has left is set aside."""
+        config, file = self._run.cfg.as_dict(), self._root / "config.json"
+        if file.exists() and files.same_study(files.read_json(file)) != files.same_study(config):
+            files.set_aside(self._root, ("result.json", "config.json"), copied=("metrics.jsonl",))
+        files.write_json(file, config)
 
     def _check_record(self, record: Record) -> None:
         """Raises UserError unless a checkpoint is of this very run, but for what is allowed to differ."""
-        run, where = self._run, f"--workdir={self._root}: its checkpoint of step {record['step']}"
-        files.check_same(where, record["config"], run.cfg.as_dict(), self._allowed)
-        if record["table_hash"] != run.table_hash and "table" not in self._allowed:
-            old, new = record["table"].splitlines(), run.table.splitlines()
-            changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
-            raise UserError(
-                f"{where} was saved under another parameterization table: {'; '.join(changed[:3]) or 'other tensors'}; "
-                "use the code that saved it, or --allow_config_change=table"
-            )
-        if record["data_fingerprint"] != self._fingerprint and "data" not in self._allowed:
-            raise UserError(
-                f"{where} was trained on other data: fingerprint {record['data_fingerprint']} -> {self._fingerprint}; "
-                "choose a new workdir, or --allow_config_change=data"
-            )
+        where = f"--workdir={self._root}: its checkpoint of step {record['step']}"
+        files.check_same(where, record["config"], self._run.cfg.as_dict(), self._allowed)
+        _check_sources(where, record, self._run, self._fingerprint, self._allowed)
+        if record["step"] > self._cfg.steps:
+            raise UserError(f"{where} is beyond train.steps = {self._cfg.steps}")

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,12 +45,15 @@ def make_writable(workdir: str | Path) -> Path:
     return root
 
 
-def set_aside(root: Path, names: Iterable[str]) -> None:
-    """Moves what an earlier call left under these names to earlier/1, earlier/2, ..."""
+def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> None:
+    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...; first copies some."""
     present = [name for name in names if (root / name).exists()]
     if present:
         n = next(n for n in itertools.count(1) if not (root / "earlier" / str(n)).exists())
         (root / "earlier" / str(n)).mkdir(parents=True)
+        for name in copied:
+            if (root / name).exists():
+                shutil.copy2(root / name, root / "earlier" / str(n) / name)
         for name in present:
             (root / name).rename(root / "earlier" / str(n) / name)
 
@@ -90,25 +94,29 @@ def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(_dumps(fixed))
 
 
-def check_same(where: str, recorded: Mapping[str, Any], config: Mapping[str, Any], allowed: Iterable[str] = ()) -> None:
+def check_same(
+    where: str, recorded: Mapping[str, Any], config: Mapping[str, Any], allowed: Iterable[str] | None = None
+) -> None:
     """Raises UserError, which names what is different, unless two configs are of the same study.
 
     Args:
-      allowed: fields, or sections of them, that may differ.
+      allowed: fields, or sections of them, that may differ; None: nothing may, whatever the user says.
     """
     changes = {
         field: change
         for field, change in differences(same_study(recorded), same_study(config)).items()
-        if not any(f"{field}.".startswith(f"{name}.") for name in allowed)
+        if not any(f"{field}.".startswith(f"{name}.") for name in allowed or ())
     }
     if changes:
         shown = [f"{field}: {change}" for field, change in changes.items()]
         more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
-        raise UserError(f"{where} belongs to another config: {', '.join(shown[:3])}{more}; choose a new workdir")
+        otherwise = "" if allowed is None else ", or allow it with --allow_config_change=FIELD"
+        what = f"{', '.join(shown[:3])}{more}"
+        raise UserError(f"{where} belongs to another config: {what}; choose a new workdir{otherwise}")
 
 
 def open_workdir(
-    workdir: str | Path, record: str, config: Mapping[str, Any], allowed_changes: Iterable[str] = ()
+    workdir: str | Path, record: str, config: Mapping[str, Any], allowed_changes: Iterable[str] | None = None
 ) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 

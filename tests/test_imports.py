@@ -41,7 +41,7 @@ ALLOWED = {
     "executables": {"config", "errors", "lanes", "models", "run", "sharding", "steps"},
     "engine": {"config", "data.loader", "executables", "hps", "lanes", "metrics", "run", "steps"},
     "in_flight": {"engine", "lanes", "workdir"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"errors", "processes"},
     "launch": {"config", "errors", "points", "refine", "workdir"},
     "plan": {"config", "errors", "executables", "lanes", "peaks", "points", "run", "sharding", "steps", "workdir"},
     "merge": {"errors", "workdir"},

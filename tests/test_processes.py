@@ -27,7 +27,7 @@ MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 30,
 class Processes:
     """Two processes with four devices each, as the hosts of a pod."""
 
-    def __init__(self, args: list[str]):
+    def __init__(self, args: list[str], of_second: tuple[str, ...] = ()):
         with socket.socket() as s:
             s.bind(("localhost", 0))
             port = s.getsockname()[1]
@@ -35,7 +35,7 @@ class Processes:
         self.members = [
             subprocess.Popen(
                 [sys.executable, "-m", "mujax", *args, f"--coordinator=localhost:{port}", "--num_processes=2"]
-                + [f"--process_id={i}"],
+                + [f"--process_id={i}", *(of_second if i else ())],
                 cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for i in range(2)
@@ -123,6 +123,25 @@ def test_divergence_ends_all_with_3(text_file, tmp_path, quick_processes):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
 
 
+def test_what_one_process_sees(text_file, tmp_path, quick_processes):
+    """Its share of a checkpoint is gone: both take the one before. Its data is not there: both end with 2."""
+    args = flags_of(text_file, tmp_path / "run", **{**MESH, "train__steps": 10})
+    assert [code for code, *_ in Processes(args).end()] == [0, 0]
+    expected = left_by(tmp_path / "run", 10)
+    (tmp_path / "run" / "result.json").unlink()
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    shutil.rmtree(latest / "10" / "params" / "ocdbt.process_1")
+    ends = Processes(args).end(timeout=100)
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert f"{latest}/10 is damaged" in ends[0][2] and "going on from step 5" in ends[0][2]
+    assert left_by(tmp_path / "run", 10) == expected
+
+    (tmp_path / "run" / "result.json").unlink()
+    ends = Processes(args, ("--config.data.path=/no/such/file",)).end(timeout=100)
+    assert [code for code, *_ in ends] == [2, 2], ends
+    assert "process 1 of this run cannot go on" in ends[0][2] and "no such file or folder" in ends[1][2]
+
+
 def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
     """A mesh that is not all devices, and a workdir of another run: exit code 2 on both, and nothing hangs."""
     args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
@@ -134,6 +153,13 @@ def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
         assert code == 2 and "holds manifest.json, the record of another verb" in err
     assert main.run([*args, "--coordinator=localhost:1"]) == 2
     assert "--num_processes is missing" in capsys.readouterr().err
+    for coordinator, message in (
+        ("localhost", "is not HOST:PORT"),
+        ("localhost:x", "is not HOST:PORT"),
+        ("no-such-host.invalid:1", "there is no such host"),
+    ):
+        assert main.run([*args, f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1"]) == 2
+        assert f"--coordinator={coordinator}" in (err := capsys.readouterr().err) and message in err
     assert main.run([*args, "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]) == 2
     assert "--process_id=2 must be at least 0, at most 1" in capsys.readouterr().err
 
@@ -170,4 +196,4 @@ def test_the_environment_says_who_is_there(environment, joins, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     processes.initialize()  # a TPU of no cluster
     with pytest.raises(UserError, match="cannot be joined: coordinator_address"):
-        processes.initialize("host:1", 2, 0)
+        processes.initialize("localhost:1", 2, 0)

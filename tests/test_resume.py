@@ -92,9 +92,6 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
     """While it compiles, in a step, in an evaluation, in a save, and twice in a row."""
     args = flags_of(text_file, tmp_path)
 
-    def terminate():
-        os.kill(os.getpid(), signal.SIGTERM)
-
     def terminate_while_compiling():  # tracing takes less, and with compilation more
         subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"])
 
@@ -120,12 +117,17 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
     assert left_by(tmp_path) == uninterrupted
 
 
+def die():
+    """What a kill is to the run: nothing is saved."""
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_killed_right_after_a_save(text_file, tmp_path, uninterrupted, monkeypatch):
     """Nothing of the steps before the checkpoint may be missing in the log then."""
-
-    def die():
-        raise KeyboardInterrupt
-
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
         strike(patch, "_train_step", 8, die)
@@ -133,6 +135,82 @@ def test_killed_right_after_a_save(text_file, tmp_path, uninterrupted, monkeypat
     assert os.listdir(tmp_path / "checkpoints" / "latest") == ["7"]
     assert main.run(args) == 0
     assert left_by(tmp_path) == uninterrupted
+
+
+def best_of(workdir: Path) -> list[str]:
+    return os.listdir(workdir / "checkpoints" / "best")
+
+
+def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
+    """It may be ahead of the latest: killed before the first checkpoint, after stopping at an evaluation, or while both
+    are written at once."""
+    before_any = flags_of(text_file, tmp_path / "before", checkpoint__interval=500)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 25, die)
+        assert main.run(before_any) == 75
+    assert best_of(tmp_path / "before") == ["20"] and not os.listdir(tmp_path / "before" / "checkpoints" / "latest")
+    assert main.run(before_any) == 0
+    assert left_by(tmp_path / "before") == uninterrupted and best_of(tmp_path / "before") == ["40"]
+
+    at_evaluation = flags_of(text_file, tmp_path / "at", checkpoint__interval=500)
+    for call, action in ((10, terminate), (3, die)):  # SIGTERM, noticed before the evaluation at step 10
+        with monkeypatch.context() as patch:
+            strike(patch, "_train_step", call, action)
+            assert main.run(at_evaluation) == 75
+    assert main.run(at_evaluation) == 0
+    assert left_by(tmp_path / "at") == uninterrupted and best_of(tmp_path / "at") == ["40"]
+
+    both = flags_of(text_file, tmp_path / "both")
+    assert main.run(both) == 0
+    (tmp_path / "both" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "both" / "checkpoints" / "best" / "40")
+    assert main.run(both) == 0
+    assert left_by(tmp_path / "both") == uninterrupted and best_of(tmp_path / "both") == ["40"]
+
+
+def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted, monkeypatch):
+    args = flags_of(text_file, tmp_path, monitor__profile_step=5, monitor__profile_steps=5)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 8, terminate)
+        assert main.run(args) == 75
+    assert main.run(args) == 0
+    assert left_by(tmp_path) == uninterrupted
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
+    """Of a finished run: fewer steps, another width, no such field, other data; its result is not that of another."""
+    args = flags_of(text_file, tmp_path)
+    assert main.run(args) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    for change, allowed, message in (
+        ("train.steps=12", "train.steps", "its checkpoint of step 40 is beyond train.steps = 12"),
+        ("model.d_model=32", "model.d_model", "another parameterization table"),
+        (
+            "model.d_model=32",
+            "model.d_model,table",
+            "wk is float32 (2, 16, 2, 8), not float32 (2, 32, 4, 8) as here",
+        ),
+        ("optim.b1=0.8", "optim.b7", "--allow_config_change=optim.b7: the config has no such field; did you mean"),
+        ("data.glob=*.py", "data.path", "data.glob: **/*.txt -> *.py; choose a new workdir, or allow it with"),
+    ):
+        assert main.run([*args, f"--config.{change}", f"--allow_config_change={allowed}"]) == 2
+        assert message in capsys.readouterr().err
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+        assert after == before
+    text = text_file.read_text()
+    try:
+        text_file.write_text(text.replace("import", "export"))
+        load_corpus.cache_clear()
+        assert main.run(args) == 2
+        assert "its result was trained on other data: fingerprint" in capsys.readouterr().err
+    finally:
+        text_file.write_text(text)
+        load_corpus.cache_clear()
+    (tmp_path / "config.json").unlink()
+    assert main.run([*args, "--config.optim.learning_rate=0.5"]) == 2  # what there is is not of this run
+    assert "optim.learning_rate: 0.0078125 -> 0.5" in capsys.readouterr().err
+    assert main.run(args) == 0
 
 
 STUCK = """
@@ -200,7 +278,7 @@ def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, ca
     """The newest damaged: the one before, with a message. All damaged: exit code 2, and nothing is changed."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 30, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        strike(patch, "_train_step", 30, terminate)
         assert main.run(args) == 75
     latest = tmp_path / "checkpoints" / "latest"
     assert sorted(os.listdir(latest)) == ["28", "30"]
@@ -226,7 +304,7 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
     """Config, table and data; what is allowed to differ goes on, and the old record is kept."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        strike(patch, "_train_step", 12, terminate)
         assert main.run(args) == 75
     capsys.readouterr()
     faster = [*args, "--config.optim.learning_rate=0.02", "--config.optim.b1=0.8"]
@@ -285,7 +363,7 @@ def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupt
     """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        strike(patch, "_train_step", 12, terminate)
         assert main.run(args) == 75
     latest = tmp_path / "checkpoints" / "latest"
     assert sorted(os.listdir(latest)) == ["12", "7"]
@@ -298,7 +376,7 @@ def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupt
     latest.chmod(0o755)
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mujax: ")]
-    assert f"{latest}: a checkpoint could not be saved" in line and "the last one stands" in line
+    assert ": a checkpoint could not be saved" in line and "the last one stands" in line
     assert ("File too large" if what == "full" else "Permission denied") in line
     assert main.run(args) == 0
     assert left_by(tmp_path) == uninterrupted

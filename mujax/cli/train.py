@@ -30,6 +30,7 @@ before it taken.
 Exit codes: 0 finished, 2 something to fix in the command, config or workdir, 3 the run diverged,
 70 crashed or lost another host, 75 interrupted, state saved."""
 
+import logging
 import sys
 from typing import Any
 
@@ -58,6 +59,7 @@ def run(
     from mujax.processes import initialize, is_primary, leaving_at_once
     from mujax.train import train
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises, with tracebacks
     if make_run_config(config).mesh.num_devices > 1:  # a mesh of cores, where there is nothing better
         make_cores_devices()
     initialize(coordinator, total, own)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-FINISHED, CHECK_FAILED, USAGE_ERROR, DIVERGED, CRASHED, INTERRUPTED = 0, 1, 2, 3, 70, 75
+FINISHED, CHECK_FAILED, USAGE_ERROR, DIVERGED = 0, 1, 2, 3
 
 CONFIG_FLAGS = """\
   --config=FILE.py         a Python file with get_config(); configs/base.py names every field
