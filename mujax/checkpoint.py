@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mujax.errors import UserError
 from mujax.processes import agreed, is_primary, where_false
+from mujax.workdir import absolute, move
 
 Record = dict[str, Any]
 
@@ -43,7 +44,7 @@ class Checkpoints:
             # Made in the background, a folder that cannot be made is waited for
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
 
     @property
     def steps(self) -> list[int]:
@@ -168,9 +169,7 @@ class Checkpoints:
         for n in itertools.count():
             target = self._folder.parent / "damaged" / (f"{step}" if n == 0 else f"{step}-{n}")
             if not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(target)
-                return
+                return move(self._folder / str(step), target)
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -195,7 +194,7 @@ def _read_tree(folder: Path, tree):
     )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as reader:
-        return reader.restore(folder.absolute(), args=ocp.args.StandardRestore(tree))
+        return reader.restore(absolute(folder), args=ocp.args.StandardRestore(tree))
 
 
 def _digest(document: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a run writes as it goes: metrics.jsonl, the same however often it stops; performance.jsonl; heartbeat.json.
 
-Files are opened by name for each line, so that one which is moved away is begun anew.
+In a bucket the first two are written anew at each evaluation and before each checkpoint.
 """
 
 import os
@@ -15,43 +15,89 @@ import jax
 import numpy as np
 
 from mujax import workdir as files
+from mujax.buckets import is_bucket, write
 from mujax.peaks import peak_flops
 
 HEARTBEAT_SECONDS = 10.0
+
+
+class _Lines:
+    """A JSONL file that a run adds to; it is opened by name for each line, so one that is moved away is begun anew."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def append(self, record) -> None:
+        files.append_jsonl(self.file, record, is_synced=False)
+
+    def show(self) -> None:
+        """Who reads the file finds all lines so far."""
+
+    def sync(self) -> None:
+        """Until all lines so far are on disk."""
+        if self.file.exists():
+            with open(self.file, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+class _BucketLines(_Lines):
+    """Nothing can be appended to an object: lines are kept here, and all are written anew when they are to be seen."""
+
+    def __init__(self, file: Path):
+        super().__init__(file)
+        self._content, self._is_shown = bytearray(), True
+
+    def append(self, record) -> None:
+        if not self._content and self.file.exists():
+            self._content += self.file.read_bytes()
+        self._content += files.as_line(record)
+        self._is_shown = False
+
+    def show(self) -> None:
+        if not self._is_shown:
+            write(self.file, bytes(self._content))
+            self._is_shown = True
+
+    def sync(self) -> None:
+        self.show()
 
 
 class RunLog:
     """The files of one run; those of processes that are not the primary one are not written."""
 
     def __init__(self, root: Path, is_writer: bool):
-        self._metrics, self._performance = root / "metrics.jsonl", root / "performance.jsonl"
+        lines = _BucketLines if is_bucket(root) else _Lines
+        self._metrics, self._performance = lines(root / "metrics.jsonl"), lines(root / "performance.jsonl")
         self._heartbeat, self._is_writer = root / "heartbeat.json", is_writer
         self._last_beat = 0.0
 
     def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
         """Drops records of what is done again: training from `step` on, and evaluations other than these."""
-        if not self._is_writer or not self._metrics.exists():
+        file = self._metrics.file
+        if not self._is_writer or not file.exists():
             return
-        files.drop_torn_line(self._metrics)
+        files.drop_torn_line(file)
 
         def is_kept(record: Mapping[str, Any]) -> bool:
             return record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
 
-        files.write_jsonl(self._metrics, [r for r in files.read_jsonl(self._metrics) if is_kept(r)])
+        files.write_jsonl(file, [r for r in files.read_jsonl(file) if is_kept(r)])
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         if self._is_writer:
-            files.append_jsonl(self._metrics, record, is_synced=False)
+            self._metrics.append(record)
 
     def performance(self, record: Mapping[str, Any]) -> None:
+        """A line an evaluation."""
         if self._is_writer:
-            files.append_jsonl(self._performance, record, is_synced=False)
+            self._performance.append(record)
+            self._performance.show()
+            self._metrics.show()
 
     def sync(self) -> None:
-        """Until the metrics so far are on disk: before a checkpoint that they must not be behind."""
-        if self._is_writer and self._metrics.exists():
-            with open(self._metrics, "rb") as stream:
-                os.fsync(stream.fileno())
+        """Until the metrics so far are on disk: before a checkpoint or a result that they must not be behind."""
+        if self._is_writer:
+            self._metrics.sync()
 
     def beat(self, step: int) -> None:
         """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it cannot ends no run."""

@@ -25,7 +25,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
       UserError: a source is no sweep, or two disagree about table or data of one id; nothing has been written.
     """
     folders = [folder for source in sources for folder in _expand(source)]
-    root = files.make_writable(workdir)
+    root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
     folders = [folder for folder in folders if folder.resolve() != root.resolve()]

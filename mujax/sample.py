@@ -126,7 +126,7 @@ def sample(
     Raises:
       UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens than it can take.
     """
-    root = files.local_path(workdir)
+    root = files.any_path(workdir)
     if not (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
     run = make_run(make_run_config(files.read_json(root / "config.json")))

@@ -58,7 +58,7 @@ def sweep(
     if not grid:
         raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
     part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
-    root = files.open_workdir(workdir, "manifest.json", tree)
+    root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
     with files.locked(root), deferred_signals() as is_interrupted:
         study = _Study(tree, root, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
         points, notes = grid, []

@@ -52,7 +52,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     """
     run = make_run(make_run_config(tree))
     layout = _make_layout(run)
-    root = files.local_path(workdir)
+    root = files.any_path(workdir)
     config = run.cfg.as_dict()
     _check_allowed(allowed_changes, config)
     agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
@@ -177,7 +177,7 @@ class _Training:
         self._diverged_at: int | None = None
         self._stopped_at: int | None = None
         self._saved_at = self._best_saved_at = -1
-        self._is_tracing = False
+        self._trace: Path | None = None  # where a profile is being written
         # A step is dispatched before the metrics of the one before it are read: (step, metrics, tensors or None)
         self._pending: tuple[int, Mapping[str, Any], Any] | None = None
 
@@ -219,6 +219,7 @@ class _Training:
         self._latest.wait()
         if self._best:
             self._best.wait()
+        self._log.sync()
         row = make_row(
             self._run,
             overrides={},
@@ -233,12 +234,13 @@ class _Training:
         return row
 
     def _stop_tracing(self) -> None:
-        jax.profiler.stop_trace()
-        self._is_tracing = False
+        if self._trace:
+            jax.profiler.stop_trace()
+            files.deliver(self._trace, self._root / "profile")
+            self._trace = None
 
     def close(self) -> None:
-        if self._is_tracing:
-            self._stop_tracing()
+        self._stop_tracing()
         self._latest.close()
         if self._best:
             self._best.close()
@@ -251,8 +253,8 @@ class _Training:
         run, monitor = self._run, self._run.cfg.monitor
         rows = self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
         if t == monitor.profile_step and monitor.profile_steps:
-            jax.profiler.start_trace(str(self._root / "profile"))
-            self._is_tracing = True
+            self._trace = files.scratch(self._root / "profile")
+            jax.profiler.start_trace(str(self._trace))
         is_watched = monitor.tensor_interval and t % monitor.tensor_interval == 0
         before = self._copy(state.params) if is_watched else None  # the step takes the state's own memory
         state, metrics = self._step(state, rows, run.hps, run.scalings)
@@ -260,7 +262,7 @@ class _Training:
         self._read_pending()
         self._timer.step_ended()
         self._pending = (t, metrics, tensors)
-        if self._is_tracing and t == monitor.profile_step + monitor.profile_steps - 1:
+        if self._trace and t == monitor.profile_step + monitor.profile_steps - 1:
             jax.block_until_ready(state)
             self._stop_tracing()
         self._log.beat(t)

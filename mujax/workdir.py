@@ -3,16 +3,19 @@
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from mujax import buckets
 from mujax.config import OPERATION_SECTIONS, differences
 from mujax.errors import UserError
 
@@ -21,27 +24,44 @@ def local_path(workdir: str | Path) -> Path:
     """The folder that --workdir names.
 
     Raises:
-      UserError: it names a bucket; only local folders can be written yet.
+      UserError: it names a bucket, for which this verb is not made.
     """
-    if "://" in str(workdir):
-        raise UserError(f"--workdir={workdir} is not a local folder; buckets cannot be written yet")
+    if buckets.is_bucket(workdir):
+        raise UserError(f"--workdir={workdir} is not a local folder; only mujax train and sample take buckets")
     return Path(os.path.expanduser(workdir))
 
 
+def any_path(workdir: str | Path) -> Path:
+    """The folder, or the place in a bucket, that --workdir names.
+
+    Raises:
+      UserError: see buckets.bucket_path.
+    """
+    return buckets.bucket_path(str(workdir)) if buckets.is_bucket(workdir) else local_path(workdir)
+
+
+def absolute(path: Path) -> Path:
+    """From the root on, as the path of an object always is."""
+    return path if buckets.is_bucket(path) else path.absolute()
+
+
 def make_writable(workdir: str | Path) -> Path:
-    """Makes the folder and tries it.
+    """Makes the folder and tries it; in a bucket there is none to make.
 
     Raises:
       UserError: it cannot be written.
     """
-    root = local_path(workdir)
+    root = any_path(workdir)
+    probe = root / f".write_probe_{os.getpid()}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".write_probe_{os.getpid()}"
-        probe.touch()
+        if buckets.is_bucket(root):
+            buckets.write(probe, b"")
+        else:
+            root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
         probe.unlink()
     except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror or e}") from e
     return root
 
 
@@ -50,21 +70,35 @@ def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> N
     present = [name for name in names if (root / name).exists()]
     if present:
         n = next(n for n in itertools.count(1) if not (root / "earlier" / str(n)).exists())
-        (root / "earlier" / str(n)).mkdir(parents=True)
         for name in copied:
             if (root / name).exists():
-                shutil.copy2(root / name, root / "earlier" / str(n) / name)
+                _write_whole(root / "earlier" / str(n) / name, (root / name).read_bytes())
         for name in present:
-            (root / name).rename(root / "earlier" / str(n) / name)
+            move(root / name, root / "earlier" / str(n) / name)
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or a folder another name, in a folder that is made if there is none."""
+    if buckets.is_bucket(source):
+        buckets.move(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Holds a workdir for this process alone; the lock of a process that was killed ends with it.
+    """Holds a workdir for this process alone; the lock of a process that was killed ends with it, that of a bucket
+    soon after.
 
     Raises:
       UserError: another process holds it.
     """
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    if buckets.is_bucket(root):
+        with buckets.locked(root, owner):
+            yield
+        return
     with open(root / "lock", "a+", encoding="utf-8") as stream:
         stream.seek(0)
         holder = stream.read()
@@ -80,7 +114,7 @@ def locked(root: Path) -> Iterator[None]:
         if holder:
             print(f"{root}: {holder} did not end cleanly; going on from what it has left", file=sys.stderr)
         stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.write(owner)
         stream.flush()
         try:
             yield
@@ -142,24 +176,34 @@ def _dumps(document, indent: int | None = None) -> str:
     return json.dumps(document, indent=indent, allow_nan=False, default=lambda x: x.item())  # NumPy's numbers
 
 
+def as_line(record) -> bytes:
+    """A record as a line of a JSONL file."""
+    return _dumps(record).encode() + b"\n"
+
+
 def write_json(file: Path, document) -> None:
     """Writes whole or not at all."""
-    _write_whole(file, _dumps(document, indent=1) + "\n")
+    _write_whole(file, (_dumps(document, indent=1) + "\n").encode())
 
 
 def write_jsonl(file: Path, records) -> None:
     """Writes whole or not at all, one record a line."""
-    _write_whole(file, "".join(_dumps(record) + "\n" for record in records))
+    _write_whole(file, b"".join(as_line(record) for record in records))
 
 
-def _write_whole(file: Path, text: str) -> None:
+def _write_whole(file: Path, content: bytes) -> None:
     with replacing(file) as stream:
-        stream.write(text.encode())
+        stream.write(content)
 
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[IO[bytes]]:
     """A stream whose content takes the place of `file` if all of it could be written and synced, else nothing."""
+    if buckets.is_bucket(file):
+        with io.BytesIO() as content:
+            yield content
+            buckets.write(file, content.getvalue())
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -182,7 +226,7 @@ def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
 
     is_synced: False: only a crash of the machine can lose it, and takes no time to avoid.
     """
-    line = _dumps(record).encode() + b"\n"
+    line = as_line(record)
     with open(file, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
         if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join
@@ -222,5 +266,20 @@ def drop_torn_line(file: Path) -> bool:
     keep = content.rfind(b"\n") + 1
     if keep == len(content):
         return False
-    os.truncate(file, keep)
+    if buckets.is_bucket(file):  # copied from a folder
+        buckets.write(file, content[:keep])
+    else:
+        os.truncate(file, keep)
     return True
+
+
+def scratch(folder: Path) -> Path:
+    """Where to write what writes only local files: the folder itself, or one on this machine, for `deliver`."""
+    return Path(tempfile.mkdtemp()) if buckets.is_bucket(folder) else folder
+
+
+def deliver(local: Path, folder: Path) -> None:
+    """Brings what was written to scratch(folder) where it belongs."""
+    if buckets.is_bucket(folder):
+        buckets.upload(local, folder)
+        shutil.rmtree(local)

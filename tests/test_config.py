@@ -128,7 +128,8 @@ BAD_FLAGS = {
     "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
     "glob": (["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"], "cannot be read"),
     "long path": (["--config.data.name=text", f"--config.data.path={'x' * 300}"], "cannot be read"),
-    "bucket": (["--workdir=gs://bucket/run"], "not a local folder"),
+    "bucket elsewhere": (["--workdir=s3://bucket/run"], "neither a folder nor gs://BUCKET/PATH"),
+    "nameless bucket": (["--workdir=gs://"], "neither a folder nor gs://BUCKET/PATH"),
     "single dash": (["-config.train.stps=3"], "did you mean steps?"),
     "flag file": (["--flagfile=/no/such/file"], "/no/such/file"),
     "unwritable workdir": (["--workdir=/proc/version/run"], "cannot be written"),
@@ -164,6 +165,16 @@ def test_bad_config_is_one_line_and_exit_code_2(case, capsys, tmp_path, compilat
     refused(argv, capsys, complaint)
     assert not compilations
     assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_bucket_without_its_library_is_one_line_and_exit_code_2(capsys, compilations, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    train = ["train", f"--config={ROOT}/configs/base.py", "--workdir=gs://bucket/run"]
+    refused(train, capsys, "--workdir=gs://bucket/run needs gcsfs: pip install 'mujax[gcs]'")
+    refused(["sample", "--workdir=gs://bucket/run"], capsys, "needs gcsfs")
+    sweep = ["sweep", f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/run"]
+    refused(sweep, capsys, "is not a local folder; only mujax train and sample take buckets")
+    assert not compilations
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
   mujax sample --workdir=runs/base --prompts=prompts.txt --top_p=0.8 --num_samples=3
 
 Flags
-  --workdir=DIR            a folder that mujax train has written
+  --workdir=DIR            a folder, or gs://BUCKET/PATH, that mujax train has written
   --checkpoint=WHICH       latest (the default), or best: of the lowest validation loss
   --prompt=TEXT            what the text begins with; without it, a new document
   --prompts=FILE           prompts instead, one a line, continued side by side

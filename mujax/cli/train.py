@@ -7,7 +7,10 @@
 
 Flags
 {config}
-  --workdir=DIR            where the run is written; one run a folder, which all hosts see
+  --workdir=DIR            where the run is written; one run a folder, which all hosts see. Or
+                           gs://BUCKET/PATH, with pip install 'mujax[gcs]': metrics.jsonl is then
+                           written at evaluations and checkpoints, and after a kill without a
+                           warning the same command first waits half a minute
   --allow_config_change=F  fields or sections, between commas, in which the config may differ from
                            the one that the workdir was begun with; `table` and `data` stand for
                            another resolved parameterization and other data

@@ -55,7 +55,7 @@ def report(
     notes += [f"a figure shows the first {figures.MAX_STUDIES} of {len(measured)} studies; the page has all"] * (
         len(measured) > figures.MAX_STUDIES
     )
-    root = files.make_writable(workdir)
+    root = files.make_writable(files.local_path(workdir))
     training, num_training = _training(found, measured)
     rows = [row for own in found.values() for row in own[1]]
     facts = provenance(rows) if rows else {}

@@ -1,0 +1,145 @@
+"""Workdirs in buckets: gs://BUCKET/PATH, as paths of etils, which Orbax takes too.
+
+A bucket has objects, each there whole or not at all, and nothing else: no folders to make or to rename, no appending,
+no locks. What is done instead is here.
+"""
+
+import contextlib
+import datetime
+import errno
+import importlib.util
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from mujax.errors import UserError
+
+# gcsfs also logs, with tracebacks, the errors that it raises
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
+BEAT_SECONDS = 10.0  # between two signs of life of the holder of a lock
+MISSED_BEATS = 3  # that end a lock
+
+
+def is_bucket(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def bucket_path(name: str) -> Path:
+    """A path with the methods of Path that reading and writing need.
+
+    Raises:
+      UserError: no gs://BUCKET, the library for it is not installed, or the bucket cannot be reached.
+    """
+    scheme, _, rest = name.partition("://")
+    if scheme != "gs" or not rest.strip("/"):  # Orbax writes to folders and to gs:// alone
+        raise UserError(f"--workdir={name} is neither a folder nor gs://BUCKET/PATH")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"--workdir={name} needs gcsfs: pip install 'mujax[gcs]'")
+    os.environ.setdefault("EPATH_USE_TF", "0")  # TensorFlow, where there is one, would do the same another way
+    import fsspec.config
+    from etils import epath
+
+    # TensorStore writes to the same bucket past gcsfs, which must not answer from what it has listed before
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    path = cast(Path, epath.Path(name))
+    try:
+        path.exists()
+    except Exception as e:  # no credentials, no right, no network: each in its own way
+        raise UserError(f"--workdir={name} cannot be reached: {_reason(e)}") from e
+    return path
+
+
+def write(file: Path, content: bytes) -> None:
+    """Puts an object in the place of another; who reads sees the one or the other.
+
+    Raises:
+      OSError: it could not be written, whatever the reason.
+    """
+    with _errors_of(file):
+        file.write_bytes(content)
+
+
+def move(source: Path, target: Path) -> None:
+    """Copies an object, or all below a name, inside the bucket, and deletes it.
+
+    Raises:
+      OSError: as `write`.
+    """
+    import fsspec
+
+    with _errors_of(source):
+        filesystem, _ = fsspec.core.url_to_fs(str(source))
+        filesystem.mv(str(source), str(target), recursive=True)
+
+
+def upload(folder: Path, target: Path) -> None:
+    """Writes all files of a local folder below `target`."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            write(target / file.relative_to(folder).as_posix(), file.read_bytes())
+
+
+@contextlib.contextmanager
+def locked(root: Path, owner: str) -> Iterator[None]:
+    """Holds a workdir by an object that names the holder, and is written anew every BEAT_SECONDS while it lives: one
+    that stays the same was left by a process that was killed. Two that begin in the same moment both get in.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    lock = root / "lock"
+    left = _read(lock)
+    if left:
+        seconds = MISSED_BEATS * BEAT_SECONDS
+        print(f"{root}: {left}; waiting {seconds:.0f} s to see whether it lives", file=sys.stderr)
+        time.sleep(seconds)
+        now = _read(lock)
+        if now and now != left:
+            raise UserError(
+                f"--workdir={root} is in use by {now}; wait until it has ended, or give this one a workdir of its own"
+            )
+        print(f"{root}: going on from what it has left", file=sys.stderr)
+    has_ended = threading.Event()
+
+    def show_life() -> None:
+        write(lock, f"{owner}, seen at {datetime.datetime.now(datetime.UTC).isoformat()}".encode())
+
+    def go_on_showing() -> None:
+        while not has_ended.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # the next one may come through
+                show_life()
+
+    show_life()
+    beats = threading.Thread(target=go_on_showing, daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        beats.join()
+        lock.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return file.read_bytes().decode()
+    return ""
+
+
+@contextlib.contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """gcsfs and what it calls raise errors of their own, and OSErrors without a number."""
+    try:
+        yield
+    except Exception as e:
+        raise OSError(errno.EIO, _reason(e), str(path)) from e
+
+
+def _reason(e: Exception) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
