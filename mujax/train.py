@@ -96,18 +96,18 @@ def _check_sources(
     where: str, recorded: Mapping[str, Any], run: Run, fingerprint: str, allowed_changes: Sequence[str]
 ) -> None:
     """Raises UserError if a result or a checkpoint is of another table or of other data than the run."""
-    if recorded["table_hash"] != run.table_hash and "table" not in allowed_changes:
+    if recorded.get("table_hash") != run.table_hash and "table" not in allowed_changes:
         old, new = recorded.get("table", "").splitlines(), run.table.splitlines()
         changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
-        what = "; ".join(changed[:3]) or f"{recorded['table_hash']} -> {run.table_hash}"
+        what = "; ".join(changed[:3]) or f"{recorded.get('table_hash')} -> {run.table_hash}"
         raise UserError(
             f"{where} was saved under another parameterization table: {what}; use the code that saved it, or "
             "--allow_config_change=table"
         )
-    if recorded["data_fingerprint"] != fingerprint and "data" not in allowed_changes:
+    if (old := recorded.get("data_fingerprint")) != fingerprint and "data" not in allowed_changes:
         raise UserError(
-            f"{where} was trained on other data: fingerprint {recorded['data_fingerprint']} -> {fingerprint}; choose a "
-            "new workdir, or --allow_config_change=data"
+            f"{where} was trained on other data: fingerprint {old} -> {fingerprint}; choose a new workdir, or "
+            "--allow_config_change=data"
         )
 
 
@@ -369,8 +369,7 @@ class _Training:
         )
         trees = {"params": abstract.params, "opt_state": abstract.opt_state}
         found = self._latest.restore(trees, self._check_record)
-        if is_primary():
-            self._claim()
+        agreed(self._claim)
         step = 0 if found is None else found[0]["step"]
         if found is not None:
             record, trees = found
@@ -381,7 +380,7 @@ class _Training:
                 print(f"{self._root}: going on from step {step}", file=sys.stderr)
         elif is_primary() and (self._root / "metrics.jsonl").exists():
             print(f"{self._root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
-        self._log.go_on_from(step, [at for at, _ in self._evals])
+        agreed(lambda: self._log.go_on_from(step, [at for at, _ in self._evals]))
         if self._best:  # those of evaluations that are made again
             self._best.keep_only([at for at, _ in self._evals])
         if found is None:
