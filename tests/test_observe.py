@@ -113,8 +113,3 @@ def test_a_log_that_is_moved_away(tmp_path):
     assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [1]
     RunLog(tmp_path / "other", is_writer=False).metrics({"step": 0})
     assert not (tmp_path / "other").exists()
-
-
-def test_a_profile_of_chosen_steps(tiny, tmp_path):
-    train(tiny(monitor__profile_step=3, monitor__profile_steps=2), tmp_path)
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
