@@ -115,7 +115,7 @@ def _closest_config(name: str, config: Mapping[str, Any]) -> tuple[list[float], 
     for profile in ("paper", "head"):
         for scale in ("full", "desk"):
             shipped = same_study(get_config(f"{name},profile={profile},scale={scale}").to_dict())
-            changes = differences(shipped, same_study(config))
+            changes = [f"{field}: {change}" for field, change in differences(shipped, same_study(config)).items()]
             found.append((len(changes), shipped, (f"profile {profile}, scale {scale}", *changes)))
     _, shipped, notes = min(found, key=lambda item: item[0])
     rates = shipped["sweep"]["optim"]["learning_rate"]
