@@ -13,9 +13,10 @@ import numpy as np
 
 from mujax import workdir as files
 from mujax.checkpoint import Checkpoints, Record
-from mujax.config import leaves, make_run_config
+from mujax.claim import Claim, check_allowed
+from mujax.config import make_run_config
 from mujax.data.loader import TrainBatches, load_batches
-from mujax.errors import UserError, suggest
+from mujax.errors import UserError
 from mujax.logs import RunLog, StepTimer
 from mujax.metrics import is_bad, is_given_up, json_number
 from mujax.peaks import peak_flops
@@ -54,69 +55,24 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     layout = _make_layout(run)
     root = files.any_path(workdir)
     config = run.cfg.as_dict()
-    _check_allowed(allowed_changes, config)
+    check_allowed(allowed_changes, config)
     agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
     batches, validation, fingerprint = everywhere(lambda: load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed]))
     if not all_same(fingerprint):
         raise UserError(f"the processes of this run read different data (fingerprint {fingerprint} here)")
-
-    def result() -> dict[str, Any] | None:
-        return _result(root, run, fingerprint, allowed_changes)
-
-    row = agreed(result)
+    claim = Claim(root, run, fingerprint, allowed_changes)
+    row = agreed(claim.finished_row)
     if row is not None:
         return row
     with contextlib.ExitStack() as stack:
         agreed(lambda: stack.enter_context(files.locked(root)))
-        row = agreed(result)  # another process may have finished it in the meantime
+        row = agreed(claim.finished_row)  # another process may have finished it in the meantime
         if row is not None:
             return row
-        training = _Training(run, layout, root, batches[run.cfg.seed], validation, fingerprint, allowed_changes)
+        training = _Training(claim, layout, batches[run.cfg.seed], validation)
         stack.callback(training.close)
         with stop_requests(run.cfg.checkpoint.grace_seconds) as is_stopping:
             return training.run_to_end(is_stopping)
-
-
-def _result(root: Path, run: Run, fingerprint: str, allowed_changes: Sequence[str]) -> dict[str, Any] | None:
-    """The row that is there already, if it is of this run and not of one before a change of the config.
-
-    Raises:
-      UserError: it is, but was of another table or other data.
-    """
-    if not (root / "result.json").exists():
-        return None
-    row = files.read_json(root / "result.json")
-    if row.get("id") != run.cfg.id:
-        return None
-    _check_sources(f"--workdir={root}: its result", row, run, fingerprint, allowed_changes)
-    return row
-
-
-def _check_sources(
-    where: str, recorded: Mapping[str, Any], run: Run, fingerprint: str, allowed_changes: Sequence[str]
-) -> None:
-    """Raises UserError if a result or a checkpoint is of another table or of other data than the run."""
-    if recorded.get("table_hash") != run.table_hash and "table" not in allowed_changes:
-        old, new = recorded.get("table", "").splitlines(), run.table.splitlines()
-        changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
-        what = "; ".join(changed[:3]) or f"{recorded.get('table_hash')} -> {run.table_hash}"
-        raise UserError(
-            f"{where} was saved under another parameterization table: {what}; use the code that saved it, or "
-            "--allow_config_change=table"
-        )
-    if (old := recorded.get("data_fingerprint")) != fingerprint and "data" not in allowed_changes:
-        raise UserError(
-            f"{where} was trained on other data: fingerprint {old} -> {fingerprint}; choose a new workdir, or "
-            "--allow_config_change=data"
-        )
-
-
-def _check_allowed(allowed_changes: Sequence[str], config: Mapping[str, Any]) -> None:
-    fields = [field for field, _ in leaves(config)]
-    known = [*fields, *config, "table", "data"]
-    for name in allowed_changes:
-        if name not in known:
-            raise UserError(f"--allow_config_change={name}: the config has no such field{suggest(name, known)}")
 
 
 def _make_layout(run: Run) -> Layout | None:
@@ -141,16 +97,14 @@ class _Training:
 
     def __init__(
         self,
-        run: Run,
+        claim: Claim,
         layout: Layout | None,
-        root: Path,
         batches: TrainBatches,
         validation: np.ndarray,
-        fingerprint: str,
-        allowed_changes: Sequence[str],
     ):
-        self._run, self._layout, self._root, self._batches = run, layout, root, batches
-        self._fingerprint, self._allowed = fingerprint, allowed_changes
+        run, root = claim.run, claim.root
+        self._claim, self._run, self._root = claim, run, root
+        self._layout, self._batches = layout, batches
         self._cfg = run.cfg.train
         fns = make_train_fns(run.program, layout)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -226,7 +180,7 @@ class _Training:
             diverged_at_step=self._diverged_at,
             stopped_at_step=self._stopped_at,
             eval_losses=self._evals,
-            data_fingerprint=self._fingerprint,
+            data_fingerprint=self._claim.data_fingerprint,
             seconds=time.time() - self._start,
         )
         if is_primary():
@@ -338,7 +292,7 @@ class _Training:
             "config": run.cfg.as_dict(),
             "table": run.table,
             "table_hash": run.table_hash,
-            "data_fingerprint": self._fingerprint,
+            "data_fingerprint": self._claim.data_fingerprint,
             "evals": self._evals,
             "seconds": time.time() - self._start,
             "code_version": code_version(),
@@ -368,8 +322,8 @@ class _Training:
             self._shardings,
         )
         trees = {"params": abstract.params, "opt_state": abstract.opt_state}
-        found = self._latest.restore(trees, self._check_record)
-        agreed(self._claim)
+        found = self._latest.restore(trees, self._claim.check_checkpoint)
+        agreed(self._claim.take)
         step = 0 if found is None else found[0]["step"]
         if found is not None:
             record, trees = found
@@ -391,18 +345,3 @@ class _Training:
         if self._best and best_step == step and step not in self._best.steps:
             self._save_best(step, state)  # both were being written, and this one was lost
         return state
-
-    def _claim(self) -> None:
-        """Writes whose workdir it is from now on; what another config, as allowed, has left is set aside."""
-        config, file = self._run.cfg.as_dict(), self._root / "config.json"
-        if file.exists() and files.same_study(files.read_json(file)) != files.same_study(config):
-            files.set_aside(self._root, ("result.json", "config.json"), copied=("metrics.jsonl",))
-        files.write_json(file, config)
-
-    def _check_record(self, record: Record) -> None:
-        """Raises UserError unless a checkpoint is of this very run, but for what is allowed to differ."""
-        where = f"--workdir={self._root}: its checkpoint of step {record['step']}"
-        files.check_same(where, record["config"], self._run.cfg.as_dict(), self._allowed)
-        _check_sources(where, record, self._run, self._fingerprint, self._allowed)
-        if record["step"] > self._cfg.steps:
-            raise UserError(f"{where} is beyond train.steps = {self._cfg.steps}")

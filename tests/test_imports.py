@@ -32,6 +32,7 @@ ALLOWED = {
     "logs": {"buckets", "peaks", "workdir"},
     "metrics": set(),
     "run": {"config", "hps", "models", "optim", "parameterization", "params", "steps"},
+    "claim": {"config", "errors", "run", "workdir"},
     "results": {"run"},
     "lanes": {"sharding", "steps"},
     "mirrors": {"errors"},
@@ -48,7 +49,18 @@ ALLOWED = {
     "merge": {"errors", "workdir"},
     "transfer": {"errors", "workdir"},
     "sample": {"checkpoint", "config", "data.corpus", "errors", "models", "run", "steps", "workdir"},
-    "train": {"checkpoint", "config", "data.loader", "errors", "logs", "metrics", "peaks", "processes", "results"}
+    "train": {
+        "checkpoint",
+        "claim",
+        "config",
+        "data.loader",
+        "errors",
+        "logs",
+        "metrics",
+        "peaks",
+        "processes",
+        "results",
+    }
     | {"run", "sharding", "steps", "workdir"},
     "sweep": {
         "in_flight",
