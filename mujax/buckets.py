@@ -19,6 +19,8 @@ from typing import cast
 
 from mujax.errors import UserError
 
+# TensorFlow, where there is one, would do the same another way; etils asks once, also about a path in a folder
+os.environ.setdefault("EPATH_USE_TF", "0")
 # gcsfs also logs, with tracebacks, the errors that it raises
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
@@ -37,11 +39,12 @@ def bucket_path(name: str) -> Path:
       UserError: no gs://BUCKET, the library for it is not installed, or the bucket cannot be reached.
     """
     scheme, _, rest = name.partition("://")
-    if scheme != "gs" or not rest.strip("/"):  # Orbax writes to folders and to gs:// alone
+    if scheme != "gs" or not rest.partition("/")[0]:  # Orbax writes to folders and to gs:// alone
         raise UserError(f"--workdir={name} is neither a folder nor gs://BUCKET/PATH")
+    if set(rest) & set("*?[]"):  # gcsfs would move and delete, for us and for Orbax, all that matches
+        raise UserError(f"--workdir={name}: in a bucket, no name may have *, ?, [ or ]")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"--workdir={name} needs gcsfs: pip install 'mujax[gcs]'")
-    os.environ.setdefault("EPATH_USE_TF", "0")  # TensorFlow, where there is one, would do the same another way
     import fsspec.config
     from etils import epath
 

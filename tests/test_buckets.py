@@ -165,6 +165,13 @@ def test_what_is_there_is_set_aside(server):
     assert '"run": 1' in (root / "earlier" / "1" / "result.json").read_text()
 
 
+@pytest.mark.parametrize("name", ["gs:///run", "gs://", "s3://bucket/run", "gs://bucket/run[1]", "gs://bucket/*/run"])
+def test_no_place_in_a_bucket(name):
+    """gcsfs takes [1] for a pattern, and would delete what belongs to run1."""
+    with pytest.raises(UserError, match="is neither a folder nor gs://BUCKET/PATH|no name may have"):
+        any_path(name)
+
+
 def test_a_bucket_that_is_not_there(server, text_file, capsys):
     assert main.run(flags_of(text_file, "gs://none/run")) == 2
     assert "mujax: --workdir=gs://none/run cannot be written: " in capsys.readouterr().err
