@@ -10,6 +10,7 @@ import errno
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from mujax.errors import UserError
+from mujax.errors import INTERRUPTED, UserError
 
 # TensorFlow, where there is one, would do the same another way; etils asks once, also about a path in a folder
 os.environ.setdefault("EPATH_USE_TF", "0")
@@ -91,12 +92,13 @@ def upload(folder: Path, target: Path) -> None:
 @contextlib.contextmanager
 def locked(root: Path, owner: str) -> Iterator[None]:
     """Holds a workdir by an object that names the holder, and is written anew every BEAT_SECONDS while it lives: one
-    that stays the same was left by a process that was killed. Two that begin in the same moment both get in.
+    that stays the same was left by a process that was killed. A holder that finds it another's - it was cut off too
+    long, or both began in the same moment - ends at once.
 
     Raises:
       UserError: another process holds it.
     """
-    lock = root / "lock"
+    lock, own = root / "lock", f"{owner} ({secrets.token_hex(4)}), seen at "
     left = _read(lock)
     if left:
         seconds = MISSED_BEATS * BEAT_SECONDS
@@ -111,11 +113,19 @@ def locked(root: Path, owner: str) -> Iterator[None]:
     has_ended = threading.Event()
 
     def show_life() -> None:
-        write(lock, f"{owner}, seen at {datetime.datetime.now(datetime.UTC).isoformat()}".encode())
+        write(lock, f"{own}{datetime.datetime.now(datetime.UTC).isoformat()}".encode())
 
     def go_on_showing() -> None:
         while not has_ended.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # the next one may come through
+                now = _read(lock)
+                if not now.startswith(own):
+                    print(
+                        f"mujax: {root} was taken over by {now or 'another'}; this run ends",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(INTERRUPTED)
                 show_life()
 
     show_life()
@@ -126,11 +136,13 @@ def locked(root: Path, owner: str) -> Iterator[None]:
     finally:
         has_ended.set()
         beats.join()
-        lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), _errors_of(lock):  # what was done stands; the next one waits for a while
+            if _read(lock).startswith(own):
+                lock.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> str:
-    with contextlib.suppress(FileNotFoundError):
+    with _errors_of(file), contextlib.suppress(FileNotFoundError):
         return file.read_bytes().decode()
     return ""
 

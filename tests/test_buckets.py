@@ -154,6 +154,30 @@ def test_one_process_at_a_time(server, monkeypatch, capsys):
         assert (root / "lock").read_bytes() != before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lock_that_is_lost(server, monkeypatch, capsys):
+    """Who was paused or cut off finds another's name there: it ends, and leaves the lock to the other."""
+    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
+    ended = []
+
+    def end(code):
+        ended.append(code)
+        raise SystemExit  # of the thread that watches
+
+    monkeypatch.setattr(buckets.os, "_exit", end)
+    lock = any_path("gs://bucket/lost") / "lock"
+    with locked(lock.parent):
+        time.sleep(0.3)
+        assert not ended
+        lock.write_bytes(b"process 1 on elsewhere, seen at noon")
+        deadline = time.monotonic() + 30
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert ended == [75]
+        assert "gs://bucket/lost was taken over by process 1 on elsewhere, seen at noon;" in capsys.readouterr().err
+    assert lock.read_bytes() == b"process 1 on elsewhere, seen at noon"
+
+
 def test_what_is_there_is_set_aside(server):
     root = any_path("gs://bucket/aside")
     write_json(root / "result.json", {"run": 1})
