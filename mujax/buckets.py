@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from mujax.errors import INTERRUPTED, UserError
+from mujax.errors import INTERRUPTED, UserError, is_outage
 
 # TensorFlow, where there is one, would do the same another way; etils asks once, also about a path in a folder
 os.environ.setdefault("EPATH_USE_TF", "0")
@@ -37,7 +37,8 @@ def bucket_path(name: str) -> Path:
     """A path with the methods of Path that reading and writing need.
 
     Raises:
-      UserError: no gs://BUCKET, the library for it is not installed, or the bucket cannot be reached.
+      UserError: no gs://BUCKET, the library for it is not installed, or the bucket may not be read.
+      ConnectionError: it does not answer.
     """
     scheme, _, rest = name.partition("://")
     if scheme != "gs" or not rest.partition("/")[0]:  # Orbax writes to folders and to gs:// alone
@@ -55,7 +56,8 @@ def bucket_path(name: str) -> Path:
     try:
         path.exists()
     except Exception as e:  # no credentials, no right, no network: each in its own way
-        raise UserError(f"--workdir={name} cannot be reached: {_reason(e)}") from e
+        kind = ConnectionError if is_outage(e) else UserError
+        raise kind(f"--workdir={name} cannot be reached: {_reason(e)}") from e
     return path
 
 
@@ -63,7 +65,7 @@ def write(file: Path, content: bytes) -> None:
     """Puts an object in the place of another; who reads sees the one or the other.
 
     Raises:
-      OSError: it could not be written, whatever the reason.
+      OSError: it could not be written, whatever the reason; a ConnectionError if that may pass.
     """
     with _errors_of(file):
         file.write_bytes(content)
@@ -153,7 +155,8 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        raise OSError(errno.EIO, _reason(e), str(path)) from e
+        kind = ConnectionError if is_outage(e) else OSError
+        raise kind(errno.EIO, _reason(e), str(path)) from e
 
 
 def _reason(e: Exception) -> str:

@@ -20,11 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mujax.errors import UserError
-from mujax.processes import agreed, is_primary, where_false
+from mujax.errors import UserError, is_outage, is_refusal
+from mujax.processes import agreed, everywhere, is_primary, where_false
 from mujax.workdir import absolute, move
 
 Record = dict[str, Any]
+# TensorStore, and Orbax where it passes its errors on, tell what has failed by words alone
+OUTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Input/output error", "Stale file handle")
+REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "Permission denied", "Forbidden")
 
 
 class Checkpoints:
@@ -58,6 +61,7 @@ class Checkpoints:
 
         Raises:
           UserError: this one or the one before could not be written.
+          ConnectionError: the same, and it may pass.
         """
         document = {**record, "step": step, "arrays": _describe(trees)}
         document["digest"] = _digest(document)
@@ -87,7 +91,9 @@ class Checkpoints:
           check: raises UserError if a sound record is not of this run.
 
         Raises:
-          UserError: there are only damaged ones, which are left as they are; or what `check` raised.
+          UserError: there are only damaged ones, which are left as they are; one may not be read; or what `check`
+            raised.
+          ConnectionError: one cannot be read now, so what it holds is not known.
         """
         damaged: dict[int, str] = {}
         for step in reversed(agreed(lambda: self.steps)):
@@ -127,13 +133,16 @@ class Checkpoints:
             self._manager.close()
 
     def _read_record(self, step: int) -> Record:
+        folder = self._folder / str(step)
+
         def read() -> dict[str, Any]:
             try:
-                record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
+                record = json.loads((folder / "record" / "metadata").read_text())
                 digest = record.pop("digest")
                 if digest == _digest(record) and record["step"] == step:
                     return record
-            except (OSError, ValueError, KeyError, AttributeError) as e:
+            except Exception as e:
+                _check_answered(folder, e)
                 return {"damage": f"its record cannot be read: {type(e).__name__}"}
             return {"damage": "its record does not match its digest"}
 
@@ -143,20 +152,21 @@ class Checkpoints:
         return record
 
     def _read(self, step: int, record: Record, trees: Mapping[str, Any]) -> dict[str, Any]:
+        folder = self._folder / str(step)
         for name, (shape, dtype) in _shapes(trees).items():
             saved = record["arrays"].get(name)
             if saved is None or (tuple(saved["shape"]), saved["dtype"]) != (shape, dtype):
                 there = "absent" if saved is None else f"{saved['dtype']} {tuple(saved['shape'])}"
-                raise UserError(f"{self._folder / str(step)}: {name} is {there}, not {dtype} {shape} as here")
-        found, reason = {}, ""
-        try:
-            found = {name: _read_tree(self._folder / str(step) / name, tree) for name, tree in trees.items()}
-        except MemoryError:
-            raise
-        except Exception as e:  # whatever Orbax and TensorStore make of what they read
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-            if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "Permission denied")):
-                raise
+                raise UserError(f"{folder}: {name} is {there}, not {dtype} {shape} as here")
+
+        def read() -> tuple[dict[str, Any], str]:
+            try:
+                return {name: _read_tree(folder / name, tree) for name, tree in trees.items()}, ""
+            except Exception as e:  # whatever Orbax and TensorStore make of what they read
+                _check_answered(folder, e)
+                return {}, _reason(e)
+
+        found, reason = everywhere(read)
         bad = where_false(not reason)
         if bad is not None:
             raise _Damaged(reason or f"process {bad} could not read it")
@@ -178,11 +188,39 @@ class Checkpoints:
         except Exception as e:  # Orbax, TensorStore and the file system each have their own
             reason = " ".join(str(e).split())
             short = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-140:]}"  # the cause comes last
-            raise UserError(f"{self._folder}: a checkpoint could not be saved ({short}); the last one stands") from e
+            kind = ConnectionError if _has_said(e, OUTAGES, is_outage) else UserError
+            raise kind(f"{self._folder}: a checkpoint could not be saved ({short}); the last one stands") from e
 
 
 class _Damaged(Exception):
     pass
+
+
+def _check_answered(folder: Path, e: Exception) -> None:
+    """Raises if that a checkpoint could not be read says nothing of what is in it: UserError if it may not be read,
+    else ConnectionError."""
+    if _has_said(e, REFUSALS, is_refusal):
+        raise UserError(f"{folder} may not be read ({_reason(e)}); nothing was changed") from e
+    is_gone = isinstance(e, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if (
+        _has_said(e, (*OUTAGES, "RESOURCE_EXHAUSTED"), is_outage)
+        or isinstance(e, OSError | MemoryError)
+        and not is_gone
+    ):
+        raise ConnectionError(f"{folder} cannot be read now ({_reason(e)}); nothing was changed") from e
+
+
+def _has_said(e: BaseException | None, words: Sequence[str], by_type: Callable[[BaseException], bool]) -> bool:
+    """Of an error, or one that it came from."""
+    while e is not None:
+        if by_type(e) or any(word in str(e) for word in words):
+            return True
+        e = e.__cause__ or e.__context__
+    return False
+
+
+def _reason(e: Exception) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
 
 
 def _read_tree(folder: Path, tree):

@@ -14,6 +14,34 @@ class UserError(Exception):
     """
 
 
+def is_outage(e: BaseException) -> bool:
+    """Whether a service, or the network to it, did not answer and may later: such an end is CRASHED, and run again."""
+    status = _status(e)
+    if status:
+        return status in (408, 429) or status >= 500
+    library = type(e).__module__.partition(".")[0]
+    is_passing = getattr(e, "retryable", False) is True or type(e).__name__ == "TransportError"  # Google's
+    return is_passing or isinstance(e, ConnectionError | TimeoutError) or library in ("aiohttp", "requests")
+
+
+def is_refusal(e: BaseException) -> bool:
+    """Whether something may not be read or written, by whoever asks."""
+    return _status(e) in (401, 403) or isinstance(e, PermissionError) or str(e).startswith("Forbidden")  # gcsfs' 403
+
+
+def is_foreseen(e: BaseException) -> bool:
+    """Whether one line says all that there is to say, as against a bug."""
+    return isinstance(e, UserError | OSError) or is_outage(e) or is_refusal(e)
+
+
+def _status(e: BaseException) -> int:
+    """That of HTTP, of the errors of gcsfs and Google's libraries; else 0."""
+    code = getattr(e, "code", None)
+    if isinstance(code, str):
+        return int(code) if code.isdigit() else 0
+    return code if isinstance(code, int) else 0
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """'; did you mean d_model?', or the names there are; to end the message about an unknown name."""
     known = list(known)

@@ -106,7 +106,7 @@ class RunLog:
             try:
                 files.write_json(self._heartbeat, {"time": time.time(), "step": step})
             except OSError as e:
-                print(f"{self._heartbeat}: {e.strerror}", file=sys.stderr)
+                print(f"{self._heartbeat}: {e.strerror or e}", file=sys.stderr)
 
 
 class StepTimer:

@@ -9,7 +9,7 @@ import mujax
 from mujax.cli import check, explain, launch, merge, plan, report, sample, sweep, train
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
-from mujax.errors import CRASHED, INTERRUPTED, UserError
+from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
 VERBS = {
     module.VERB.name: module.VERB for module in (train, sweep, launch, plan, merge, report, explain, check, sample)
@@ -48,17 +48,17 @@ def run(argv: Sequence[str]) -> int:
             print(verb.help_text())
             return FINISHED
         return verb.run(**parse(verb, rest))
-    except (UserError, OSError) as e:  # OSError: a full disk, a file taken away
-        print(f"mujax: {' '.join(str(e).split())}", file=sys.stderr)
-        return USAGE_ERROR
     except KeyboardInterrupt:
         is_kept = name in ("train", "sweep", "launch")
         after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
-    except Exception:  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
-        traceback.print_exc()
-        return CRASHED
+    except Exception as e:
+        if not is_foreseen(e):  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
+            traceback.print_exc()
+            return CRASHED
+        print(f"mujax: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+        return CRASHED if is_outage(e) else USAGE_ERROR  # a full disk and a file taken away among them
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mujax.errors import CRASHED, INTERRUPTED, UserError
+from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
 # Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one waits for the others
 # when it ends
@@ -89,6 +89,7 @@ def agreed(decide: Callable[[], T]) -> T:
 
     Raises:
       UserError: on all processes, if `decide` raised one, or an OSError, on the primary.
+      ConnectionError: on all, if it raised what may pass.
     """
     if jax.process_count() == 1:
         return decide()
@@ -96,8 +97,10 @@ def agreed(decide: Callable[[], T]) -> T:
     if is_primary():
         try:
             result = decide()
-        except (UserError, OSError) as e:
-            error = str(e)
+        except Exception as e:
+            if not is_foreseen(e):
+                raise
+            error = is_outage(e), str(e) or type(e).__name__
     text = json.dumps([error, result]).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     padded = np.zeros(size, np.uint8)
@@ -105,7 +108,8 @@ def agreed(decide: Callable[[], T]) -> T:
         padded[:] = np.frombuffer(text, np.uint8)
     error, result = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
     if error is not None:
-        raise UserError(error)
+        may_pass, message = error
+        raise (ConnectionError if may_pass else UserError)(message)
     return result
 
 
@@ -114,19 +118,23 @@ def everywhere(work: Callable[[], T]) -> T:
 
     Raises:
       UserError: on all, if it raised one, or an OSError, on any.
+      ConnectionError: on all, if it raised what may pass on any, and no such error on another.
     """
     if jax.process_count() == 1:
         return work()
     error = result = None
     try:
         result = work()
-    except (UserError, OSError) as e:
+    except Exception as e:
+        if not is_foreseen(e):
+            raise
         error = e
-    failed = where_false(error is None)
-    if error is not None:
-        raise UserError(str(error)) from error
+    to_fix = where_false(error is None or is_outage(error))
+    failed = where_false(error is None) if to_fix is None else to_fix
     if failed is not None:
-        raise UserError(f"process {failed} of this run cannot go on; its own message says why")
+        kind = ConnectionError if to_fix is None else UserError
+        elsewhere = f"process {failed} of this run cannot go on; its own message says why"
+        raise kind(elsewhere if error is None else str(error) or type(error).__name__) from error
     return cast(T, result)
 
 
@@ -146,10 +154,13 @@ def leaving_at_once() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception:
+    except Exception as e:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()
+        if is_outage(e):
+            print(f"mujax: {e}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         which = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"mujax: {which} has failed, or lost another, and ends; the same command goes on", file=sys.stderr)
         sys.stderr.flush()

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mujax import buckets
 from mujax.config import OPERATION_SECTIONS, differences
-from mujax.errors import UserError
+from mujax.errors import UserError, is_outage
 
 
 def local_path(workdir: str | Path) -> Path:
@@ -61,6 +61,8 @@ def make_writable(workdir: str | Path) -> Path:
             probe.touch()
         probe.unlink()
     except OSError as e:
+        if is_outage(e):
+            raise
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror or e}") from e
     return root
 

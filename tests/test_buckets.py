@@ -3,11 +3,13 @@
 import functools
 import http.server
 import importlib.util
+import io
 import logging
 import os
 import signal
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import jax
@@ -31,6 +33,7 @@ class Server(http.server.HTTPServer):
 
     request_queue_size = 128
     written: list[str]
+    failing: tuple[str, int] = "", 0  # requests that name this are answered so
 
     def handle_error(self, request, client_address):  # a client that does not wait for the answer
         pass
@@ -74,11 +77,23 @@ def server():
         return create_file(self, bucket_name, file_name, *args)
 
     class Handler(emulator.RequestHandler):
+        def do_GET(self):
+            self.handle_unless_failing(super().do_GET)
+
         def do_POST(self):
             if "/moveTo/" in self.path:  # it has no such thing; gcsfs copies and deletes then
                 self.send_error(400)
             else:
-                super().do_POST()
+                self.handle_unless_failing(super().do_POST)
+
+        def handle_unless_failing(self, handle):
+            what, status = httpd.failing
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if what and what in urllib.parse.unquote(self.path) + content[:500].decode(errors="replace"):
+                self.send_error(status)
+            else:
+                self.rfile = io.BytesIO(content)
+                handle()
 
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with pytest.MonkeyPatch.context() as patch:
@@ -135,6 +150,45 @@ def test_a_run_in_a_bucket(server, compiled_once, text_file, tmp_path, monkeypat
     assert server.written.count("a/run/metrics.jsonl") <= 8
     assert main.run(["sample", "--workdir=gs://bucket/a/run", "--prompt=def ", "--num_tokens=4"]) == 0
     assert "\ndef " in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def one_run(server, compiled_once, text_file):
+    """The command line of a run that has ended, but for its result."""
+    root = "gs://bucket/one/run"
+    args = flags_of(text_file, root, train__steps=8, train__eval_interval=4, checkpoint__interval=4)
+    assert main.run(args) == 0
+    (any_path(root) / "result.json").unlink()
+    return args
+
+
+@pytest.mark.parametrize(
+    "what, status, code, message",
+    [
+        ("latest/8/record/metadata", 503, 70, "latest/8 cannot be read now (HttpError: "),
+        ("latest/8/record/metadata", 502, 70, "latest/8 cannot be read now (ProxyError: "),
+        ("latest/8/record/metadata", 403, 2, "latest/8 may not be read (OSError: Forbidden: "),
+        ("latest/8/record/metadata", 401, 2, "latest/8 may not be read (HttpError: "),
+        ("latest/8/params/manifest.ocdbt", 403, 2, "latest/8 may not be read (ValueError: "),
+        ("one/run/result.json", 503, 70, "503"),
+        ("one/run/metrics.jsonl", 429, 70, "429"),
+        ("one/run/.write_probe", 503, 70, "503"),
+        ("one/run/.write_probe", 403, 2, "--workdir=gs://bucket/one/run cannot be written: "),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, as in test_checkpoint
+def test_a_service_that_fails_for_a_while(what, status, code, message, server, one_run, monkeypatch, capsys):
+    """The run ends, to be started again unless it is refused; what could not be read is not taken for damaged."""
+    import gcsfs.retry
+
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0.0, raising=False)  # that it waits
+    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(server, "failing", (what, status))
+    assert main.run(one_run) == code
+    err = capsys.readouterr().err
+    assert message in err.splitlines()[-1] and "Traceback" not in err
+    monkeypatch.setattr(server, "failing", ("", 0))
+    assert not (any_path("gs://bucket/one/run") / "checkpoints" / "damaged").exists()
 
 
 def test_one_process_at_a_time(server, monkeypatch, capsys):

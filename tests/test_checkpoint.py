@@ -1,7 +1,9 @@
 """Checkpoints on disk: what is read is what was saved, or it is said what was not."""
 
+import errno
 import os
 import random
+import re
 import shutil
 
 import jax
@@ -85,6 +87,54 @@ def test_fifty_damages_are_never_read_as_sound(saved, tmp_path, capsys):
         checkpoints.close()
         shutil.rmtree(folder.parent)
     assert 10 < fallen_back < 45  # there are files that nothing depends on
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (ValueError("UNAVAILABLE: All 33 retry attempts failed: HTTP response code: 503"), ConnectionError),
+        (ValueError("Error reading: RESOURCE_EXHAUSTED: out of memory"), ConnectionError),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), ConnectionError),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), ConnectionError),
+        (TimeoutError(), ConnectionError),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), UserError),
+        (ValueError("PERMISSION_DENIED: Error opening params [OS error 13: EACCES Permission denied]"), UserError),
+        (OSError("Forbidden: b/o"), UserError),
+    ],
+)
+@pytest.mark.parametrize("where", ["_digest", "_read_tree"])
+def test_what_cannot_be_read_is_not_damaged(where, error, kind, saved, monkeypatch):
+    """A disk or a service that does not answer, or refuses, says nothing of what is there."""
+
+    def fail(*args):
+        if where == "_digest":
+            raise error
+        raise ValueError("no such tree") from error  # as Orbax wraps what it calls
+
+    before = sorted(saved.parent.rglob("*"))
+    checkpoints = Checkpoints(saved, keep=2)
+    monkeypatch.setattr(checkpoint, where, fail)
+    with pytest.raises(kind, match="nothing was changed"):
+        checkpoints.restore(abstract(), lambda record: None)
+    assert sorted(saved.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("ABORTED: All 33 retry attempts failed: HTTP response code: 503", ConnectionError),
+        ("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left on device]", UserError),
+        ("PERMISSION_DENIED: HTTP response code: 403", UserError),
+    ],
+)
+def test_what_cannot_be_saved_may_be_later(text, kind, saved, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError(text)
+
+    checkpoints = Checkpoints(saved, keep=2)
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(kind, match=re.escape(f"a checkpoint could not be saved ({text}); the last one stands")):
+        checkpoints.save(30, tree(30), {"of": 30})
 
 
 def test_what_zeros_would_pass_for(saved, tmp_path, monkeypatch):

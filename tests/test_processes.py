@@ -158,6 +158,40 @@ def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
     assert "--process_id=2 must be at least 0, at most 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "here, there, kind",
+    [
+        (ConnectionError("503"), None, ConnectionError),
+        (None, ConnectionError("503"), ConnectionError),
+        (ConnectionError("503"), UserError("no right"), UserError),
+        (PermissionError(13, "Permission denied"), ConnectionError("503"), UserError),
+        (None, None, None),
+    ],
+)
+def test_what_may_pass_is_so_for_all(here, there, kind, monkeypatch):
+    """As one of two processes sees it: a launcher tries again only what nobody has to fix."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    others = iter([there is None or isinstance(there, ConnectionError), there is None])
+    gather = lambda own: np.array([own, next(others)])  # noqa: E731
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda own: own)
+
+    def work():
+        if here is not None:
+            raise here
+        return "done"
+
+    def kind_of(call):
+        try:
+            assert call(work) == "done"
+        except (UserError, ConnectionError) as e:
+            return type(e)
+
+    assert kind_of(processes.everywhere) is kind
+    of_primary = None if here is None else ConnectionError if isinstance(here, ConnectionError) else UserError
+    assert kind_of(processes.agreed) is of_primary
+
+
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
 
 

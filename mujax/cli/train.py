@@ -31,7 +31,7 @@ The same command goes on from the latest checkpoint; a workdir that holds the fi
 alone. Stopped by Ctrl-C or SIGTERM, it saves first. A damaged checkpoint is noticed, and the one
 before it taken.
 Exit codes: 0 finished, 2 something to fix in the command, config or workdir, 3 the run diverged,
-70 crashed or lost another host, 75 interrupted, state saved."""
+70 crashed, lost another host, or a bucket did not answer, 75 interrupted, state saved."""
 
 import logging
 import sys
