@@ -36,6 +36,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None):
         """keep: of the latest ones; those before are deleted once a newer one is whole. None: only to read."""
         self._folder, self._is_read_only = folder, keep is None
+        if not self._is_read_only:  # where Orbax makes it, on one process, others wait for one that could not
+            agreed(lambda: absolute(folder).mkdir(parents=True, exist_ok=True))
         options = ocp.CheckpointManagerOptions(
             create=not self._is_read_only,
             read_only=self._is_read_only,

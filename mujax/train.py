@@ -342,6 +342,7 @@ class _Training:
         step_array = jax.device_put(np.int32(step), self._shardings.step)
         state = TrainState(step_array, trees["params"], trees["opt_state"])
         best_step = min(self._evals[1:], key=lambda pair: pair[1], default=(-1, 0.0))[0]
-        if self._best and best_step == step and step not in self._best.steps:
+        best = self._best
+        if best and best_step == step and agreed(lambda: step not in best.steps):
             self._save_best(step, state)  # both were being written, and this one was lost
         return state
