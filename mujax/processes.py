@@ -237,19 +237,35 @@ def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
     """Yields a function, asked before every step, that says whether to save and stop: at the same step everywhere.
 
     Raises:
-      KeyboardInterrupt: at a second signal, of a process that is alone.
+      KeyboardInterrupt: at a second signal, of a process that is alone. One of several ends at once at a second SIGINT.
     """
     if jax.process_count() == 1:
         with deferred_signals(grace_seconds) as is_interrupted:
             yield lambda step: is_interrupted()
         return
 
+    timer = threading.Timer(grace_seconds, _end_unsaved, [grace_seconds])
+    timer.daemon = True
+    is_asked = threading.Event()
+
     def is_reached(step: int) -> bool:  # JAX has taken SIGTERM over, and agrees with the others on a step
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
-        timer = threading.Timer(grace_seconds, _end_unsaved, [grace_seconds])
-        timer.daemon = True
         timer.start()
         return True
 
-    yield is_reached
+    def ask(signum, frame):  # JAX does not know SIGINT
+        if is_asked.is_set():
+            os._exit(INTERRUPTED)
+        is_asked.set()
+        print("\nsaving with the other processes; once more to stop at once", file=sys.stderr)
+        signal.raise_signal(signal.SIGTERM)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, ask) if is_main else None
+    try:
+        yield is_reached
+    finally:
+        timer.cancel()
+        if is_main:
+            signal.signal(signal.SIGINT, before)

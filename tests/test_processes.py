@@ -99,7 +99,7 @@ def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys)
     last = max(int(step) for step in os.listdir(killed / "checkpoints" / "latest") if step.isdigit())
     pair = Processes(args)
     wait_for_checkpoint(killed, last + 5)
-    pair.members[1].terminate()
+    pair.members[1].send_signal(signal.SIGINT)  # JAX knows SIGTERM alone
     ends = pair.end()
     assert [code for code, *_ in ends] == [75, 75], ends
     ends = Processes(args).end()
@@ -192,6 +192,30 @@ def test_what_may_pass_is_so_for_all(here, there, kind, monkeypatch):
     assert kind_of(processes.agreed) is of_primary
 
 
+def test_stopping_with_others(monkeypatch):
+    """Ctrl-C is SIGTERM, which JAX tells the others; the grace ends with the run, and Python's handler is back."""
+    received, ended = [], []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda step: bool(received))
+    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    handlers = [signal.signal(signum, lambda *args: received.append(args[0])) for signum in STOPPING]
+    try:
+        before = signal.getsignal(signal.SIGINT)
+        with processes.stop_requests(grace_seconds=0.2) as is_stopping:
+            assert not is_stopping(1)
+            signal.raise_signal(signal.SIGINT)
+            assert received == [signal.SIGTERM] and is_stopping(2)
+            signal.raise_signal(signal.SIGINT)
+            assert ended == [75]
+        assert signal.getsignal(signal.SIGINT) is before
+        time.sleep(0.4)
+        assert ended == [75]  # what comes after the run has its time
+    finally:
+        for signum, handler in zip(STOPPING, handlers, strict=True):
+            signal.signal(signum, handler)
+
+
+STOPPING = signal.SIGINT, signal.SIGTERM
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
 
 
