@@ -2,6 +2,7 @@
 at once are mujax.sweep."""
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from mujax import workdir as files
 from mujax.checkpoint import Checkpoints, Record
 from mujax.claim import Claim, check_allowed
-from mujax.config import make_run_config
+from mujax.config import differences, make_run_config
 from mujax.data.loader import TrainBatches, load_batches
 from mujax.errors import UserError
 from mujax.logs import RunLog, StepTimer
@@ -51,11 +52,12 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
       UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved.
       KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
-    run = make_run(make_run_config(tree))
+    run = everywhere(lambda: make_run(make_run_config(tree)))
+    _check_one_command(run, allowed_changes)
     layout = _make_layout(run)
-    root = files.any_path(workdir)
     config = run.cfg.as_dict()
     check_allowed(allowed_changes, config)
+    root = everywhere(lambda: files.any_path(workdir))
     agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
     batches, validation, fingerprint = everywhere(lambda: load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed]))
     if not all_same(fingerprint):
@@ -73,6 +75,21 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
         stack.callback(training.close)
         with stop_requests(run.cfg.checkpoint.grace_seconds) as is_stopping:
             return training.run_to_end(is_stopping)
+
+
+def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
+    """Raises UserError, on all processes, unless all are to do the same: each compiles what its own config says."""
+    of_run = {**run.cfg.as_dict(), "table_hash": run.table_hash, "allow_config_change": sorted(allowed_changes)}
+    own = json.loads(json.dumps(of_run))
+    first = agreed(lambda: own)
+
+    def check() -> None:
+        changes = [f"{field}: {change}" for field, change in differences(first, own).items()]
+        if changes:
+            process = f"process {jax.process_index()}"
+            raise UserError(f"{process} was given another command than process 0: {', '.join(changes[:3])}")
+
+    everywhere(check)
 
 
 def _make_layout(run: Run) -> Layout | None:

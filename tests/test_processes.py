@@ -55,9 +55,9 @@ class Processes:
         return ends
 
 
-def wait_for_checkpoint(workdir: Path, step: int) -> None:
+def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 200
-    while not (workdir / "checkpoints" / "latest" / str(step)).exists():
+    while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -79,7 +79,7 @@ def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys)
     assert expected[0]["device"] == "8 x cpu"
 
     pair = Processes(args)
-    wait_for_checkpoint(killed, 5)
+    wait_for(killed / "checkpoints" / "latest" / "5")
     pair.members[1].kill()
     start = time.monotonic()
     (code, _, err), (dead, *_) = pair.end()
@@ -96,10 +96,14 @@ def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys)
     for name in copies:
         shutil.copytree(killed, tmp_path / name)
 
-    last = max(int(step) for step in os.listdir(killed / "checkpoints" / "latest") if step.isdigit())
+    (killed / "heartbeat.json").unlink()
     pair = Processes(args)
-    wait_for_checkpoint(killed, last + 5)
-    pair.members[1].send_signal(signal.SIGINT)  # JAX knows SIGTERM alone
+    wait_for(killed / "heartbeat.json")
+    pair.members[1].send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    pair.members[0].send_signal(signal.SIGSTOP)  # JAX looks once a second whether there was a signal
+    time.sleep(1.5)
+    pair.members[0].send_signal(signal.SIGCONT)
     ends = pair.end()
     assert [code for code, *_ in ends] == [75, 75], ends
     ends = Processes(args).end()
@@ -134,7 +138,7 @@ def test_divergence_ends_all_with_3(text_file, tmp_path, quick_processes):
 
 
 def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
-    """A mesh that is not all devices, a workdir of another run, data that one does not have: exit code 2 on both."""
+    """A mesh that is not all devices, a workdir of another run, another command for one: exit code 2 on both."""
     args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
     for code, _, err in Processes(args).end():
         assert code == 2 and "= 4 must be the 8 devices of the 2 processes" in err
@@ -142,9 +146,11 @@ def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
     (tmp_path / "run" / "manifest.json").write_text("{}")
     for code, _, err in Processes(flags_of(text_file, tmp_path / "run", **MESH)).end():
         assert code == 2 and "holds manifest.json, the record of another verb" in err
-    ends = Processes(flags_of(text_file, tmp_path / "other", **MESH), ("--config.data.path=/no/such/file",)).end()
+    other = "--config.data.path=/elsewhere", "--config.checkpoint.keep=3"
+    ends = Processes(flags_of(text_file, tmp_path / "other", **MESH), other).end()
     assert [code for code, *_ in ends] == [2, 2], ends
-    assert "process 1 of this run cannot go on" in ends[0][2] and "no such file or folder" in ends[1][2]
+    assert "process 1 of this run cannot go on" in ends[0][2]
+    assert "process 1 was given another command than process 0: checkpoint.keep: 2 -> 3, data.path: " in ends[1][2]
     assert main.run([*args, "--coordinator=localhost:1"]) == 2
     assert "--num_processes is missing" in capsys.readouterr().err
     for coordinator, message in (
