@@ -205,16 +205,17 @@ class _Training:
         return row
 
     def _stop_tracing(self) -> None:
-        if self._trace:
+        trace, self._trace = self._trace, None
+        if trace:
             jax.profiler.stop_trace()
-            files.deliver(self._trace, self._root / "profile")
-            self._trace = None
+            files.deliver(trace, self._root / "profile")
 
     def close(self) -> None:
-        self._stop_tracing()
-        self._latest.close()
-        if self._best:
-            self._best.close()
+        with contextlib.ExitStack() as stack:  # each, whatever becomes of the others
+            for checkpoints in (self._latest, self._best):
+                if checkpoints:
+                    stack.callback(checkpoints.close)
+            self._stop_tracing()
 
     @property
     def _has_ended(self) -> bool:

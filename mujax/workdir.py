@@ -283,5 +283,7 @@ def scratch(folder: Path) -> Path:
 def deliver(local: Path, folder: Path) -> None:
     """Brings what was written to scratch(folder) where it belongs."""
     if buckets.is_bucket(folder):
-        buckets.upload(local, folder)
-        shutil.rmtree(local)
+        try:
+            buckets.upload(local, folder)
+        finally:
+            shutil.rmtree(local)

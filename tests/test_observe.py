@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from mujax import logs
+from mujax import train as train_module
+from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.logs import RunLog, StepTimer
@@ -54,6 +56,24 @@ def test_tensors_and_updates(tiny, tmp_path):
         assert not records[t]["tensors"]
     factors = {float(x) for x in forward.values()}
     assert factors != {1.0}  # or the last of the three could not be wrong
+
+
+def test_a_profile_that_cannot_be_written(tiny, tmp_path, monkeypatch):
+    """It is told once, and the checkpoints are closed all the same."""
+    calls = []
+
+    def deliver(trace, folder):
+        calls.append("deliver")
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    monkeypatch.setattr(train_module.files, "deliver", deliver)
+    close = Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: (calls.append("close"), close(self)))
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny(monitor__profile_step=3, monitor__profile_steps=2), tmp_path)
+    assert calls == ["stop", "deliver", "close", "close"]
 
 
 def test_watching_changes_nothing(tiny, tmp_path):
