@@ -93,6 +93,14 @@ def test_a_command_line_is_no_code(flag, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("verb", ["check", "plan", "sweep"])
+def test_who_writes_to_folders_alone_says_so(verb, capsys):
+    """Before any work."""
+    more = ["--topology=v4:2x2x1"] if verb == "plan" else []
+    assert main.run([verb, f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/x", *more]) == 2
+    assert "gs://bucket/x is not a local folder; only mujax train and sample take buckets" in capsys.readouterr().err
+
+
 def test_any_path_will_do(text_file, tmp_path, capsys):
     """Spaces, quotes, a dollar and letters of other scripts, in workdir and data, of all verbs that read and write."""
     folder = tmp_path / 'it\'s a "run" $HOME `x` ñ 日本'

@@ -137,7 +137,7 @@ def write_report(report: Report, workdir: str) -> Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    root = files.make_writable(workdir)
+    root = files.make_writable(files.local_path(workdir))
     files.set_aside(root, ("check.json", "check.png"))
     save_plot(report, root / "check.png")
     files.write_json(root / "check.json", as_json(report))

@@ -37,9 +37,9 @@ def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, se
     from mujax.check.render import format_report, write_report
     from mujax.check.run import FAST, FULL, check
     from mujax.config import make_run_config
-    from mujax.workdir import make_writable
+    from mujax.workdir import local_path, make_writable
 
-    make_writable(workdir)
+    make_writable(local_path(workdir))
     num_seeds = numbers("seeds", seeds)
     if len(num_seeds) > 1:
         raise UserError(f"--seeds={seeds} is the number of seeds, one number")
