@@ -44,8 +44,11 @@ class Claim:
         where = f"--workdir={self.root}: its checkpoint of step {record['step']}"
         files.check_same(where, record["config"], self.run.cfg.as_dict(), self.allowed_changes)
         self._check_sources(where, record)
-        if record["step"] > self.run.cfg.train.steps:
-            raise UserError(f"{where} is beyond train.steps = {self.run.cfg.train.steps}")
+        steps = self.run.cfg.train.steps
+        if record["step"] > steps:
+            raise UserError(f"{where} is beyond train.steps = {steps}")
+        if record["step"] == steps and not self._is_own(record):
+            raise UserError(f"{where} has had all its training before the change; raise train.steps, which is {steps}")
 
     def take(self) -> None:
         """Writes whose workdir it is from now on; what another config, as allowed, has left is set aside."""
@@ -53,6 +56,12 @@ class Claim:
         if file.exists() and files.same_study(files.read_json(file)) != files.same_study(config):
             files.set_aside(self.root, ("result.json", "config.json"), copied=("metrics.jsonl",))
         files.write_json(file, config)
+
+    def _is_own(self, record: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint was saved by this run as it is, without a change."""
+        same = files.same_study(record["config"]) == files.same_study(self.run.cfg.as_dict())
+        sources = record["table_hash"], record["data_fingerprint"]
+        return same and sources == (self.run.table_hash, self.data_fingerprint)
 
     def _check_sources(self, where: str, recorded: Mapping[str, Any]) -> None:
         """Raises UserError if a result or a checkpoint is of another table or of other data than the run."""

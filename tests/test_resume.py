@@ -195,7 +195,8 @@ def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted, quick_
 
 
 def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
-    """Of a finished run: fewer steps, another width, no such field, other data; its result is not that of another."""
+    """Of a finished run: fewer steps, another width, nothing left to train, no such field, other data; its result is
+    not that of another."""
     args = flags_of(text_file, tmp_path)
     assert main.run(args) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
@@ -203,14 +204,19 @@ def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
         ("train.steps=12", "train.steps", "its checkpoint of step 40 is beyond train.steps = 12"),
         ("model.d_model=32", "model.d_model", "another parameterization table"),
         (
-            "model.d_model=32",
-            "model.d_model,table",
+            "model.d_model=32 --config.train.steps=50",
+            "model.d_model,table,train.steps",
             "wk is float32 (2, 16, 2, 8), not float32 (2, 32, 4, 8) as here",
+        ),
+        (
+            "optim.learning_rate=0.5",
+            "optim.learning_rate",
+            "step 40 has had all its training before the change; raise train.steps, which is 40",
         ),
         ("optim.b1=0.8", "optim.b7", "--allow_config_change=optim.b7: the config has no such field; did you mean"),
         ("data.glob=*.py", "data.path", "data.glob: **/*.txt -> *.py; choose a new workdir, or allow it with"),
     ):
-        assert main.run([*args, f"--config.{change}", f"--allow_config_change={allowed}"]) == 2
+        assert main.run([*args, *f"--config.{change}".split(), f"--allow_config_change={allowed}"]) == 2
         assert message in capsys.readouterr().err
         after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
         assert after == before
