@@ -16,6 +16,7 @@ import numpy as np
 
 from mujax import workdir as files
 from mujax.buckets import is_bucket, write
+from mujax.errors import UserError
 from mujax.peaks import peak_flops
 
 HEARTBEAT_SECONDS = 10.0
@@ -72,27 +73,39 @@ class RunLog:
         self._last_beat = 0.0
 
     def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
-        """Drops records of what is done again: training from `step` on, and evaluations other than these."""
-        file = self._metrics.file
-        if not self._is_writer or not file.exists():
+        """Drops records of what is done again: training from `step` on, and evaluations other than these.
+
+        Raises:
+          UserError: a line is not of a run.
+        """
+        if not self._is_writer:
             return
-        files.drop_torn_line(file)
+        for lines in (self._metrics, self._performance):
+            files.drop_torn_line(lines.file)
+        file = self._metrics.file
+        if not file.exists():
+            return
 
-        def is_kept(record: Mapping[str, Any]) -> bool:
-            return record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
+        def is_kept(number: int, record: Mapping[str, Any]) -> bool:
+            at = record.get("step")
+            if not isinstance(at, int):
+                raise UserError(f"{file}, line {number} has no step; mujax train has not written it")
+            return at in eval_steps if "eval_loss" in record else at < step
 
-        files.write_jsonl(file, [r for r in files.read_jsonl(file) if is_kept(r)])
+        files.write_jsonl(file, [r for n, r in enumerate(files.read_jsonl(file), start=1) if is_kept(n, r)])
 
     def metrics(self, record: Mapping[str, Any]) -> None:
+        """A record of steps, or of an evaluation, after which all so far can be seen."""
         if self._is_writer:
             self._metrics.append(record)
+            if "eval_loss" in record:
+                self._metrics.show()
 
     def performance(self, record: Mapping[str, Any]) -> None:
         """A line an evaluation."""
         if self._is_writer:
             self._performance.append(record)
             self._performance.show()
-            self._metrics.show()
 
     def sync(self) -> None:
         """Until the metrics so far are on disk: before a checkpoint or a result that they must not be behind."""

@@ -18,6 +18,7 @@ from test_resume import each_step_once, flags_of, left_by, strike
 
 from mujax import buckets, main
 from mujax.errors import UserError
+from mujax.logs import RunLog
 from mujax.workdir import any_path, locked, read_jsonl, set_aside, write_json
 
 NEEDED = ("gcsfs", "gcp_storage_emulator")
@@ -150,6 +151,15 @@ def test_a_run_in_a_bucket(server, compiled_once, text_file, tmp_path, monkeypat
     assert server.written.count("a/run/metrics.jsonl") <= 8
     assert main.run(["sample", "--workdir=gs://bucket/a/run", "--prompt=def ", "--num_tokens=4"]) == 0
     assert "\ndef " in capsys.readouterr().out
+
+
+def test_evaluations_are_seen_at_once(server):
+    """The first, before there is any speed to report, and each one where there is one a step."""
+    log = RunLog(any_path("gs://bucket/log"), is_writer=True)
+    log.metrics({"step": 0, "loss": 2.0})
+    assert not (any_path("gs://bucket/log") / "metrics.jsonl").exists()
+    log.metrics({"step": 0, "eval_loss": 2.0})
+    assert len([*read_jsonl(any_path("gs://bucket/log") / "metrics.jsonl")]) == 2
 
 
 @pytest.fixture(scope="module")

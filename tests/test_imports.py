@@ -29,7 +29,7 @@ ALLOWED = {
     "workdir": {"buckets", "config", "errors"},
     "peaks": set(),
     "processes": {"errors"},
-    "logs": {"buckets", "peaks", "workdir"},
+    "logs": {"buckets", "errors", "peaks", "workdir"},
     "metrics": set(),
     "run": {"config", "hps", "models", "optim", "parameterization", "params", "steps"},
     "claim": {"config", "errors", "run", "workdir"},

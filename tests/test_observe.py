@@ -11,6 +11,7 @@ from mujax import train as train_module
 from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
+from mujax.errors import UserError
 from mujax.logs import RunLog, StepTimer
 from mujax.peaks import peak_flops
 from mujax.run import make_run
@@ -122,6 +123,21 @@ def test_speed(tiny, tmp_path, monkeypatch, capsys):
 )  # fmt: skip
 def test_peaks(kind, peak):
     assert peak_flops(kind) == peak
+
+
+def test_a_log_that_is_gone_on_with(tmp_path):
+    """What a crash tore is cut off; a line of something else is named."""
+    (tmp_path / "performance.jsonl").write_text('{"step": 10}\n{"st')
+    log = RunLog(tmp_path, is_writer=True)
+    log.go_on_from(12, [])
+    assert (tmp_path / "performance.jsonl").read_text() == '{"step": 10}\n'
+    text = '{"step": 0}\n{"step": 0, "eval_loss": 1}\n{"loss": 3}\n{"st'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match="metrics.jsonl, line 3 has no step"):
+        log.go_on_from(12, [0])
+    (tmp_path / "metrics.jsonl").write_text(text.replace('"loss"', '"step"'))
+    log.go_on_from(3, [])
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_a_log_that_is_moved_away(tmp_path):
