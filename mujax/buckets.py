@@ -122,11 +122,8 @@ def locked(root: Path, owner: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # the next one may come through
                 now = _read(lock)
                 if not now.startswith(own):
-                    print(
-                        f"mujax: {root} was taken over by {now or 'another'}; this run ends",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    text = f"mujax: {root} was taken over by {now or 'another'}; this run ends"
+                    print(text, file=sys.stderr, flush=True)
                     os._exit(INTERRUPTED)
                 show_life()
 

@@ -50,6 +50,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
 
     Raises:
       UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved.
+      ConnectionError: a bucket did not answer.
       KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
     run = everywhere(lambda: make_run(make_run_config(tree)))
@@ -80,7 +81,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
 def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
     """Raises UserError, on all processes, unless all are to do the same: each compiles what its own config says."""
     of_run = {**run.cfg.as_dict(), "table_hash": run.table_hash, "allow_config_change": sorted(allowed_changes)}
-    own = json.loads(json.dumps(of_run))
+    own = json.loads(files.as_line(of_run))  # tuples and NumPy's numbers as the first sends them
     first = agreed(lambda: own)
 
     def check() -> None:

@@ -70,10 +70,11 @@ def plan(
     Raises:
       UserError: the config or the topology is not right, or libtpu is missing; nothing has been compiled.
     """
-    root = files.make_writable(files.local_path(workdir)) if workdir else None
+    folder = files.local_path(workdir) if workdir else None
     is_sweep = any(leaves(tree.get("sweep", {})))
     members = group_points(make_points(tree) if is_sweep else [Point({}, make_run(make_run_config(tree)))])
     topologies = {n: load_topology(topology_name, n) for n in {points[0].run.cfg.mesh.slices for points in members}}
+    root = files.make_writable(folder) if folder else None
     groups, tried = [], []
     for points in members:
         run = points[0].run
