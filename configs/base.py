@@ -34,6 +34,8 @@ def _transformer() -> ConfigDict:
     c.scan_layers = True  # one copy of the layers' code, compiled once; False: one a layer, slower to compile
     c.dtype = "float32"  # of compute: float32 or bfloat16; master weights are always float32
     c.low_precision = False  # norms and softmax in dtype too, rather than in float32
+    # Where documents are packed in a row: the token between two of them, which no attention looks beyond; -1: it does
+    c.boundary_id = -1
     return c
 
 
@@ -111,12 +113,15 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.train.give_up_loss = 0.0
 
     c.data = ConfigDict()
-    # embedded: Python's standard library; text, shards of tokens, or images: data.path; synthetic_images
+    # embedded: Python's standard library; text, shards (of tokens, by mujax prepare), images: data.path;
+    # synthetic_images
     c.data.name = "embedded"
     c.data.path = ""  # file or folder of UTF-8 text, folder of shards, or .npz file with images and labels
     c.data.glob = "**/*.txt"  # which files of a folder
     c.data.seq_len = 64  # tokens of context; of an image, its bytes, 3 side^2
-    c.data.vocab_size = 256  # tokens there are: bytes; of images, classes
+    # Tokens there are: of embedded and text 256, their bytes, or as many pieces as this, of a SentencePiece model
+    # that is trained on them; of images, classes
+    c.data.vocab_size = 256
     c.data.eos_id = -1  # the loss counts a row's tokens up to the first of this id; -1: all
     if model == "cnn":
         c.data.update(name="synthetic_images", seq_len=3 * 16 * 16, vocab_size=10)

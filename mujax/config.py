@@ -127,7 +127,7 @@ STUDY_SECTIONS = ("sweep", "refine")
 OPERATION_SECTIONS = ("mesh", "checkpoint", "monitor")
 DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
-ZERO_MEANS_NONE = ("num_kv_heads",)
+LEAST = {"num_kv_heads": 0, "boundary_id": -1}  # of a model's numbers, those that may say none
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
 
 
@@ -296,11 +296,11 @@ def _positive(field: str, value) -> None:
 
 
 def _check_model_ranges(kwargs: Mapping[str, Any]) -> None:
-    """Every number of a model is a size or a scale: positive, or zero where that means none or the default."""
+    """Every number of a model is a size or a scale: positive, or what means none."""
     for name, value in kwargs.items():
         if type(value) in (int, float):
-            if name in ZERO_MEANS_NONE:
-                _at_least(f"model.{name}", value, 0)
+            if name in LEAST:
+                _at_least(f"model.{name}", value, LEAST[name])
             else:
                 _positive(f"model.{name}", value)
     _one_of("model.dtype", kwargs["dtype"], DTYPES)
@@ -394,8 +394,11 @@ def _check_ranges(
         rule = "it has no path" if has_none else "it needs a path"
         raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: {rule}")
     _positive("data.vocab_size", data.vocab_size)
-    if data.name in ("embedded", "text") and data.vocab_size != VOCAB_SIZE:
-        raise UserError(f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes")
+    if data.name in ("embedded", "text") and data.vocab_size < VOCAB_SIZE:
+        raise UserError(
+            f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes, or more "
+            "pieces of a vocabulary that is trained on it"
+        )
     if DATASETS[data.name] == "images" and data.eos_id != -1:
         raise UserError(f"data.eos_id = {data.eos_id} with data.name = {data.name!r}: an image has one class; set -1")
     if DATASETS[data.name] == "images" and data.vocab_size > 256:

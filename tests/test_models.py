@@ -208,6 +208,42 @@ def test_splash_attention_equals_the_plain_one():
         np.testing.assert_allclose(
             attention.splash(*args, interpret=True), attention.plain(*args), rtol=2e-3, atol=2e-3
         )
+        documents = jnp.asarray(np.random.default_rng(1).random((2, 128)) < 0.05).cumsum(axis=1)
+        np.testing.assert_allclose(
+            attention.splash(*args, documents, interpret=True), attention.plain(*args, documents), rtol=2e-3, atol=2e-3
+        )
+
+
+@pytest.mark.parametrize("implementation", ["plain", "dot_product"])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_documents_of_a_row_do_not_see_each_other(implementation, scan_layers):
+    """Logits of a packed document are those that it has alone, after the end of the one before it; so its losses and
+    their gradients are too: the gradient of a document's losses by the embeddings of all others is zero."""
+    run = make(
+        "transformer", model__boundary_id=3, model__attention_impl=implementation, model__scan_layers=scan_layers
+    )
+    logits_of, params = apply("transformer", run), initial_params(run)
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(4, 200, size=n) for n in (5, 1, 6)]
+    row = np.concatenate([documents[0], [3], documents[1], [3], documents[2]])
+    packed = logits_of(params, row[None], run.hps)[0]
+    start = 0
+    for i, document in enumerate(documents):
+        alone = document if i == 0 else np.concatenate([[3], document])  # an end begins the next one
+        got = packed[start : start + len(alone)]
+        np.testing.assert_allclose(got, logits_of(params, alone[None], run.hps)[0], rtol=1e-4, atol=1e-5)
+        start += len(alone)
+
+    def last_losses(embed):
+        logits = logits_of(params | {"embed": embed}, jnp.asarray(row[None, :-1]), run.hps)
+        return cross_entropy(logits, jnp.asarray(row[None, 1:]))[0, -len(documents[2]) :].sum()
+
+    gradient = np.abs(np.asarray(jax.grad(last_losses)(params["embed"]))).max(axis=1)
+    own = {3, *documents[2][:-1].tolist()}
+    assert {int(i) for i in np.flatnonzero(gradient)} == own
+    blind = make("transformer", model__attention_impl=implementation)  # without boundaries it does see them
+    seen = jax.grad(lambda e: apply("transformer", blind)(params | {"embed": e}, row[None], run.hps)[0, -1].sum())
+    assert np.abs(np.asarray(seen(params["embed"])))[documents[0]].max() > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform")

@@ -1,7 +1,8 @@
 """Causal attention: its nonlinearities, and its implementations by name. Axes as in mujax.models.layers.
 
 Every implementation takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G, neighbouring query
-heads share keys. The attention scale is in q and k already.
+heads share keys. The attention scale is in q and k already. With document_BT, the number of each token's document in
+its row, a query sees keys of its own document alone.
 """
 
 from typing import Any, NamedTuple, cast
@@ -55,12 +56,12 @@ def logits_of(q_BTHK, k_BSGK):
     return grouped.reshape(B, H, T, S)
 
 
-def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask_TS, low_precision: bool):
-    """Values weighted by the nonlinearity of the logits, [B, T, H, K]."""
+def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask, low_precision: bool):
+    """Values weighted by the nonlinearity of the logits, [B, T, H, K]. mask: [T, S] or [B, 1, T, S]."""
     B, H, T, S = logits_BHTS.shape
     G = v_BSGK.shape[2]
     logits = logits_BHTS if low_precision else at_least_float32(logits_BHTS)
-    mask = mask_TS.reshape((1,) * (logits.ndim - mask_TS.ndim) + mask_TS.shape)
+    mask = mask.reshape((1,) * (logits.ndim - mask.ndim) + mask.shape)
     weights_BHTS = NONLINEARITIES[nonlinearity](logits, mask).astype(v_BSGK.dtype)
     if G == H:
         return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSGK)
@@ -68,30 +69,39 @@ def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask_TS, low_precision: bool):
     return jnp.einsum("BGJTS,BSGK->BTGJK", weights_BGJTS, v_BSGK).reshape(B, T, H, -1)
 
 
-def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
+def same_document(document_BT):
+    """[B, 1, T, S]: whether a query and a key are of one document."""
+    return (document_BT[:, :, None] == document_BT[:, None, :])[:, None]
+
+
+def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None):
     """All logits at once. record is given those, [B, H, T, S]."""
     logits_BHTS = logits_of(q_BTHK, k_BSGK)
     record("attention_logits", logits_BHTS)
-    return mix(logits_BHTS, v_BSGK, cfg.attention, causal_mask(q_BTHK.shape[1]), cfg.low_precision)
+    mask = causal_mask(q_BTHK.shape[1])
+    if document_BT is not None:
+        mask = mask[None, None] & same_document(document_BT)
+    return mix(logits_BHTS, v_BSGK, cfg.attention, mask, cfg.low_precision)
 
 
-def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None):
+def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None):
     """jax.nn.dot_product_attention: on GPU in bfloat16 cuDNN's flash attention, elsewhere XLA's."""
     del record  # no logits to see
     is_flash = jax.default_backend() == "gpu" and cfg.dtype == "bfloat16"
     implementation = "cudnn" if is_flash else "xla"
+    mask = None if document_BT is None else same_document(document_BT)
     return jax.nn.dot_product_attention(
-        q_BTHK, k_BSGK, v_BSGK, scale=1.0, is_causal=True, implementation=implementation
+        q_BTHK, k_BSGK, v_BSGK, mask=mask, scale=1.0, is_causal=True, implementation=implementation
     )
 
 
-def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interpret: bool = False):
+def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None, interpret: bool = False):
     """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples of 128.
 
     Other lengths, as the one token that models are initialized on, are left to the plain implementation.
     """
     if q_BTHK.shape[1] % 128:
-        return plain(q_BTHK, k_BSGK, v_BSGK, cfg, record)
+        return plain(q_BTHK, k_BSGK, v_BSGK, cfg, document_BT, record)
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -100,7 +110,8 @@ def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, record=lambda name, x: None, interp
     # mha serves heads that share keys as well
     attend = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     q_BHTK, k_BGSK, v_BGSK = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
-    mixed_BHTK = cast(jax.Array, jax.vmap(attend)(q_BHTK, k_BGSK, v_BGSK))
+    segments = None if document_BT is None else kernel.SegmentIds(document_BT, document_BT)
+    mixed_BHTK = cast(jax.Array, jax.vmap(attend)(q_BHTK, k_BGSK, v_BGSK, segments))
     return jnp.swapaxes(mixed_BHTK, 1, 2).astype(v_BSGK.dtype)
 
 

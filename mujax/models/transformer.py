@@ -54,6 +54,7 @@ class TransformerConfig:
     scan_layers: bool
     dtype: str
     low_precision: bool
+    boundary_id: int
     vocab_size: int
     seq_len: int
 
@@ -87,6 +88,10 @@ class TransformerConfig:
             raise UserError(
                 f"model.attention_impl = 'splash' with model.d_head = {self.d_head}, data.seq_len = {self.seq_len}: "
                 "both must be multiples of 128"
+            )
+        if self.boundary_id >= self.vocab_size:
+            raise UserError(
+                f"model.boundary_id = {self.boundary_id} is no token of data.vocab_size = {self.vocab_size}"
             )
         if self.low_precision and self.attention_impl != "plain":
             raise UserError(
@@ -131,8 +136,11 @@ class Attention(MuModule):
         return self.extend(x_BTD, hps, None, 0)[0]
 
     @nn.compact
-    def extend(self, x_BTD, hps: Hps, cache: Cache | None, position):
-        """(the same of the tokens at `position` and on, which see those in the cache too; the cache with them)."""
+    def extend(self, x_BTD, hps: Hps, cache: Cache | None, position, document_BT=None):
+        """(the same of the tokens at `position` and on, which see those in the cache too; the cache with them).
+
+        document_BT: the number of each token's document in its row; only those of the same one are seen.
+        """
         cfg = self.cfg
         kv, kv_heads = ("kv", "kv_heads") if cfg.num_kv_heads else ("hidden", "heads")
         wq_DHK = self.weight("wq", "hidden", "embed -> heads head_dim")
@@ -152,7 +160,7 @@ class Attention(MuModule):
         # Half of the scale on each, so that their product stays small in bfloat16 too
         q_BTHK, k_BTGK = (scaled(x, jnp.sqrt(hps.attention_scale)) for x in (q_BTHK, k_BTGK))
         if cache is None:
-            mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, self.record)
+            mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, document_BT, self.record)
         else:
             mixed_BTHK, cache = cached(q_BTHK, k_BTGK, v_BTGK, cache, position, cfg)
         self.record("mixed", mixed_BTHK)
@@ -180,10 +188,10 @@ class Block(MuModule):
     """One layer, in the shape nn.scan wants: carry and own cache in, both out."""
 
     @nn.compact
-    def __call__(self, x_BTD, hps: Hps, cache: Cache | None, position):
+    def __call__(self, x_BTD, hps: Hps, cache: Cache | None, position, document_BT):
         attention, mlp = Attention(self.cfg, name="attention"), MLP(self.cfg, name="mlp")
         normed_BTD = Norm(self.cfg, name="attention_norm")(x_BTD)
-        out_BTD, cache = attention.extend(normed_BTD, hps, cache, position)
+        out_BTD, cache = attention.extend(normed_BTD, hps, cache, position, document_BT)
         self.record("attention_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         if not self.cfg.parallel:  # else both branches read the same (GPT-J; 2204.02311)
@@ -216,7 +224,8 @@ class Transformer(LanguageModel):
             _remat(Block, cfg.remat),
             variable_axes={"params": 0, "activations": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, nn.broadcast),  # hps, cache, position  # pyright: ignore[reportArgumentType]
+            # hps, cache, position, documents
+            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             unroll=1 if cfg.scan_layers else cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers", "size": cfg.num_layers},
@@ -247,7 +256,10 @@ class Transformer(LanguageModel):
         self.record("embedding", x_BTD)
         if self.cfg.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
-        x_BTD, cache = self.blocks(x_BTD, hps, cache, position)
+        document_BT = None
+        if self.cfg.boundary_id >= 0 and cache is None:  # what is sampled is one document
+            document_BT = jnp.cumsum(tokens_BT == self.cfg.boundary_id, axis=1)
+        x_BTD, cache = self.blocks(x_BTD, hps, cache, position, document_BT)
         x_BTD = self.final_norm(x_BTD)
         self.record("final", x_BTD)
         return x_BTD, cache
