@@ -10,7 +10,12 @@ TENSORBOARD = ["tensorboardX>=2.6.1"]
 # The TPU compiler, which needs no TPU; there are wheels for this platform alone
 PLAN = ['libtpu>=0.0.42; sys_platform == "linux" and platform_machine == "x86_64"']
 GCS = ["gcsfs>=2026.9"]  # with google-cloud-storage, which Orbax asks about buckets
+# What mujax prepare reads beside text and JSON lines
+DATA = ["pyarrow>=17", "seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"]
+TOKENIZERS = ["tokenizers>=0.21"]
 TEST = [
+    *DATA,
+    *TOKENIZERS,
     *PLAN,
     *REPORT,
     *TENSORBOARD,
@@ -42,13 +47,15 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "PyYAML>=6",
+        "sentencepiece>=0.2",
         "scipy>=1.11",
         "tqdm>=4.66",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
-        "data": ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
+        "data": DATA,
+        "tokenizers": TOKENIZERS,
         "gcs": GCS,
         "plan": PLAN,
         "report": REPORT,

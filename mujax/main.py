@@ -6,13 +6,14 @@ import traceback
 from collections.abc import Sequence
 
 import mujax
-from mujax.cli import check, explain, launch, merge, plan, report, sample, sweep, train
+from mujax.cli import check, explain, launch, merge, plan, prepare, report, sample, sweep, train
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
 VERBS = {
-    module.VERB.name: module.VERB for module in (train, sweep, launch, plan, merge, report, explain, check, sample)
+    module.VERB.name: module.VERB
+    for module in (train, sweep, launch, plan, merge, report, explain, check, prepare, sample)
 }
 
 OVERVIEW = """\
@@ -49,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
             return FINISHED
         return verb.run(**parse(verb, rest))
     except KeyboardInterrupt:
-        is_kept = name in ("train", "sweep", "launch")
+        is_kept = name in ("train", "sweep", "launch", "prepare")
         after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED

@@ -1,10 +1,10 @@
-"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss}.
+"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss, eval_bits_per_byte}.
 
 `step` counts finished updates, so a training loss and an evaluation at one step are of the same weights.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -19,7 +19,10 @@ def is_given_up(step: int, eval_loss: float, give_up_step: int, give_up_loss: fl
 
 
 def metric_records(
-    history: Mapping[str, Sequence[float]], eval_losses: Sequence[tuple[int, float]], log_interval: int
+    history: Mapping[str, Sequence[float]],
+    eval_losses: Sequence[tuple[int, float]],
+    log_interval: int,
+    bits_per_byte: Callable[[float], float | None],
 ) -> list[dict[str, Any]]:
     """Records in order of step, evaluation before training.
 
@@ -27,14 +30,21 @@ def metric_records(
       history: each metric at steps 0, 1, ..., as far as the run was trained.
       eval_losses: (step, loss).
       log_interval: steps between training records.
+      bits_per_byte: see mujax.data.corpus.
     """
     num_steps = len(next(iter(history.values())))
     records = [
         {"step": step, **{name: json_number(values[step]) for name, values in history.items()}}
         for step in range(0, num_steps, log_interval)
     ]
-    records += [{"step": step, "eval_loss": json_number(loss)} for step, loss in eval_losses]
+    records += [eval_record(step, loss, bits_per_byte(loss)) for step, loss in eval_losses]
     return sorted(records, key=lambda record: (record["step"], "loss" in record))
+
+
+def eval_record(step: int, loss: float, bits_per_byte: float | None) -> dict[str, Any]:
+    """The record of an evaluation; bits a byte only of text."""
+    per_byte = {} if bits_per_byte is None else {"eval_bits_per_byte": json_number(bits_per_byte)}
+    return {"step": step, "eval_loss": json_number(loss), **per_byte}
 
 
 def json_number(value) -> float | None:

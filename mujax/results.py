@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import mujax
+from mujax.data.corpus import Corpus
 from mujax.run import Run, device_description
 
 
@@ -20,6 +21,7 @@ class Row:
     """A line of results.jsonl. Losses are nats a token on the validation split, null unless the status is ok.
 
     group: Run.group. status stopped: given up early by train.give_up_step. eval_losses: [step, loss] pairs.
+    bits_per_byte: the final loss by bytes of text, whatever the tokens are; null where they are no text.
     overrides: the point's own fields of the sweep. steps, tokens: as configured, also where the run ended
     before. seconds: wall time of the run; in a sweep, its share of that of the lanes beside it.
     """
@@ -42,6 +44,7 @@ class Row:
     final_loss: float | None
     best_loss: float | None
     best_step: int | None
+    bits_per_byte: float | None
     eval_losses: list[list[float]]
     n_params: int
     overrides: dict[str, Any]
@@ -60,7 +63,7 @@ def make_row(
     diverged_at_step: int | None,
     stopped_at_step: int | None,
     eval_losses: Sequence[tuple[int, float]],
-    data_fingerprint: str,
+    corpus: Corpus,
     seconds: float,
 ) -> dict[str, Any]:
     """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
@@ -87,11 +90,12 @@ def make_row(
         final_loss=eval_losses[-1][1] if status == "ok" else None,
         best_loss=best_loss,
         best_step=best_step,
+        bits_per_byte=corpus.bits_per_byte(eval_losses[-1][1]) if status == "ok" else None,
         eval_losses=finite,
         n_params=run.num_params,
         overrides=dict(overrides),
         table_hash=run.table_hash,
-        data_fingerprint=data_fingerprint,
+        data_fingerprint=corpus.fingerprint,
         code_version=code_version(),
         jax_version=jax.__version__,
         device=device_description(),

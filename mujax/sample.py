@@ -12,7 +12,10 @@ import numpy as np
 from mujax import workdir as files
 from mujax.checkpoint import Checkpoints, Record
 from mujax.config import make_run_config
-from mujax.data.corpus import DOCUMENT_END
+from mujax.data.corpus import VOCAB_SIZE
+from mujax.data.loader import shards_folder
+from mujax.data.shards import read_description
+from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.models import MODELS
 from mujax.run import Run, make_run
@@ -130,7 +133,11 @@ def sample(
     if not (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
     run = make_run(make_run_config(files.read_json(root / "config.json")))
-    rows = [[*prompt.encode()] or [DOCUMENT_END] for prompt in prompts]
+    tokenizer = _tokenizer(run)
+    # An empty prompt is where a document begins: after the end of one, or at the start of its row
+    is_row = run.cfg.data.eos_id >= 0
+    start = tokenizer.start_id if is_row else tokenizer.eos_id
+    rows = [[start] * (is_row or not len(ids)) + list(ids) for ids in tokenizer.encode(prompts)]
     lengths = [len(row) for row in rows]
     longest, limit = max(lengths) + num_tokens, getattr(run.cfg.model, "max_length", None)
     if limit and longest > limit:
@@ -138,7 +145,7 @@ def sample(
             f"a prompt of {max(lengths)} tokens and --num_tokens={num_tokens} make {longest}, and "
             f"model.position = {run.cfg.model.position!r} ends at data.seq_len = {limit}"
         )
-    stop = DOCUMENT_END if run.cfg.data.eos_id < 0 else run.cfg.data.eos_id
+    stop = tokenizer.eos_id
     generate = make_generate(run.program, num_tokens, window or run.cfg.data.seq_len, stop)
     params = _load_params(root, which, run)
     prompts_BP = np.zeros((len(rows), max(lengths)), np.int32)
@@ -148,7 +155,7 @@ def sample(
         params, run.hps, run.scalings, prompts_BP, np.array(lengths), sampling, np.uint32(seed), min(lengths)
     )
     return [
-        _text(tokens[length : length + num_tokens], stop)
+        tokenizer.decode(_until(tokens[length : length + num_tokens], stop))
         for tokens, length in zip(np.asarray(tokens_BN).tolist(), lengths, strict=True)
     ]
 
@@ -174,6 +181,14 @@ def _load_params(root: Path, which: str, run: Run):
     return found[1]["params"]
 
 
-def _text(tokens: list[int], stop: int) -> str:
-    kept = tokens[: tokens.index(stop)] if stop in tokens else tokens
-    return bytes(kept).decode(errors="replace")
+def _tokenizer(run: Run) -> Tokenizer:
+    """That of the text which the run was trained on."""
+    data = run.cfg.data
+    if data.name != "shards" and data.vocab_size == VOCAB_SIZE:
+        return make("bytes", b"", {})
+    folder = shards_folder(data)
+    return of_dataset(folder, read_description(folder)["tokenizer"])
+
+
+def _until(tokens: list[int], stop: int) -> list[int]:
+    return tokens[: tokens.index(stop)] if stop in tokens else tokens

@@ -91,7 +91,7 @@ class _Study:
         # Reads the text, so that a bad source, or another one than before, is known before anything compiles
         self._data = dict(self._recorded.get("data", {}))
         for cfg in [members[0].run.cfg for members in group_points(grid)]:
-            fingerprint = load_batches(cfg.data, cfg.train, seeds=())[2]
+            fingerprint = load_batches(cfg, seeds=())[2].fingerprint
             recorded = self._data.setdefault(digest(dataclasses.asdict(cfg.data)), fingerprint)
             if recorded != fingerprint:
                 raise UserError(
@@ -135,7 +135,7 @@ class _Study:
 
     def _run_group(self, members: Sequence[Point], bar: "_Bar") -> None:
         cfg = members[0].run.cfg  # train and data are the same in the whole group
-        batches, validation, fingerprint = load_batches(cfg.data, cfg.train, {p.run.cfg.seed for p in members})
+        batches, validation, corpus = load_batches(cfg, {p.run.cfg.seed for p in members})
         ids = [point.id for point in members]
         file = self._root / "in_flight" / f"{members[0].run.group}.npz"
         next_save = time.time() + SAVE_SECONDS
@@ -161,16 +161,16 @@ class _Study:
                 diverged_at_step=progress.diverged_at,
                 stopped_at_step=progress.stopped_at,
                 eval_losses=progress.evals,
-                data_fingerprint=fingerprint,
+                corpus=corpus,
                 seconds=progress.seconds,
             )
-            self._keep(members[i], row, progress)
+            self._keep(members[i], row, progress, corpus.bits_per_byte)
             bar.finished(i, row)
         file.unlink(missing_ok=True)
 
-    def _keep(self, point: Point, row: Row, progress: Progress) -> None:
+    def _keep(self, point: Point, row: Row, progress: Progress, bits_per_byte: Callable) -> None:
         history = dict(zip(METRICS, progress.history.tolist(), strict=True))
-        records = metric_records(history, progress.evals, point.run.cfg.train.log_interval)
+        records = metric_records(history, progress.evals, point.run.cfg.train.log_interval, bits_per_byte)
         files.write_jsonl(self._root / "points" / point.id / "metrics.jsonl", records)
         files.append_jsonl(self._results, row)
         self.rows[point.id] = row

@@ -16,10 +16,11 @@ from mujax import workdir as files
 from mujax.checkpoint import Checkpoints, Record
 from mujax.claim import Claim, check_allowed
 from mujax.config import differences, make_run_config
-from mujax.data.loader import TrainBatches, load_batches
+from mujax.data.corpus import Corpus
+from mujax.data.loader import TrainBatches, ahead, load_batches
 from mujax.errors import UserError
 from mujax.logs import RunLog, StepTimer
-from mujax.metrics import is_bad, is_given_up, json_number
+from mujax.metrics import eval_record, is_bad, is_given_up, json_number
 from mujax.peaks import peak_flops
 from mujax.processes import agreed, all_same, everywhere, is_primary, stop_requests
 from mujax.results import code_version, make_row
@@ -60,10 +61,10 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     check_allowed(allowed_changes, config)
     root = everywhere(lambda: files.any_path(workdir))
     agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
-    batches, validation, fingerprint = everywhere(lambda: load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed]))
-    if not all_same(fingerprint):
-        raise UserError(f"the processes of this run read different data (fingerprint {fingerprint} here)")
-    claim = Claim(root, run, fingerprint, allowed_changes)
+    batches, validation, corpus = everywhere(lambda: load_batches(run.cfg, [run.cfg.seed]))
+    if not all_same(corpus.fingerprint):
+        raise UserError(f"the processes of this run read different data (fingerprint {corpus.fingerprint} here)")
+    claim = Claim(root, run, corpus.fingerprint, allowed_changes)
     row = agreed(claim.finished_row)
     if row is not None:
         return row
@@ -72,7 +73,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
         row = agreed(claim.finished_row)  # another process may have finished it in the meantime
         if row is not None:
             return row
-        training = _Training(claim, layout, batches[run.cfg.seed], validation)
+        training = _Training(claim, layout, corpus, batches[run.cfg.seed], validation)
         stack.callback(training.close)
         with stop_requests(run.cfg.checkpoint.grace_seconds) as is_stopping:
             return training.run_to_end(is_stopping)
@@ -117,12 +118,13 @@ class _Training:
         self,
         claim: Claim,
         layout: Layout | None,
+        corpus: Corpus,
         batches: TrainBatches,
         validation: np.ndarray,
     ):
         run, root = claim.run, claim.root
         self._claim, self._run, self._root = claim, run, root
-        self._layout, self._batches = layout, batches
+        self._layout, self._corpus, self._batches = layout, corpus, batches
         self._cfg = run.cfg.train
         fns = make_train_fns(run.program, layout)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -167,6 +169,7 @@ class _Training:
         if state is None:
             state = self._init(np.uint32(self._run.cfg.seed), self._run.hps, self._run.scalings)
         t = int(state.step)
+        self._rows = ahead(self._read, t, self._cfg.steps)
         while not self._has_ended:
             if is_stopping(t):
                 self._read_pending()
@@ -198,7 +201,7 @@ class _Training:
             diverged_at_step=self._diverged_at,
             stopped_at_step=self._stopped_at,
             eval_losses=self._evals,
-            data_fingerprint=self._claim.data_fingerprint,
+            corpus=self._corpus,
             seconds=time.time() - self._start,
         )
         if is_primary():
@@ -222,9 +225,12 @@ class _Training:
     def _has_ended(self) -> bool:
         return self._diverged_at is not None or self._stopped_at is not None
 
+    def _read(self, t: int):
+        return self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
+
     def _train_step(self, t: int, state: TrainState) -> TrainState:
         run, monitor = self._run, self._run.cfg.monitor
-        rows = self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
+        rows = next(self._rows)
         if t == monitor.profile_step and monitor.profile_steps:
             self._trace = files.scratch(self._root / "profile")
             jax.profiler.start_trace(str(self._trace))
@@ -269,7 +275,7 @@ class _Training:
         loss = float(np.mean(losses))
         is_best = all(loss < earlier for _, earlier in self._evals)
         self._evals.append((step, loss))
-        self._log.metrics({"step": step, "eval_loss": json_number(loss)})
+        self._log.metrics(eval_record(step, loss, self._corpus.bits_per_byte(loss)))
         self._report(step, loss)
         if is_bad(loss, self._cfg.divergence_loss):
             self._diverged_at = step
@@ -311,7 +317,7 @@ class _Training:
             "config": run.cfg.as_dict(),
             "table": run.table,
             "table_hash": run.table_hash,
-            "data_fingerprint": self._claim.data_fingerprint,
+            "data_fingerprint": self._corpus.fingerprint,
             "evals": self._evals,
             "seconds": time.time() - self._start,
             "code_version": code_version(),

@@ -113,7 +113,7 @@ def config(table: str, text_file, **changes):
 def judge_all(variants, cfgs, seeds, widths=WIDTHS):
     """name -> (Verdict, Verdict of training alone); all variants and seeds of one program side by side."""
     first = next(iter(cfgs.values()))
-    batches, validation, _ = load_batches(first.data, first.train, seeds)
+    batches, validation, _ = load_batches(first, seeds)
     measured = {name: {} for name in variants}
     runs = {name: {width: make_run(at_width(cfgs[name], width)) for width in widths} for name in variants}
     for width in widths:
@@ -349,7 +349,7 @@ def test_measure_equals_plain_training(text_file):
     trained = count_compilations("train_lane")
     names = ("mup_table9", "sp")
     cfgs = [dataclasses.replace(config(name, text_file), seed=seed) for name in names for seed in (0, 1)]
-    batches, validation, _ = load_batches(cfgs[0].data, cfgs[0].train, (0, 1))
+    batches, validation, _ = load_batches(cfgs[0], (0, 1))
     runs = [make_run(at_width(cfg, 32)) for cfg in cfgs]
     measured = measure(runs, batches, validation[0], (2, 5))
     assert len(trained) == 1

@@ -7,7 +7,8 @@ import pytest
 
 from mujax.data import corpus
 from mujax.data.corpus import load_corpus
-from mujax.data.loader import TrainBatches, validation_batches
+from mujax.data.loader import TrainBatches, ahead, validation_batches
+from mujax.data.shards import StreamRows
 from mujax.errors import UserError
 
 
@@ -66,6 +67,41 @@ def test_batches_are_pure_functions_of_seed_and_step():
     order = np.concatenate(forward)[:, 0] // 5
     assert sorted(order[:37]) == sorted(order[37:74]) == list(range(37))
     assert list(order[:37]) != list(order[37:74])
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4, 8])
+def test_processes_read_the_same_global_batch(num_processes):
+    """Each reads its own rows alone; together they are the batch, at any step, also after a restart."""
+    streams = [np.arange(n, dtype=np.uint16) for n in (1000, 7, 333, 1)]
+    rows = StreamRows(streams, 9, 8)
+    whole, share = TrainBatches(rows, 16, 5), 16 // num_processes
+    for t in (0, 3, 10, 11, 50):  # 167 rows: a batch may have some of two epochs
+        shares = [TrainBatches(rows, 16, 5).rows(t, slice(i, i + share)) for i in range(0, 16, share)]
+        assert np.array_equal(np.concatenate(shares), whole[t])
+
+
+def test_rows_across_files_are_those_of_one_stream():
+    """Against slices of the streams joined; a split of an epoch has every row once."""
+    rng = np.random.default_rng(0)
+    streams = [rng.integers(0, 2**16, size=n, dtype=np.uint16) for n in (40, 1, 2, 100, 3, 11)]
+    joined = np.concatenate(streams)
+    for length, stride in ((9, 8), (4, 4), (60, 59), (1, 1)):
+        rows = StreamRows(streams, length, stride)
+        expected = [joined[i : i + length] for i in range(0, len(joined) - length + 1, stride)]
+        assert len(rows) == len(expected)
+        picked = rng.permutation(len(rows))
+        assert np.array_equal(rows[picked], np.stack([expected[i] for i in picked]))
+    assert len(StreamRows(streams, 158, 1)) == 0
+
+
+def test_reading_ahead_changes_nothing():
+    """From any step on, in order; what fails there fails here; and the end is where it was."""
+    batches = TrainBatches(np.arange(37 * 5, dtype=np.uint8).reshape(37, 5), 4, 0)
+    for first in (0, 7):
+        found = list(ahead(batches.__getitem__, first, 20))
+        assert np.array_equal(found, [batches[t] for t in range(first, 20)])
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(lambda t: 1 // (3 - t), 0, 9))
 
 
 def test_validation_batches_spread_over_the_split():

@@ -24,13 +24,13 @@ def runs_of(tree, **sweep):
 def results(runs, **kwargs):
     """{index: Progress} of train_runs."""
     cfg = runs[0].cfg
-    batches, validation, _ = load_batches(cfg.data, cfg.train, {run.cfg.seed for run in runs})
+    batches, validation, _ = load_batches(cfg, {run.cfg.seed for run in runs})
     return dict(train_runs(runs, batches, validation, **kwargs))
 
 
 def single_curve(run, init, step):
     """Training losses of the bare step, one run by itself."""
-    batches, _, _ = load_batches(run.cfg.data, run.cfg.train, [run.cfg.seed])
+    batches, _, _ = load_batches(run.cfg, [run.cfg.seed])
     state, losses = init(run.cfg.seed, run.hps, run.scalings), []
     for t in range(run.cfg.train.steps):
         state, metrics = step(state, batches[run.cfg.seed][t], run.hps, run.scalings)

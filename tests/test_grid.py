@@ -150,7 +150,7 @@ def test_estimated_memory_is_near_what_the_compiler_counts(tiny, monkeypatch):
     tree = tiny(model__d_model=64, train__batch_size=16)
     tree["sweep"] = {"seed": (0,)}
     run = make_points(tree)[0].run
-    _, validation, _ = load_batches(run.cfg.data, run.cfg.train, [0])
+    _, validation, _ = load_batches(run.cfg, [0])
     measured = choose_lanes([run], validation, vmapped=False).bytes_per_device
     state, training = estimate_bytes(run)
     assert state == pytest.approx(4 * 3 * run.num_params, rel=1e-3)  # weights and two moments, float32

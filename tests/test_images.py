@@ -94,7 +94,7 @@ def test_it_learns_to_tell_classes(tmp_path):
     # The loss is that of the class alone: by hand, on one batch
     run = make_run(make_run_config(tree))
     params = jax.jit(make_train_fns(run.program).init)(0, run.hps, run.scalings).params
-    rows = load_batches(run.cfg.data, run.cfg.train, [0])[1][0]
+    rows = load_batches(run.cfg, [0])[1][0]
     weights = jax.tree.map(lambda w, s: w * s.forward, params, run.scalings)
     logits = np.asarray(MODELS["cnn"][1](run.cfg.model).apply({"params": weights}, rows[:, :-1].astype(int), run.hps))
     by_hand = np.mean(np.log(np.exp(logits[:, 0]).sum(-1)) - logits[np.arange(32), 0, rows[:, -1]])

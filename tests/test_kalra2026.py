@@ -202,7 +202,7 @@ def test_desk_studies_train(name, steps):
     """Every point at the narrowest width and eta = 1, on a batch that is repeated: the loss falls."""
     cfgs = [cfg for _, cfg in expand_sweep(tree(f"{name},scale=desk", optim__learning_rate=(1.0,)))]
     runs = [make_run(cfg) for cfg in cfgs if cfg.model.d_model == cfgs[0].model.d_model]
-    batches, _, _ = load_batches(cfgs[0].data, runs[0].cfg.train, [0])
+    batches, _, _ = load_batches(runs[0].cfg, [0])
     fns = make_train_fns(runs[0].program)
     init, step = jax.jit(fns.init), jax.jit(fns.step)
     first = "embed" if name in ON_TEXT else "first"

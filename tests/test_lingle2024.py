@@ -150,7 +150,7 @@ def test_desk_configs_train(name, steps):
     """The loss falls on a batch that is repeated."""
     _, cfg = expand_sweep(tree(f"{name},scale=desk"))[1]
     run = make_run(cfg)
-    batches, _, _ = load_batches(cfg.data, cfg.train, [0])
+    batches, _, _ = load_batches(cfg, [0])
     fns = make_train_fns(run.program)
     state, step = jax.jit(fns.init)(0, run.hps, run.scalings), jax.jit(fns.step)
     losses = []

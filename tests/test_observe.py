@@ -31,7 +31,7 @@ def test_tensors_and_updates(tiny, tmp_path):
 
     run = make_run(make_run_config(tree))
     fns = make_train_fns(run.program)
-    batches, _, _ = load_batches(run.cfg.data, run.cfg.train, [0])
+    batches, _, _ = load_batches(run.cfg, [0])
     is_scaling = lambda s: hasattr(s, "forward")  # noqa: E731
     forward = dict(jax.tree.leaves_with_path(jax.tree.map(lambda s: s.forward, run.scalings, is_leaf=is_scaling)))
     state = jax.jit(fns.init)(np.uint32(0), run.hps, run.scalings)

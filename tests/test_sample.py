@@ -15,7 +15,6 @@ from test_models import OPTIONS, apply, in_numpy, initial_params, make, make_wit
 from mujax import main, sample
 from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
-from mujax.data.corpus import DOCUMENT_END
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.models import MODELS
@@ -184,7 +183,7 @@ def test_the_weights_are_those_of_the_last_step(trained):
     root, tree, row = trained
     run = make_run(make_run_config(tree))
     params = sample._load_params(root, "latest", run)
-    _, validation, _ = load_batches(run.cfg.data, run.cfg.train, [0])
+    _, validation, _ = load_batches(run.cfg, [0])
     evaluate = jax.jit(make_train_fns(run.program).evaluate)
     losses = [float(evaluate(params, rows, run.hps, run.scalings)) for rows in validation]
     np.testing.assert_allclose(np.mean(losses), row["final_loss"], rtol=1e-6)
@@ -214,8 +213,8 @@ def test_text_ends_with_its_document(trained):
     cut = tokens.index(stop, 1)
     (until,) = generated(run, params, [b"a"], 30, Sampling(), stop=stop)
     assert until[: cut + 1] == tokens[: cut + 1] and not any(until[cut + 1 :])
-    assert sample._text([97, 98, stop, 99], stop) == "ab"
-    assert sample._text([97, 255], DOCUMENT_END) == "a\N{REPLACEMENT CHARACTER}"
+    assert sample._until([97, 98, stop, 99], stop) == [97, 98]
+    assert sample._tokenizer(run).decode([97, 255]) == "a\N{REPLACEMENT CHARACTER}"
 
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):

@@ -63,7 +63,7 @@ def outcome_of(text_file, whole_outcomes, monkeypatch):
 
     def train(*args, **kwargs):
         runs = runs_of(*args, data__name="text", data__path=str(text_file), **kwargs)
-        batches, validation, _ = load_batches(runs[0].cfg.data, runs[0].cfg.train, [0])
+        batches, validation, _ = load_batches(runs[0].cfg, [0])
         progress = dict(train_runs(runs, batches, validation, vmapped=True))
         return Outcome(progress, chunks[-1]._lanes, chunks[-1]._executables.train.as_text())
 

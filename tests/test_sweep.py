@@ -53,10 +53,10 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monke
         single = train(cfg.as_dict(), tmp_path / cfg.id)
         row = next(row for row in rows if row["id"] == cfg.id)
         assert row["overrides"] == overrides
-        np.testing.assert_allclose(row["final_loss"], single["final_loss"], rtol=1e-5)
-        np.testing.assert_allclose(row["eval_losses"], single["eval_losses"], rtol=1e-5)
+        for field in ("final_loss", "bits_per_byte", "eval_losses"):
+            np.testing.assert_allclose(row[field], single[field], rtol=1e-5)
         same = {field: value for field, value in row.items() if field not in ("overrides", "seconds", "device")}
-        for field in ("final_loss", "best_loss", "eval_losses"):
+        for field in ("final_loss", "best_loss", "bits_per_byte", "eval_losses"):
             same.pop(field)
         assert same == {field: single[field] for field in same}
         own = list(read_jsonl(tmp_path / "sweep" / "points" / cfg.id / "metrics.jsonl"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 
 from configs import base
+from mujax.claim import Claim
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.run import make_run
@@ -27,10 +28,10 @@ def main() -> None:
     config.model.d_model, config.train.batch_size = 64, 16
     config.train.steps = config.train.eval_interval = STEPS
     run = make_run(make_run_config(config.to_dict()))
-    batches, validation, fingerprint = load_batches(run.cfg.data, run.cfg.train, [0])
+    batches, validation, corpus = load_batches(run.cfg, [0])
     batches = batches[0]
     with tempfile.TemporaryDirectory() as folder:
-        training = _Training(run, None, Path(folder), batches, validation, fingerprint, ())
+        training = _Training(Claim(Path(folder), run, corpus.fingerprint, ()), None, corpus, batches, validation)
         rows = [batches[t] for t in range(SEGMENT)]
         bare, whole, begun = [], [], 0.0
         train_step = training._train_step

@@ -112,7 +112,7 @@ def check(
     by_seed = [dataclasses.replace(cfg, seed=seed) for seed in seeds]
     groups = {width: [make_run(at_width(c, width)) for c in by_seed] for width in widths}
     findings = static_findings(static_runs(cfg, widths))
-    batches, validation, _ = load_batches(cfg.data, cfg.train, seeds)
+    batches, validation, _ = load_batches(cfg, seeds)
     probe = validation[0]
 
     progress("symmetry oracle")

@@ -19,6 +19,7 @@ Flags
 Prints each prompt with its continuation.
 Exit codes: 0 printed, 2 something to fix in the command or the folder."""
 
+import logging
 from pathlib import Path
 
 from mujax.cli.flags import number
@@ -41,6 +42,7 @@ def run(
 ) -> int:
     from mujax.sample import Sampling, sample
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns that it only reads, as it was told to
     which = checkpoint or "latest"
     if which not in ("latest", "best"):
         raise UserError(f"--checkpoint={which} is not one of: latest, best")

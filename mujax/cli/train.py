@@ -77,7 +77,8 @@ def run(
         print(f"given up at {where}; {workdir}/metrics.jsonl has the curve", file=stream)
         return FINISHED
     best = f"best {row['best_loss']:.4f} at step {row['best_step']}"
-    print(f"final loss {row['final_loss']:.4f} nats/token, {best}", file=stream)
+    bits = "" if row["bits_per_byte"] is None else f" ({row['bits_per_byte']:.4f} bits/byte)"
+    print(f"final loss {row['final_loss']:.4f} nats/token{bits}, {best}", file=stream)
     return FINISHED
 
 

@@ -7,9 +7,12 @@ seq_len + 1, each overlapping the next by one, so that every byte is a target ex
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,16 +29,30 @@ _EMBEDDED_SUFFIXES = (".py", ".txt")
 _EMBEDDED_SKIP = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 
 
+class Rows(Protocol):
+    """An array [num_rows, seq_len + 1], or what is read like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Any, /) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Rows of uint8 [num_rows, seq_len + 1] (views, nothing copied) and what identifies them.
+    """Rows of tokens [num_rows, seq_len + 1] of both splits, and what identifies them.
 
-    fingerprint: first 12 hex of the SHA-256 of both streams and seq_len.
+    fingerprint: first 12 hex of a SHA-256 of all that is trained on. tokens_per_byte: of the text of the validation
+      split; None where that is not known, or there is no text.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
+    train: Rows
+    validation: Rows
     fingerprint: str
+    tokens_per_byte: float | None
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """A loss in nats a token as bits a byte of text."""
+        return None if self.tokens_per_byte is None else loss * self.tokens_per_byte / math.log(2)
 
 
 def embedded_files() -> list[Path]:
@@ -90,7 +107,7 @@ def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) 
     documents = {key: text for key, text in documents.items() if text}
     if not documents:
         raise UserError(f"{_describe(name, path)} is empty: it has {len(files)} file(s) and no text")
-    train, validation = _split(documents)
+    train, validation = (bytes([DOCUMENT_END]).join(part) for part in _split(documents))
     for split, stream in (("training", train), ("validation", validation)):
         if len(stream) < batch_size * seq_len + 1:
             raise UserError(
@@ -98,7 +115,7 @@ def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) 
                 f"train.batch_size * data.seq_len = {batch_size * seq_len}"
             )
     digest = hashlib.sha256(b"%d %d " % (seq_len, len(train)) + train + validation).hexdigest()
-    return Corpus(_rows(train, seq_len), _rows(validation, seq_len), digest[:12])
+    return Corpus(_rows(train, seq_len), _rows(validation, seq_len), digest[:12], tokens_per_byte=1.0)
 
 
 def _describe(name: str, path: str) -> str:
@@ -116,18 +133,29 @@ def _read_utf8(file: Path) -> bytes:
     return raw
 
 
-def _split(documents: dict[str, bytes]) -> tuple[bytes, bytes]:
-    if len(documents) < MIN_FILES_TO_SPLIT_BY_FILE:
-        cuts = {key: int(len(text) * (1 - VALIDATION_SHARE)) for key, text in documents.items()}
-        train = [text[: cuts[key]] for key, text in documents.items()]
-        validation = [text[cuts[key] :] for key, text in documents.items()]
-    else:
-        by_hash = sorted(documents, key=lambda key: hashlib.sha256(key.encode()).digest())
-        held_out = set(by_hash[: int(np.ceil(VALIDATION_SHARE * len(by_hash)))])
-        train = [text for key, text in documents.items() if key not in held_out]
-        validation = [text for key, text in documents.items() if key in held_out]
-    end = bytes([DOCUMENT_END])
-    return end.join(train), end.join(validation)
+def held_out_files(keys: Sequence[str]) -> set[str] | None:
+    """Those of the files, by their paths from the root, that are for validation; None: the end of each of them."""
+    if len(keys) < MIN_FILES_TO_SPLIT_BY_FILE:
+        return None
+    by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
+    return set(by_hash[: int(np.ceil(VALIDATION_SHARE * len(by_hash)))])
+
+
+def cut_of(text: bytes) -> int:
+    """Where the end of a document for validation begins; a character stays whole."""
+    cut = int(len(text) * (1 - VALIDATION_SHARE))
+    while cut < len(text) and text[cut] & 0xC0 == 0x80:
+        cut += 1
+    return cut
+
+
+def _split(documents: dict[str, bytes]) -> tuple[list[bytes], list[bytes]]:
+    held_out = held_out_files(list(documents))
+    if held_out is None:
+        cuts = [(text, cut_of(text)) for text in documents.values()]
+        return [text[:cut] for text, cut in cuts], [text[cut:] for text, cut in cuts]
+    train = [text for key, text in documents.items() if key not in held_out]
+    return train, [text for key, text in documents.items() if key in held_out]
 
 
 def _rows(stream: bytes, seq_len: int) -> np.ndarray:

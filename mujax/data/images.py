@@ -36,7 +36,7 @@ def load_images(name: str, path: str, seq_len: int, num_classes: int, batch_size
     train, validation = rows[~is_validation], rows[is_validation]
     if len(validation) < batch_size:
         raise UserError(f"data.path = {path!r}: {len(validation)} images for validation make no batch of {batch_size}")
-    return Corpus(train, validation, hashlib.sha256(rows.tobytes()).hexdigest()[:12])
+    return Corpus(train, validation, hashlib.sha256(rows.tobytes()).hexdigest()[:12], None)
 
 
 def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

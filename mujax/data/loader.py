@@ -1,22 +1,31 @@
 """Batches by random access: batch t is a pure function of (seed, t), so resuming costs nothing."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 import grain
 import numpy as np
 
-from mujax.config import DATASETS, DataConfig, TrainConfig
-from mujax.data.corpus import load_corpus
+from mujax.config import DATASETS, DataConfig, RunConfig
+from mujax.data.corpus import VOCAB_SIZE, Corpus, Rows, load_corpus
+from mujax.data.embedded import load_pieces
 from mujax.data.images import load_images
+from mujax.data.shards import load_shards
 from mujax.errors import UserError
+
+T = TypeVar("T")
+# Of reads ahead, which wait for a disk more than they compute
+NUM_THREADS, NUM_AHEAD = 2, 4
 
 
 class TrainBatches:
-    """Shuffled rows, reshuffled every epoch; `batches[t]` is uint8 [batch_size, seq_len + 1]."""
+    """Shuffled rows, reshuffled every epoch; `batches[t]` is [batch_size, seq_len + 1], of any unsigned type."""
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
-        # Of numbers: an array as grain's source takes three times as long a row
-        self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    def __init__(self, rows: Rows, batch_size: int, seed: int):
+        # Of numbers: an array as grain's source takes three times as long a row. Beyond its length comes a new epoch.
+        self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle()
         self._rows, self._batch_size = rows, batch_size
 
     def __getitem__(self, t: int) -> np.ndarray:
@@ -28,7 +37,13 @@ class TrainBatches:
         return self._rows[np.asarray([self._order[first + i] for i in range(which.start, which.stop)])]
 
 
-def validation_batches(rows: np.ndarray, batch_size: int, num_batches: int) -> np.ndarray:
+def ahead(read: Callable[[int], T], first: int, end: int) -> Iterator[T]:
+    """read(t) for each t from `first` to before `end`, done by threads before it is asked for."""
+    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=NUM_AHEAD)
+    return iter(grain.MapDataset.range(first, end).map(read).to_iter_dataset(options))
+
+
+def validation_batches(rows: Rows, batch_size: int, num_batches: int) -> np.ndarray:
     """[num_batches, batch_size, seq_len + 1], spread evenly over the split; the same for every run.
 
     Fewer batches if the split is smaller than asked for.
@@ -38,19 +53,38 @@ def validation_batches(rows: np.ndarray, batch_size: int, num_batches: int) -> n
     return rows[picks].reshape(num_batches, batch_size, -1)
 
 
-def load_batches(
-    data: DataConfig, train: TrainConfig, seeds: Iterable[int]
-) -> tuple[dict[int, TrainBatches], np.ndarray, str]:
-    """({seed: training batches}, validation batches [E, B, T + 1], fingerprint) of a config; text is read once.
+def load_batches(cfg: RunConfig, seeds: Iterable[int]) -> tuple[dict[int, TrainBatches], np.ndarray, Corpus]:
+    """({seed: training batches}, validation batches [E, B, T + 1], corpus) of a config; a source is read once.
 
     Raises:
-      UserError: see mujax.data.corpus.load_corpus.
+      UserError: the source is missing or damaged, or does not fit the config.
     """
-    if data.name == "shards":
-        raise UserError(f"data.path = {data.path!r}: shards of tokens cannot be read yet; use 'text' or 'embedded'")
-    if DATASETS[data.name] == "images":
-        corpus = load_images(data.name, data.path, data.seq_len, data.vocab_size, train.batch_size)
-    else:
-        corpus = load_corpus(data.name, data.path, data.glob, seq_len=data.seq_len, batch_size=train.batch_size)
+    corpus, train = _load(cfg), cfg.train
     batches = {seed: TrainBatches(corpus.train, train.batch_size, seed) for seed in seeds}
-    return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus.fingerprint
+    return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus
+
+
+def _load(cfg: RunConfig) -> Corpus:
+    data, batch_size = cfg.data, cfg.train.batch_size
+    if DATASETS[data.name] == "images":
+        return load_images(data.name, data.path, data.seq_len, data.vocab_size, batch_size)
+    if data.name != "shards" and data.vocab_size == VOCAB_SIZE:
+        return load_corpus(data.name, data.path, data.glob, data.seq_len, batch_size)
+    boundary_id = getattr(cfg.model, "boundary_id", -1)
+    return load_shards(shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, boundary_id, batch_size)
+
+
+def shards_folder(data: DataConfig) -> Path:
+    """Where the token shards of a config are, made first where they are of text that comes with no tokenizer.
+
+    Raises:
+      UserError: they cannot be made, or are not on a local disk.
+    """
+    if data.name != "shards":
+        return load_pieces(data.name, data.path, data.glob, data.vocab_size)
+    if "://" in data.path:
+        raise UserError(
+            f"data.path = {data.path!r}: shards are read from a local disk; copy them first (gcloud storage rsync -r), "
+            "or mount the bucket (gcsfuse)"
+        )
+    return Path(os.path.expanduser(data.path))

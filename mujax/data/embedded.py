@@ -1,0 +1,56 @@
+"""Text in pieces of a SentencePiece vocabulary, which is trained on that text the first time it is asked for."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import sentencepiece
+
+from mujax.data.corpus import find_files
+from mujax.data.prepare import Recipe, prepare
+from mujax.data.shards import DESCRIPTION, FORMAT
+from mujax.errors import UserError
+
+
+def cache_folder() -> Path:
+    """MUJAX_CACHE, or mujax where the system keeps caches."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mujax"
+    return Path(os.environ.get("MUJAX_CACHE") or default)
+
+
+def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
+    """The folder of a packed dataset of this text in so many pieces; made once, then found by what it is made of.
+
+    Raises:
+      UserError: see mujax.data.prepare.
+    """
+    root, files = find_files(name, path, glob)
+    digest = hashlib.sha256(f"{FORMAT} {vocab_size} {sentencepiece.__version__}".encode())
+    try:
+        for file in files:
+            digest.update(b"%s %d " % (file.relative_to(root).as_posix().encode(), file.stat().st_size))
+            digest.update(file.read_bytes())
+    except OSError as e:
+        raise UserError(f"{e.filename} cannot be read: {e.strerror}") from e
+    folder = cache_folder() / f"pieces-{vocab_size}-{digest.hexdigest()[:12]}"
+    if (folder / DESCRIPTION).exists():
+        return folder
+    print(f"training {vocab_size} SentencePiece pieces on {path or 'the embedded text'}, once", file=sys.stderr)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever is first; others that make the same meanwhile have worked in vain
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as e:
+        raise UserError(f"{folder.parent} cannot be written ({e.strerror}); set MUJAX_CACHE to another folder") from e
+    try:
+        source = "embedded" if name == "embedded" else f"text:{root}" + ("" if len(files) == 1 else f"/{glob}")
+        prepare(Recipe(source, f"train:{vocab_size}", "packed"), temporary, is_quiet=True)
+        with contextlib.suppress(FileExistsError, OSError):
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder

@@ -1,0 +1,180 @@
+"""Token shards: files of token ids and the dataset.json that says what is in them. mujax prepare writes them; here they
+are read.
+
+A file is a stream of uint16 or uint32, little-endian, train-00000.bin and so on. Layout `document`: rows of
+seq_len + 1, a document each, cut or padded. Layout `packed`: documents one after the other, each with its end; rows of
+any length are cut from all files of a split as one stream, and overlap by one token, so that each is a target once.
+"""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mujax.data.corpus import Corpus
+from mujax.errors import UserError
+
+FORMAT = 1
+LAYOUTS = ("document", "packed")
+SPLITS = ("train", "validation")
+DESCRIPTION, VERIFIED = "dataset.json", ".verified.json"
+# A model's vocabulary may be rounded up to a multiple of this: matmuls of such sizes are faster
+VOCAB_MULTIPLE = 128
+HASH_BYTES = 2**20
+
+
+class StreamRows:
+    """Rows of `length` tokens, the next one `stride` tokens further, in streams that follow each other.
+
+    rows[indices] is an array [len(indices), length]; nothing else is read.
+    """
+
+    def __init__(self, streams: Sequence[np.ndarray], length: int, stride: int):
+        self._streams, self._length, self._stride = streams, length, stride
+        self._ends = np.cumsum([len(stream) for stream in streams], dtype=np.int64)
+        self._num_rows = max(0, (int(self._ends[-1]) - length) // stride + 1) if streams else 0
+        # Views; one of a stream that is shorter than a row is never used
+        self._windows = [
+            np.lib.stride_tricks.sliding_window_view(stream, length) if len(stream) >= length else stream
+            for stream in streams
+        ]
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        starts = np.asarray(indices, np.int64) * self._stride
+        which = np.searchsorted(self._ends, starts, side="right")
+        begins = self._ends[which] - [len(self._streams[i]) for i in which]
+        is_whole = starts + self._length <= self._ends[which]
+        rows = np.empty((len(starts), self._length), self._streams[0].dtype)
+        for i in np.unique(which[is_whole]):
+            chosen = is_whole & (which == i)
+            rows[chosen] = self._windows[i][starts[chosen] - begins[chosen]]
+        for k in np.flatnonzero(~is_whole):
+            rows[k] = self._spanning(int(which[k]), int(starts[k] - begins[k]))
+        return rows
+
+    def _spanning(self, stream: int, start: int) -> np.ndarray:
+        pieces, missing = [], self._length
+        while missing:
+            pieces.append(self._streams[stream][start : start + missing])
+            missing -= len(pieces[-1])
+            stream, start = stream + 1, 0
+        return np.concatenate(pieces)
+
+
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """First 12 hex of the SHA-256 of what is trained on: layout, tokenizer and the content of all files."""
+    parts = {key: description[key] for key in ("format", "layout", "seq_len", "dtype", "tokenizer", "shards")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The dataset.json of a folder.
+
+    Raises:
+      UserError: there is none, or it is not what mujax prepare wrote.
+    """
+    file = folder / DESCRIPTION
+    try:
+        description = json.loads(file.read_bytes())
+        if description["format"] != FORMAT:
+            raise UserError(f"{file} has format {description['format']!r}; this version of mujax reads {FORMAT}")
+        is_same = description["fingerprint"] == fingerprint(description)
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {DESCRIPTION}: it is no dataset; mujax prepare makes one") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{file} cannot be read: {type(e).__name__}: {e}") from e
+    if not is_same:
+        raise UserError(f"{file} was edited: its fingerprint is not that of its content; restore it from a copy")
+    return description
+
+
+def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError, which names the file, if one is missing, cut short or has other content than it was given.
+
+    What was read once is not read again while its size and time of change are the same.
+    """
+    verified, found = {}, {}
+    with contextlib.suppress(OSError, ValueError):
+        verified = json.loads((folder / VERIFIED).read_text())
+    unread = []
+    for shard in shards:
+        file = folder / shard["file"]
+        try:
+            status = file.stat()
+        except OSError as e:
+            raise UserError(
+                f"{file} is missing: {e.strerror}; restore it from a copy, or prepare the data again"
+            ) from e
+        if status.st_size != shard["bytes"]:
+            raise UserError(
+                f"{file} has {status.st_size} bytes, not the {shard['bytes']} that were written: restore it"
+            )
+        found[shard["file"]] = [status.st_size, status.st_mtime_ns, shard["sha256"]]
+        if verified.get(shard["file"]) != found[shard["file"]]:
+            unread.append(shard)
+    if not unread:
+        return
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard, digest in zip(unread, pool.map(lambda s: _sha256(folder / s["file"]), unread), strict=True):
+            if digest != shard["sha256"]:
+                raise UserError(f"{folder / shard['file']} was changed since it was prepared: restore it from a copy")
+    with contextlib.suppress(OSError):  # a folder that is only read is read whole each time
+        temporary = folder / f"{VERIFIED}.{os.getpid()}"
+        temporary.write_text(json.dumps(found))
+        temporary.replace(folder / VERIFIED)
+
+
+def load_shards(folder: Path, seq_len: int, vocab_size: int, eos_id: int, boundary_id: int, batch_size: int) -> Corpus:
+    """The rows of a dataset, [., seq_len + 1] of memory-mapped files, checked against the config that reads them.
+
+    Raises:
+      UserError: no dataset, a damaged one, or one that does not fit the config.
+    """
+    description = read_description(folder)
+    where, tokenizer = f"data.path = {str(folder)!r}", description["tokenizer"]
+    least = tokenizer["vocab_size"]
+    if not least <= vocab_size <= -(-least // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
+        raise UserError(
+            f"data.vocab_size = {vocab_size}: {where} has {least} ids; set that, or up to the next multiple of "
+            f"{VOCAB_MULTIPLE}"
+        )
+    is_packed, end = description["layout"] == "packed", tokenizer["eos_id"]
+    if not is_packed and description["seq_len"] != seq_len:
+        raise UserError(f"data.seq_len = {seq_len}: {where} has a document a row, cut to {description['seq_len']}")
+    if not is_packed and eos_id != end:
+        raise UserError(f"data.eos_id = {eos_id}: rows of {where} are padded with {end}, which the loss must not count")
+    if is_packed and eos_id != -1:
+        raise UserError(f"data.eos_id = {eos_id}: {where} is packed, and the loss counts all of a row: set -1")
+    if boundary_id not in (-1, end):
+        raise UserError(f"model.boundary_id = {boundary_id}: documents of {where} end with {end}; set that, or -1")
+    check_files(folder, description["shards"])
+    stride = seq_len if is_packed else seq_len + 1
+    splits = {}
+    for split in SPLITS:
+        files = [folder / shard["file"] for shard in description["shards"] if shard["split"] == split]
+        dtype = np.dtype(description["dtype"]).newbyteorder("<")
+        splits[split] = StreamRows([np.memmap(file, dtype, "r") for file in files], seq_len + 1, stride)
+        if len(splits[split]) < batch_size:
+            raise UserError(
+                f"{where}: its {split} split has {len(splits[split])} rows of {seq_len} tokens, and "
+                f"train.batch_size = {batch_size}"
+            )
+    validation = description["splits"]["validation"]
+    return Corpus(**splits, fingerprint=description["fingerprint"], tokens_per_byte=validation["tokens_per_byte"])
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
