@@ -133,9 +133,8 @@ def sample(
     if not (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
     run = make_run(make_run_config(files.read_json(root / "config.json")))
-    tokenizer = _tokenizer(run)
+    tokenizer, is_row, fingerprint = _tokenizer(run)
     # An empty prompt is where a document begins: after the end of one, or at the start of its row
-    is_row = run.cfg.data.eos_id >= 0
     start = tokenizer.start_id if is_row else tokenizer.eos_id
     rows = [[start] * (is_row or not len(ids)) + list(ids) for ids in tokenizer.encode(prompts)]
     lengths = [len(row) for row in rows]
@@ -145,9 +144,9 @@ def sample(
             f"a prompt of {max(lengths)} tokens and --num_tokens={num_tokens} make {longest}, and "
             f"model.position = {run.cfg.model.position!r} ends at data.seq_len = {limit}"
         )
-    stop = tokenizer.eos_id
+    stop = tokenizer.eos_id if run.cfg.data.eos_id < 0 else run.cfg.data.eos_id
     generate = make_generate(run.program, num_tokens, window or run.cfg.data.seq_len, stop)
-    params = _load_params(root, which, run)
+    params = _load_params(root, which, run, fingerprint)
     prompts_BP = np.zeros((len(rows), max(lengths)), np.int32)
     for b, row in enumerate(rows):
         prompts_BP[b, : len(row)] = row
@@ -160,8 +159,11 @@ def sample(
     ]
 
 
-def _load_params(root: Path, which: str, run: Run):
-    """The weights of a checkpoint on one device of this machine, whichever the run was on."""
+def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
+    """The weights of a checkpoint on one device of this machine, whichever the run was on.
+
+    fingerprint: of the data that its tokens are read by; None: they are bytes.
+    """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_state(run.program).params
@@ -174,6 +176,12 @@ def _load_params(root: Path, which: str, run: Run):
                 f"({record['table_hash']}, its config now resolves to {run.table_hash}); use the code that saved it"
             )
 
+        if fingerprint not in (None, record["data_fingerprint"]):
+            raise UserError(
+                f"--workdir={root}: it was trained on data of fingerprint {record['data_fingerprint']}, and that of "
+                f"its config has {fingerprint} now; bring the data back to decode its tokens"
+            )
+
     folder = root / "checkpoints" / which
     found = Checkpoints(folder, keep=None).restore({"params": params}, check) if folder.is_dir() else None
     if found is None:
@@ -181,13 +189,15 @@ def _load_params(root: Path, which: str, run: Run):
     return found[1]["params"]
 
 
-def _tokenizer(run: Run) -> Tokenizer:
-    """That of the text which the run was trained on."""
+def _tokenizer(run: Run) -> tuple[Tokenizer, bool, str | None]:
+    """That of the text which the run was trained on; whether a document has a row of its own; the fingerprint."""
     data = run.cfg.data
     if data.name != "shards" and data.vocab_size == VOCAB_SIZE:
-        return make("bytes", b"", {})
+        return make("bytes", b"", {}), False, None
     folder = shards_folder(data)
-    return of_dataset(folder, read_description(folder)["tokenizer"])
+    described = read_description(folder)
+    tokenizer = of_dataset(folder, described["tokenizer"])
+    return tokenizer, described["layout"] == "document", described["fingerprint"]
 
 
 def _until(tokens: list[int], stop: int) -> list[int]:

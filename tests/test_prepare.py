@@ -183,6 +183,9 @@ def test_hugging_face_tokenizers(tmp_path):
     assert made == expected
     loaded = tokenizers.of_dataset(tmp_path / "out", read_description(tmp_path / "out")["tokenizer"])
     assert loaded.decode(made[: expected.index(0)]) == documents()[0]
+    spelled = "web text spells <|endoftext|> too"
+    (ids,) = loaded.encode([spelled])
+    assert 0 not in ids and loaded.decode(list(ids)) == spelled
     with pytest.raises(UserError, match="has no <end>"):
         prepare(Recipe(recipe.source, f"{which},eos=<end>", "packed", 0, "head:3", field="content"), tmp_path / "b")
 
@@ -248,6 +251,8 @@ def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
     capsys.readouterr()
     assert main.run([*train_args(data, run), "--config.model.boundary_id=1"]) == 2
     assert f"fingerprint {made['fingerprint']} -> " in capsys.readouterr().err
+    assert main.run(["sample", f"--workdir={run}", "--prompt=import os", "--num_tokens=5"]) == 2
+    assert f"it was trained on data of fingerprint {made['fingerprint']}" in capsys.readouterr().err
 
 
 def finished(folder: Path) -> dict[str, bytes]:
@@ -327,6 +332,10 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "folder").mkdir()
     (folder / "folder" / "a.txt").write_bytes(b"caf\xe9")
     (folder / "lists.jsonl").write_text('{"text": [1, 9]}\n')
+    (folder / "negative.jsonl").write_text('{"text": [3, -4]}\n')
+    (folder / "half.jsonl").write_text('{"text": "bad \\ud800"}\n')
+    (folder / "nul.jsonl").write_text('{"text": "a\\u0000b"}\n')
+    (folder / "deep.jsonl").write_text("[" * 100_000 + "\n")
     return {
         "has no field 'words' but: url, text": ("jsonl:good.jsonl", "bytes"),
         "latin.jsonl, line 2 is not UTF-8 text (byte 13)": ("jsonl:latin.jsonl", "bytes"),
@@ -337,7 +346,12 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "no.parquet is no parquet file": ("parquet:no.parquet", "bytes"),
         "no file matches": ("jsonl:nowhere*", "bytes"),
         "a.txt is not UTF-8 text (byte 3)": ("text:folder", "bytes"),
-        "9 is no id of 9": ("jsonl:lists.jsonl", "ids:9,eos_id=0"),
+        "lists.jsonl: id 9 is none of the 9": ("jsonl:lists.jsonl", "ids:9,eos_id=0"),
+        "has in it the id that ends documents, 1": ("jsonl:lists.jsonl", "ids:10,eos_id=1"),
+        "negative.jsonl, line 1: text has -4, which is no id": ("jsonl:negative.jsonl", "ids:9"),
+        "half.jsonl, line 1: text is no text that UTF-8 can hold": ("jsonl:half.jsonl", "bytes"),
+        "nul.jsonl: a document has in it the id that ends documents, 0": ("jsonl:nul.jsonl", "bytes"),
+        "deep.jsonl, line 1 is not JSON": ("jsonl:deep.jsonl", "bytes"),
         "it holds lists of ids, not text": ("jsonl:lists.jsonl", "bytes"),
         "it is text where --tokenizer=ids expects": ("jsonl:good.jsonl", "ids:9"),
         "'words' is not one of: bytes, byte_vocabulary, sentencepiece": ("jsonl:good.jsonl", "words:3"),
@@ -419,8 +433,10 @@ def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
     assert f"{shard} is missing" in complaint()
     shard.write_bytes(content)
     described = (data / "dataset.json").read_text()
-    (data / "dataset.json").write_text(described.replace('"eos_id": 0', '"eos_id": 7'))
-    assert "dataset.json was edited" in complaint()
+    for old, new in (('"eos_id": 0', '"eos_id": 7'), ('"tokens_per_byte": 1', '"tokens_per_byte": 9')):
+        assert old in described
+        (data / "dataset.json").write_text(described.replace(old, new))
+        assert "dataset.json was edited" in complaint()
     (data / "dataset.json").unlink()
     assert "has no dataset.json" in complaint()
 
@@ -454,3 +470,80 @@ def test_training_imports_no_tensorflow():
         "assert not {'tensorflow', 'seqio', 'tensorflow_datasets', 'pyarrow', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_pieces_of_one_file_are_of_it_alone(tmp_path, monkeypatch):
+    """Also where a name looks like a pattern, and has another file beside it."""
+    monkeypatch.setenv("MUJAX_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a [1] folder"
+    folder.mkdir()
+    (folder / "a.txt").write_text(" ".join(documents()))
+    (folder / "other.txt").write_text("SECRET " * 5000)
+    for path, glob in ((folder / "a.txt", "**/*"), (folder, "a*.txt")):
+        made = read_description(load_pieces("text", str(path), glob, VOCAB))
+        counts = made["splits"]
+        size = counts["train"]["text_bytes"] + counts["validation"]["text_bytes"]
+        assert size == len((folder / "a.txt").read_bytes())
+        assert counts["train"]["documents"] == 1
+
+
+def stopped_after_a_part(recipe: Recipe, folder: Path, monkeypatch) -> None:
+    """As if killed."""
+    from mujax.data import parts
+
+    def die(*args):
+        raise ZeroDivisionError
+
+    real = parts._do
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "_do", lambda *args: real(*args) if args[2] == 0 else die())
+        with pytest.raises(ZeroDivisionError):
+            prepare(recipe, folder)
+
+
+def test_what_has_changed_in_between(tmp_path, pieces, monkeypatch):
+    """A tokenizer file that is another one now; a folder that was just begun; what a killed process has left."""
+    for i in range(2):
+        write_jsonl(tmp_path / f"{i}.jsonl", documents(9))
+    model = tmp_path / "m.model"
+    model.write_bytes(pieces.read_bytes())
+    recipe = Recipe(f"jsonl:{tmp_path}/*.jsonl", f"sentencepiece:{model}", "packed", validation="head:3")
+    stopped_after_a_part(recipe, tmp_path / "out", monkeypatch)
+    model.write_bytes(tokenizers.train([" ".join(documents())], VOCAB))
+    with pytest.raises(UserError, match="was begun with another tokenizer"):
+        prepare(recipe, tmp_path / "out")
+    model.write_bytes(pieces.read_bytes())
+    (tmp_path / "out" / ".tokenizer.model.123").write_text("torn")
+    prepare(recipe, tmp_path / "out")
+    (tmp_path / "whole" / "preparing").mkdir(parents=True)  # killed before anything was in it
+    prepare(recipe, tmp_path / "whole")
+    assert finished(tmp_path / "out") == finished(tmp_path / "whole")
+    (tmp_path / "out" / "train-00001.bin").unlink()
+    with pytest.raises(UserError, match="train-00001.bin is missing"):
+        prepare(recipe, tmp_path / "out")
+
+
+def test_no_document_is_read_twice(tmp_path, monkeypatch):
+    """Patterns that spell the same files in two ways; a folder for shards inside that of the text."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "val"):
+        write_jsonl(tmp_path / f"{name}.jsonl", documents(9))
+    made = prepare(Recipe("jsonl:*.jsonl", "bytes", "packed", validation=f"own:{tmp_path}/val.jsonl"), tmp_path / "out")
+    assert [made["splits"][split]["documents"] for split in ("train", "validation")] == [16, 8]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("a" * 100)
+    with pytest.raises(UserError, match="is inside the source, which has .*lock; choose a folder elsewhere"):
+        prepare(Recipe("text:text", "bytes", "packed"), tmp_path / "text" / "out")
+
+
+def test_ids_with_holes(tmp_path):
+    """The vocabulary is as large as its largest id needs, not as it has entries."""
+    import tokenizers as library
+
+    tokenizer = library.Tokenizer(library.models.WordLevel({"[UNK]": 0, "a": 3, "<|endoftext|>": 1, "b": 9}, "[UNK]"))
+    tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    made = tokenizers.read("huggingface", str(tmp_path / "tokenizer.json"), {})
+    assert made.vocab_size == 10 and made.eos_id == 1
+    assert list(made.encode(["a c b"])[0]) == [3, 0, 9]

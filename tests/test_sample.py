@@ -182,7 +182,7 @@ def test_the_weights_are_those_of_the_last_step(trained):
     """Their loss on the validation text, measured anew, is the one in the result."""
     root, tree, row = trained
     run = make_run(make_run_config(tree))
-    params = sample._load_params(root, "latest", run)
+    params = sample._load_params(root, "latest", run, None)
     _, validation, _ = load_batches(run.cfg, [0])
     evaluate = jax.jit(make_train_fns(run.program).evaluate)
     losses = [float(evaluate(params, rows, run.hps, run.scalings)) for rows in validation]
@@ -193,7 +193,7 @@ def test_weights_of_a_device_that_is_not_here(trained, tmp_path):
     """Saved on the eighth device, sampled from in a process that has one."""
     root, tree, _ = trained
     run = make_run(make_run_config(tree))
-    params = jax.device_put(sample._load_params(root, "latest", run), jax.devices()[7])
+    params = jax.device_put(sample._load_params(root, "latest", run, None), jax.devices()[7])
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "latest", keep=2)
     checkpoints.save(60, {"params": params}, {"table_hash": run.table_hash})
     checkpoints.wait()
@@ -214,7 +214,7 @@ def test_text_ends_with_its_document(trained):
     (until,) = generated(run, params, [b"a"], 30, Sampling(), stop=stop)
     assert until[: cut + 1] == tokens[: cut + 1] and not any(until[cut + 1 :])
     assert sample._until([97, 98, stop, 99], stop) == [97, 98]
-    assert sample._tokenizer(run).decode([97, 255]) == "a\N{REPLACEMENT CHARACTER}"
+    assert sample._tokenizer(run)[0].decode([97, 255]) == "a\N{REPLACEMENT CHARACTER}"
 
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):

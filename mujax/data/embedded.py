@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from glob import escape
 from pathlib import Path
 
 import sentencepiece
@@ -47,7 +48,9 @@ def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
     except OSError as e:
         raise UserError(f"{folder.parent} cannot be written ({e.strerror}); set MUJAX_CACHE to another folder") from e
     try:
-        source = "embedded" if name == "embedded" else f"text:{root}" + ("" if len(files) == 1 else f"/{glob}")
+        is_file = len(files) == 1 and Path(path).expanduser().is_file()
+        pattern = escape(str(files[0])) if is_file else f"{escape(str(root))}/{glob}"
+        source = "embedded" if name == "embedded" else f"text:{pattern}"
         prepare(Recipe(source, f"train:{vocab_size}", "packed"), temporary, is_quiet=True)
         with contextlib.suppress(FileExistsError, OSError):
             temporary.rename(folder)

@@ -205,9 +205,11 @@ class _Output:
     def flush(self) -> None:
         documents, self._waiting, self._waiting_size = self._waiting, [], 0
         try:
-            encoded = [np.asarray(ids, self._dtype) for ids in self._encode(documents)]
+            encoded = [np.asarray(ids, np.int64) for ids in self._encode(documents)]
+            self._check(np.concatenate(encoded) if encoded else np.empty(0, np.int64))
         except UserError as e:
             raise UserError(f"{self._part.name}: {e}") from e
+        encoded = [ids.astype(self._dtype) for ids in encoded]
         self._counts["documents"] += len(documents)
         self._counts["tokens"] += sum(len(ids) + 1 for ids in encoded)
         self._counts["text_bytes"] += sum(len(d.encode()) if isinstance(d, str) else d.text_bytes for d in documents)
@@ -216,6 +218,14 @@ class _Output:
         self._stream.write(content)
         self._digest.update(content)
         self._bytes += len(content)
+
+    def _check(self, ids: np.ndarray) -> None:
+        size, end = self._work.vocab_size, self._work.eos_id
+        bad = ids[(ids < 0) | (ids >= size)]
+        if len(bad):
+            raise UserError(f"id {bad[0]} is none of the {size} of its tokenizer")
+        if np.any(ids == end):
+            raise UserError(f"a document has in it the id that ends documents, {end}")
 
     def _packed(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
         end = np.full(1, self._work.eos_id, self._dtype)

@@ -5,6 +5,8 @@ record in preparing/; at the end dataset.json, and preparing/ goes.
 """
 
 import dataclasses
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 from mujax import workdir as files
 from mujax.data import tokenizers
 from mujax.data.parts import PREPARING, Recipe, Rule, Work, do_all, dtype_of, record_file, texts_of
-from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, fingerprint, read_description
+from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, check_files, fingerprint, read_description, sealed
 from mujax.data.sources import JsonLines, Parquet, Part, Source, TextFiles, folder_and_glob, length_of
 from mujax.data.tokenizers import Tokenizer
 from mujax.errors import UserError
@@ -46,14 +48,17 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
         if (root / DESCRIPTION).exists():
             description = read_description(root)
             _check_same(root, description["recipe"], dataclasses.asdict(recipe))
+            check_files(root, description["shards"])
             _clean_up(root)
             return description
         source = make_source(recipe.source, rule.own, recipe.field, recipe.data_dir)
         if rule.kind == "own" and not source.has_validation:
             raise UserError("--validation=own: the source sets nothing aside; use own:WHERE, head:N or hash:SHARE")
         parts = source.parts()
+        _check_outside(root, parts)
         _begin(root, recipe, parts)
         tokenizer = _make_tokenizer(recipe, root, source, parts)
+        _check_tokenizer(root, tokenizer)
         if tokenizer.file[0] and not (root / tokenizer.file[0]).exists():
             with files.replacing(root / tokenizer.file[0]) as stream:
                 stream.write(tokenizer.file[1])
@@ -106,21 +111,42 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> None:
     file = root / PREPARING / "recipe.json"
     recorded = files.read_json(file) if file.exists() else None
     if recorded and recorded != begun and not any(file.parent.glob("part-*.json")):  # a try that came to nothing
-        shutil.rmtree(file.parent)
         for left in (*root.glob("*.bin"), *root.glob("tokenizer.*")):
             left.unlink()
+        shutil.rmtree(file.parent)
         recorded = None
     if recorded:
         _check_same(root, recorded["recipe"], begun["recipe"])
         if recorded["parts"] != begun["parts"]:
             raise UserError(f"--workdir={root} was begun with other files of this source; choose a new workdir")
         print(f"{root}: going on with what was begun", file=sys.stderr)
-    elif others := [entry.name for entry in root.iterdir() if entry.name != "lock" and entry.name[0] != "."]:
-        raise UserError(f"--workdir={root} holds something else ({', '.join(sorted(others)[:3])}); choose a new folder")
     else:
+        own = ("lock", PREPARING)
+        others = sorted(entry.name for entry in root.iterdir() if entry.name not in own and entry.name[0] != ".")
+        if others:
+            raise UserError(f"--workdir={root} holds something else ({', '.join(others[:3])}); choose a new folder")
         files.write_json(file, begun)
-    for temporary in root.glob(".*.bin.*"):  # of a process that was killed
-        temporary.unlink()
+    for entry in root.iterdir():
+        if re.fullmatch(r"\..+\.\d+", entry.name):  # of a process that was killed while it wrote
+            entry.unlink()
+
+
+def _check_outside(root: Path, parts: Sequence[Part]) -> None:
+    """What is written must not be read as a part of the source."""
+    own = os.path.join(os.path.realpath(root), "")
+    for part in parts:
+        for name in part.where:
+            if isinstance(name, str) and os.path.realpath(name).startswith(own):
+                raise UserError(f"--workdir={root} is inside the source, which has {name}; choose a folder elsewhere")
+
+
+def _check_tokenizer(root: Path, tokenizer: Tokenizer) -> None:
+    """Parts that were done with another one stay as they are."""
+    file, described = root / PREPARING / "tokenizer.json", tokenizer.as_dict()
+    if not file.exists():
+        files.write_json(file, described)
+    elif files.read_json(file) != described:
+        raise UserError(f"--workdir={root} was begun with another tokenizer of this name; choose a new workdir")
 
 
 def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[Part]) -> Tokenizer:
@@ -196,7 +222,7 @@ def _describe(root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int) 
         "recipe": dataclasses.asdict(recipe),
         "shards": sorted(shards, key=lambda shard: shard["file"]),
     }
-    return {"fingerprint": fingerprint(description), **description}
+    return sealed({"fingerprint": fingerprint(description), **description})
 
 
 def _clean_up(root: Path) -> None:

@@ -76,6 +76,12 @@ def fingerprint(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
+    """With a SHA-256 of all of it, by which an edit is seen."""
+    content = {key: value for key, value in description.items() if key != "sha256"}
+    return {**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """The dataset.json of a folder.
 
@@ -87,13 +93,13 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(file.read_bytes())
         if description["format"] != FORMAT:
             raise UserError(f"{file} has format {description['format']!r}; this version of mujax reads {FORMAT}")
-        is_same = description["fingerprint"] == fingerprint(description)
+        is_same = description == sealed(description) and description["fingerprint"] == fingerprint(description)
     except FileNotFoundError:
         raise UserError(f"{folder} has no {DESCRIPTION}: it is no dataset; mujax prepare makes one") from None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{file} cannot be read: {type(e).__name__}: {e}") from e
     if not is_same:
-        raise UserError(f"{file} was edited: its fingerprint is not that of its content; restore it from a copy")
+        raise UserError(f"{file} was edited: its SHA-256 is not that of its content; restore it from a copy")
     return description
 
 
@@ -103,8 +109,8 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     What was read once is not read again while its size and time of change are the same.
     """
     verified, found = {}, {}
-    with contextlib.suppress(OSError, ValueError):
-        verified = json.loads((folder / VERIFIED).read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        verified = dict(json.loads((folder / VERIFIED).read_text()))
     unread = []
     for shard in shards:
         file = folder / shard["file"]
@@ -112,7 +118,7 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
             status = file.stat()
         except OSError as e:
             raise UserError(
-                f"{file} is missing: {e.strerror}; restore it from a copy, or prepare the data again"
+                f"{file} is missing: {e.strerror}; restore it from a copy, or prepare the data anew elsewhere"
             ) from e
         if status.st_size != shard["bytes"]:
             raise UserError(

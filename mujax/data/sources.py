@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ class JsonLines:
     def _parse(self, line: bytes, where: str) -> Document:
         try:
             record = json.loads(_decode(line, where))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{where} is not JSON: {e}") from e
         if not isinstance(record, dict) or self.field not in record:
             fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
@@ -172,8 +173,7 @@ class Parquet:
             opened = _open_parquet(file, self.field)
             for batch in opened.iter_batches(batch_size=1024, row_groups=groups, columns=[self.field]):
                 for value in batch.column(0).to_pylist():
-                    if value is not None:
-                        yield _document(value, self.field, part.name)
+                    yield _document(value, self.field, part.name)
         except UnicodeDecodeError as e:
             raise UserError(f"{part.name}: {self.field} is not UTF-8 ({e.reason})") from e
         except (pa.ArrowException, OSError) as e:
@@ -195,8 +195,8 @@ def _found(kind: str, pattern: str, validation_pattern: str) -> list[tuple[str, 
             if not files:
                 raise UserError(f"{kind}: no file matches {wanted!r}")
             found[split] = files
-    held_out = set(found.get("validation", ()))
-    train = [file for file in found["train"] if file not in held_out]
+    held_out = {os.path.realpath(file) for file in found.get("validation", ())}
+    train = [file for file in found["train"] if os.path.realpath(file) not in held_out]
     if not train:
         raise UserError(f"{kind}: every file that matches {pattern!r} is for validation")
     return [("train", train), *([("validation", found["validation"])] if held_out else [])]
@@ -232,9 +232,18 @@ def _open_parquet(file: str, field: str):
 
 
 def _document(value: Any, field: str, where: str) -> Document:
+    if value is None:
+        return ""
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can spell
+            raise UserError(f"{where}: {field} is no text that UTF-8 can hold ({e.reason})") from e
         return value
     if isinstance(value, list):
+        bad = next((i for i in value if type(i) is not int or not 0 <= i < 2**31), None)
+        if bad is not None:
+            raise UserError(f"{where}: {field} has {bad!r}, which is no id")
         return Encoded(tuple(value), 0)
     raise UserError(f"{where}: {field} is {type(value).__name__}, not text")
 

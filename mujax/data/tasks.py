@@ -152,6 +152,7 @@ class TaskSource:
             shuffle=False,
             num_epochs=1,
             use_cached=False,
+            seed=0,  # of what is random in a Task
             shard_info=seqio.ShardInfo(index, num_shards),
         )
         for example in dataset.as_numpy_iterator():
