@@ -191,11 +191,12 @@ def test_the_weights_are_those_of_the_last_step(trained):
 
 def test_weights_of_a_device_that_is_not_here(trained, tmp_path):
     """Saved on the eighth device, sampled from in a process that has one."""
-    root, tree, _ = trained
+    root, tree, row = trained
     run = make_run(make_run_config(tree))
     params = jax.device_put(sample._load_params(root, "latest", run, None), jax.devices()[7])
+    record = {name: row[name] for name in ("table_hash", "data_fingerprint")}
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "latest", keep=2)
-    checkpoints.save(60, {"params": params}, {"table_hash": run.table_hash})
+    checkpoints.save(60, {"params": params}, record)
     checkpoints.wait()
     shutil.copy(root / "config.json", tmp_path)
     args = ["--prompt=import ", "--num_tokens=20", "--temperature=0"]
