@@ -22,14 +22,19 @@ class RefineConfig:
     field: str
     log2_step: float
     max_extension: float
+    num_seeds: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """What one curve still needs: log2 values to add, none when it is settled, and in words where it stands."""
+    """What one curve still needs: log2 values to add, none when it is settled, and in words where it stands.
+
+    bracket: the best value and its neighbours, once it is settled between them.
+    """
 
     add: tuple[float, ...]
     note: str
+    bracket: tuple[float, ...] = ()
 
 
 def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineConfig | None:
@@ -41,7 +46,7 @@ def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineCon
     cfg = typed_section(RefineConfig, tree["refine"], "refine") if "refine" in tree else None
     if cfg is None or not cfg.log2_step:
         return None
-    for name, least in (("log2_step", 2.0**-10), ("max_extension", 0.0)):
+    for name, least in (("log2_step", 2.0**-10), ("max_extension", 0.0), ("num_seeds", 0)):
         if getattr(cfg, name) < least:
             raise UserError(f"refine.{name} = {getattr(cfg, name):g} must be at least {least:g}")
     for point in points:
@@ -75,10 +80,17 @@ def propose(
         losses = {x: _mean([rows[point.id]["final_loss"] for point in at_x]) for x, at_x in by_x.items()}
         original = [x for x, at_x in by_x.items() if any(point.id in in_grid for point in at_x)]
         proposal = refine_curve(losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension)
-        templates = by_x[original[0]]  # one for each seed
+        templates = [point for point in by_x[original[0]] if point.id in in_grid]  # one for each seed of the config
+        seeds = [template.run.cfg.seed for template in templates]
+        added = [(x, seed) for x in proposal.add for seed in seeds]
+        for x in proposal.bracket:
+            known = {point.run.cfg.seed for point in by_x[x]}
+            added += [(x, seed) for seed in range(min(seeds), min(seeds) + cfg.num_seeds) if seed not in known]
         note = proposal.note
+        if added and not proposal.add:
+            note += f"; {len(added)} runs of more seeds there"
         try:
-            new += [_at(template, cfg.field, x, tree) for x in proposal.add for template in templates]
+            new += [_at(templates[0], {cfg.field: 2.0**x, "seed": seed}, tree) for x, seed in added]
         except (UserError, OverflowError) as e:  # e.g. a decay rate above 1
             note = f"{note.partition(';')[0]}; the grid can grow no further: {e}"
         fixed = {k: v for k, v in templates[0].overrides.items() if k not in (cfg.field, "seed")}
@@ -87,8 +99,8 @@ def propose(
     return new, notes
 
 
-def _at(template: Point, field: str, log2_value: float, tree: Mapping[str, Any]) -> Point:
-    overrides = {**template.overrides, field: 2.0**log2_value}
+def _at(template: Point, fields: Mapping[str, Any], tree: Mapping[str, Any]) -> Point:
+    overrides = {**template.overrides, **fields}
     return Point(overrides, make_run(point_config(tree, overrides)))
 
 
@@ -120,7 +132,8 @@ def refine_curve(
     if halves:
         added = " and ".join(f"2^{x:g}" for x in halves)
         return Proposal(halves, f"bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}; added {added}")
-    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}")
+    bracket = (xs[i - 1], best, xs[i + 1])
+    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{bracket[0]:g} and 2^{bracket[2]:g}", bracket)
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:

@@ -61,7 +61,7 @@ def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
     tree = tiny("mlp", train__steps=30, train__eval_interval=30, optim__grad_clip=0.0)
     tree["sweep"] = {"optim": {"learning_rate": (2.0**-12, 2.0**-11)}, "parameterization": {"name": ("sp", "mup")}}
     coarse = sweep(tree, tmp_path)
-    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 2.0, "max_extension": 3.0}
+    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 2.0, "max_extension": 3.0, "num_seeds": 0}
     rows = sweep(tree, tmp_path)
     assert rows[:4] == coarse  # a second pass over a finished sweep keeps it
     assert "extended to 2^-10" in capsys.readouterr().err
@@ -77,6 +77,35 @@ def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
     assert len(list(read_jsonl(tmp_path / "results.jsonl"))) == 10
 
 
+def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
+    """The best value, of the mean over seeds in the end, and both neighbours have three seeds; the others the one."""
+    tree = tiny("mlp", seed=5, train__steps=30, train__eval_interval=30, optim__grad_clip=0.0)
+    tree["sweep"] = {"optim": {"learning_rate": tuple(2.0**k for k in (-14, -10, -6, -2))}}
+    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, "num_seeds": 3}
+    rows = sweep(tree, tmp_path)
+    by_lr = {}
+    for row in rows:
+        by_lr.setdefault(math.log2(row["learning_rate"]), {})[row["seed"]] = row["final_loss"]
+    finite = {x: losses for x, losses in by_lr.items() if None not in losses.values()}
+    means = {x: sum(losses.values()) / len(losses) for x, losses in finite.items()}
+    best = min(means, key=means.get)
+    for x in (best - 1, best, best + 1):
+        assert sorted(by_lr[x]) == [5, 6, 7]
+        assert len(set(by_lr[x].values())) == 3
+    assert sum(map(len, by_lr.values())) == len(rows) < 3 * len(by_lr)
+    assert by_lr[-14].keys() == {5}
+    assert "6 runs of more seeds there" in capsys.readouterr().err
+    content = (tmp_path / "results.jsonl").read_bytes()
+    assert sweep(tree, tmp_path) == rows
+    assert (tmp_path / "results.jsonl").read_bytes() == content
+    alone = dict(tree, sweep={"optim": {"learning_rate": (2.0**best,)}}, refine={**tree["refine"], "log2_step": 0.0})
+    again = sweep({**alone, "seed": 7}, tmp_path / "alone")[0]
+    assert (again["id"], again["final_loss"]) == (
+        next(row["id"] for row in rows if row["seed"] == 7 and row["learning_rate"] == 2.0**best),
+        by_lr[best][7],
+    )
+
+
 def test_bad_refinement(tiny):
     tree = tiny(sweep={"seed": (0, 1)})
     for changes, complaint in (
@@ -86,6 +115,12 @@ def test_bad_refinement(tiny):
         ({"field": "model.d_model"}, "it must be a number above 0"),
         ({"log2_step": "x"}, "refine.log2_step = 'x' is str"),
     ):
-        tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, **changes}
+        tree["refine"] = {
+            "field": "optim.learning_rate",
+            "log2_step": 1.0,
+            "max_extension": 4.0,
+            "num_seeds": 0,
+            **changes,
+        }
         with pytest.raises(UserError, match=complaint):
             refine_config(tree, make_points(tree))

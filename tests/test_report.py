@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_mujax
 from laws import GRIDS, WIDTHS, draws
+from scipy import stats
 
 from mujax.errors import UserError
 from mujax.main import run
@@ -319,6 +321,19 @@ def test_published_metrics_of_kalra_2026(tmp_path, no_figures):
     assert effects == {
         "embd": (0.14, 58, 60), "ln": (3.9, 14, 60), "attn": (0.46, 45, 60), "last": (0.79, 35, 60),
     }  # fmt: skip
+    # The interval is of a mean of logarithms: by scipy's, from the file's own numbers
+    rows = list(csv.DictReader(open(KALRA)))
+    e = {(r["display"].replace("μ", "mu"), r["weight_decay"]): float(r["E"]) for r in rows}
+    without = {"SP+Embd": "SP", "SP+Embd+Last": "SP+Last", "SP+Attn+Embd": "SP+Attn", "muP-LN": "SP+Attn+Last"}
+    without |= {"SP+Embd+LN": "SP+LN", "muP-Attn": "SP+LN+Last", "muP-Last": "SP+Attn+LN", "muP": "muP-Embd"}
+    ratios = [math.log(e[on, d] / e[off, d]) for on, off in without.items() for o, d in e if o == on and (off, d) in e]
+    embd = next(effect for effect in main_effects(points) if effect.switch == "embd")
+    assert len(ratios) == embd.pairs
+    expected = stats.t.interval(
+        stats.norm.cdf(1) - stats.norm.cdf(-1), len(ratios) - 1, np.mean(ratios), stats.sem(ratios)
+    )
+    assert np.log(embd.interval) == pytest.approx(expected, rel=1e-6)
+    assert "embd: E x0.144 (" in text
     told = json.loads((tmp_path / "transfer.json").read_text())
     assert len(told["phase"]) == 124 and told["main_effects_on_E"][1]["factor"] == pytest.approx(0.144, abs=5e-4)
     if CHROMIUM:

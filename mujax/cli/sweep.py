@@ -6,13 +6,14 @@
   mujax sweep --config=configs/quickstart.py --dry_run
   mujax sweep --config=configs/quickstart.py --workdir=runs/part0 --shard=0/4
   mujax sweep --config=configs/quickstart.py --workdir=runs/fine \\
-      --config.refine.log2_step=0.5
+      --config.refine.log2_step=0.5 --config.refine.num_seeds=3
 
 The points are the product of the axes in config.sweep, and of config.sweep.points, built with
 mujax.grid. Points that differ in numbers alone (parameterization, learning rate, decay,
 multipliers, warm-up, seed, ...) share one compiled program and train side by side; those that
 differ in width, depth, batch, steps, model options or optimizer are other groups. With
-config.refine.log2_step, points are added around the best value of each curve until it is bracketed.
+config.refine.log2_step, points are added around the best value of each curve until it is bracketed,
+and with config.refine.num_seeds more seeds where the optimum is decided.
 
 Flags
 {config}

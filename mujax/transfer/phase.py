@@ -4,7 +4,10 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+
+from scipy import stats
 
 from mujax.transfer.laws import Estimate
 
@@ -37,10 +40,14 @@ def symlog(r: float, linear: float = LINEAR_R) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in `better` of `pairs`."""
+    """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in `better` of `pairs`.
+
+    interval: 68% one of the factor, from the spread over pairs, no two of which share a study; None with one pair.
+    """
 
     switch: str
     factor: float
+    interval: tuple[float, float] | None
     better: int
     pairs: int
 
@@ -55,26 +62,40 @@ def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
     return frozenset(known) - frozenset(found[4].split("-")[1:])
 
 
+def paired(cells: Mapping[tuple[frozenset[str], Hashable], float], switch: str) -> list[tuple[float, float]]:
+    """(value off, on) of each pair of cells that differ in this switch alone. A cell: (switches on, all else)."""
+    return [
+        (value, cells[on | {switch}, rest])
+        for (on, rest), value in cells.items()
+        if switch not in on and (on | {switch}, rest) in cells
+    ]
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean of independent values and its 68% interval by Student's t; None where there is one value."""
+    mean, count = math.fsum(values) / len(values), len(values)
+    if count < 2:
+        return Estimate(mean, None)
+    half = statistics.stdev(values) / math.sqrt(count) * float(stats.t.ppf(stats.norm.cdf(1), count - 1))
+    return Estimate(mean, (mean - half, mean + half))
+
+
 def main_effects(points: Sequence[PhasePoint]) -> list[Effect]:
     """Paired over all other switches and facets; empty unless parameterizations are named by their switches."""
     named = [name for point in points if switches(name := point.facets.get("parameterization", "")) is not None]
     known = sorted(
         set(itertools.chain(*(switches(n) or () for n in named if not n.lower().startswith(("m", "µ", "μ")))))
     )
-    cells: dict[tuple, float] = {}
+    cells: dict[tuple[frozenset[str], Hashable], float] = {}
     for point in points:
         on = switches(point.facets.get("parameterization", ""), known)
         if on is not None and point.e.value > 0 and math.isfinite(point.e.value):
-            rest = tuple(sorted((k, v) for k, v in point.facets.items() if k != "parameterization"))
-            cells[on, rest] = point.e.value
+            cells[on, tuple(sorted((k, v) for k, v in point.facets.items() if k != "parameterization"))] = point.e.value
     effects = []
     for switch in known:
-        ratios = [
-            cells[on | {switch}, rest] / value
-            for (on, rest), value in cells.items()
-            if switch not in on and (on | {switch}, rest) in cells
-        ]
-        if ratios:
-            factor = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
-            effects.append(Effect(switch, factor, sum(ratio < 1 for ratio in ratios), len(ratios)))
+        if pairs := paired(cells, switch):
+            e = mean_interval([math.log(on / off) for off, on in pairs])
+            interval = (math.exp(e.interval[0]), math.exp(e.interval[1])) if e.interval else None
+            better = sum(on < off for off, on in pairs)
+            effects.append(Effect(switch, math.exp(e.value), interval, better, len(pairs)))
     return effects

@@ -85,7 +85,9 @@ def report(
     files.write_json(root / "transfer.json", document)
     (root / "report.html").write_text(text, encoding="utf-8")
     table = [format_report(measured)] if measured else [f"{len(points)} points of the phase diagrams"]
-    table += [f"{e.switch}: E x{e.factor:.3g}, lower in {e.better} of {e.pairs} pairs" for e in main_effects(points)]
+    for e in main_effects(points):
+        bars = " ({:.3g} to {:.3g})".format(*e.interval) if e.interval else ""
+        table.append(f"{e.switch}: E x{e.factor:.3g}{bars}, lower in {e.better} of {e.pairs} pairs")
     return "\n".join([*table, *(f"Warning: {line}" for line in notes)])
 
 

@@ -1,0 +1,130 @@
+"""Both papers at desk scale: runs what is not there yet, keeps its rows, and trains a part of it again.
+
+python experiments/desk.py run lingle2024               every study; or some: run lingle2024 baseline sp
+python experiments/desk.py keep lingle2024              rows of what has finished -> experiments/lingle2024/desk
+python experiments/desk.py again lingle2024 --share=0.1 a random tenth of the kept points, beside the kept losses
+The studies of kalra2026 likewise. `run` writes to runs/desk; stopped, the same command goes on. Which studies there
+are, with what each changes in its shipped config: STUDIES below.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs.kalra2026 import studies as kalra2026
+from configs.lingle2024 import ablations as lingle2024
+
+ROOT = Path(__file__).parents[1]
+MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
+SOURCES = {"lingle2024": "configs/lingle2024/ablations.py", "kalra2026": "configs/kalra2026/studies.py"}
+STUDIES = {"lingle2024": tuple(lingle2024.ABLATIONS), "kalra2026": tuple(kalra2026.STUDIES)}
+# What a committed row says: what a report reads, and what made it
+KEPT = (
+    "id", "status", "diverged_at_step", "width", "parameterization", "learning_rate", "weight_decay", "seed", "steps",
+    "tokens", "final_loss", "best_loss", "n_params", "overrides", "table_hash", "data_fingerprint", "code_version",
+    "jax_version", "device", "seconds",
+)  # fmt: skip
+
+
+def which(paper: str, name: str) -> str:
+    return f"{SOURCES[paper]}:{name},scale=desk"
+
+
+def run(paper: str, name: str) -> int:
+    """Exit code of the sweep."""
+    folder = ROOT / "runs" / "desk" / paper / name
+    # Studies that differ in numbers alone are one program
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
+    command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}"]
+    start = time.time()
+    code = subprocess.run(command, cwd=ROOT, env=env).returncode
+    print(f"{name}: exit code {code} after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    return code
+
+
+def keep(paper: str, name: str) -> None:
+    """Rows and config of a sweep, without its training curves."""
+    source, target = ROOT / "runs" / "desk" / paper / name, ROOT / "experiments" / paper / "desk" / name
+    rows = [json.loads(line) for line in (source / "results.jsonl").read_text().splitlines()]
+    manifest = json.loads((source / "manifest.json").read_text())
+    if missing := set(manifest["points"]) - {row["id"] for row in rows}:
+        print(f"{name}: {len(missing)} of {len(manifest['points'])} points have not finished", file=sys.stderr)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({field: row[field] for field in KEPT}) for row in rows]
+    (target / "results.jsonl").write_text("\n".join(lines) + "\n")
+    kept = {"config": manifest["config"], "refinement": manifest["refinement"]}
+    (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
+    diverged = sum(row["status"] == "diverged" for row in rows)
+    hours = sum(row["seconds"] for row in rows) / 3600
+    print(f"{name}: {len(rows)} points, {diverged} diverged, {hours:.2f} core hours")
+
+
+def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
+    """Trains a random part of the kept points, each as its row says, and prints how far their losses are apart."""
+    from mujax.sweep import sweep
+
+    kept = {name: kept_rows(paper, name) for name in names}
+    every = [(name, row) for name, rows in kept.items() for row in rows]
+    chosen = random.Random(seed).sample(every, max(1, round(share * len(every))))
+    worst = 0.0
+    for name in names:
+        rows = [row for other, row in chosen if other == name]
+        if not rows:
+            continue
+        config = MODULES[paper].get_config(f"{name},scale=desk")
+        config.sweep = {"points": tuple(row["overrides"] for row in rows)}
+        config.refine.log2_step = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            repeated = {row["id"]: row for row in sweep(config.to_dict(), folder)}
+        for row in rows:
+            worst = max(worst, compare(name, row, repeated.get(row["id"])))
+    print(f"{len(chosen)} of {len(every)} points again: losses at most {worst:.2e} nats apart")
+
+
+def kept_rows(paper: str, name: str) -> list[dict[str, Any]]:
+    file = ROOT / "experiments" / paper / "desk" / name / "results.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def compare(name: str, row: Mapping[str, Any], other: Mapping[str, Any] | None) -> float:
+    """Nats between two losses of one point; inf where one diverged or is of another point."""
+    if other is None or (row["final_loss"] is None) != (other["final_loss"] is None):
+        print(f"{name}, {row['overrides']}: {row['final_loss']}, now {other and other['final_loss']}")
+        return float("inf")
+    return abs(row["final_loss"] - other["final_loss"]) if row["final_loss"] is not None else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("run", "keep", "again"))
+    parser.add_argument("paper", choices=tuple(STUDIES))
+    parser.add_argument("studies", nargs="*", help="default: all")
+    parser.add_argument("--share", type=float, default=0.1, help="of the points that `again` trains")
+    parser.add_argument("--seed", type=int, default=0, help="of which points these are")
+    args = parser.parse_args()
+    names = tuple(args.studies) or STUDIES[args.paper]
+    if unknown := set(names) - set(STUDIES[args.paper]):
+        parser.error(f"no study {', '.join(sorted(unknown))}; one of {', '.join(STUDIES[args.paper])}")
+    if args.verb == "run":
+        sys.exit(next((code for name in names if (code := run(args.paper, name))), 0))
+    if args.verb == "keep":
+        for name in names:
+            if (ROOT / "runs" / "desk" / args.paper / name / "results.jsonl").exists():
+                keep(args.paper, name)
+    else:
+        again(args.paper, names, args.share, args.seed)
+
+
+if __name__ == "__main__":
+    main()
