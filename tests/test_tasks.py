@@ -166,5 +166,5 @@ def test_sources_that_are_not_there(source, complaint, my_tasks, data_dir, tmp_p
 
 def test_a_field_that_is_not_there(data_dir, tmp_path):
     recipe = Recipe("tfds:tiny_text:1.0.0", "bytes", "packed", 0, "head:3", field="body", data_dir=str(data_dir))
-    with pytest.raises(UserError, match="has no field 'body' but: url, text"):
+    with pytest.raises(UserError, match="has no field 'body' but: text, url"):
         prepare(recipe, tmp_path)

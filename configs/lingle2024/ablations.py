@@ -78,8 +78,8 @@ def get_config(which: str = "baseline"):
         _set_large_run(c)
         widths, log2_rates = (*widths, 4096, 8192) if is_head else (*widths, 8192), (-8, -6, -4)
     if scale == "desk":
-        _set_desk(c, num_layers=2 if is_combined else 4)
-        widths = (32, 64, 128)
+        _set_desk(c, num_layers=1 if is_combined else 2)
+        widths, log2_rates = (32, 64, 128, 256), (-8, -6, -4)
 
     changes = {**(HEAD if is_head else {}), **ABLATIONS[name], **(HEAD_OF.get(name, {}) if is_head else {})}
     batch = changes.pop("batch", 1)
@@ -143,6 +143,8 @@ def _set_desk(c, num_layers: int) -> None:
     c.mesh.update(data=1, fsdp=1)
     c.parameterization.base_width = 32
     c.optim.momentum_dtype = "float32"
-    c.schedule.warmup_steps = 40
-    c.train.update(steps=500, batch_size=16, eval_interval=125, eval_batches=16, log_interval=10)
-    c.data.update(name="embedded", path="", seq_len=64, vocab_size=256, eos_id=-1)
+    c.schedule.warmup_steps = 20
+    c.train.update(steps=256, batch_size=16, eval_interval=128, eval_batches=24, log_interval=16)
+    c.data.update(name="embedded", path="", seq_len=32, vocab_size=256, eos_id=-1)
+    # To learning rates a factor 2 apart, and there three seeds
+    c.refine.update(log2_step=1.0, max_extension=6.0, num_seeds=3)

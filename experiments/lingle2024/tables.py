@@ -1,11 +1,12 @@
-"""The tables and figure of Lingle 2024 (2404.05728) from finished sweeps, beside the published numbers.
+"""The tables and figures of Lingle 2024 (2404.05728) from finished sweeps, beside the published numbers.
 
-python experiments/lingle2024/tables.py runs/lingle/*
-python experiments/lingle2024/tables.py baseline=runs/lingle_baseline --out=experiments/lingle2024/desk
+python experiments/lingle2024/tables.py experiments/lingle2024/desk/* --out=experiments/lingle2024/figures
+python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
 
 A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given as NAME=FOLDER.
-Prints the tables and leaves in --out tables.txt and losses.png. Losses are the best of a run's evaluations, as in the
-paper. Verdicts are its own, too: Yes if one learning rate of the grid is best at every width.
+Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses are the best of a run's evaluations,
+as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: the optimum's drift
+per doubling of width, by parabolas, is inside or outside of +-0.25 with 95% (mujax.transfer.verdict.judge).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import csv
 import dataclasses
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from configs.lingle2024.ablations import ABLATIONS, get_config
 from mujax.config import differences
 from mujax.errors import UserError
-from mujax.transfer.optimum import fit_optima
+from mujax.transfer.optimum import Optimum, fit_optima
 from mujax.transfer.rows import load_rows
-from mujax.transfer.verdict import ArgminVerdict, argmin_verdict
+from mujax.transfer.verdict import ArgminVerdict, Verdict, argmin_verdict, judge
 from mujax.workdir import read_json, same_study
 
 HERE = Path(__file__).parent
 # Of one run's loss: gaps below 0.02 nats, so twice this, are called undecided in published.csv's source
 NOISE = 0.01
 MISSING, DIVERGED = ".", "div"
+TOLERANCE = 0.25  # of the drift, log2 of the learning rate per doubling of width
 # The published tables' names of what the ablations call differently
 PUBLISHED_NAME = {"wd_coupled": "wd_coupled_0.1", "combined": "combined_large_scale"}
 
@@ -39,7 +42,8 @@ PUBLISHED_NAME = {"wd_coupled": "wd_coupled_0.1", "combined": "combined_large_sc
 class Study:
     """Losses of one ablation. cells: width -> log2 learning rate -> loss of each seed, None where diverged.
 
-    grid: the log2 learning rates there should be. notes: what a reader must know of it.
+    grid: the log2 learning rates that each width should have; a refinement adds more to some. notes: what a reader
+    must know of it.
     """
 
     name: str
@@ -54,13 +58,31 @@ class Study:
 
     def curve(self, width: int) -> tuple[list[float], list[tuple[float | None, ...]]]:
         """(log2 learning rates, losses of their seeds), of the cells that are there."""
-        lrs = [x for x in self.grid if x in self.cells[width]]
+        lrs = sorted(self.cells[width])
         return lrs, [self.cells[width][x] for x in lrs]
 
-    def verdict(self) -> ArgminVerdict:
-        verdict = argmin_verdict(self.widths, *zip(*map(self.curve, self.widths), strict=True))
-        complete = all(len(self.cells[width]) == len(self.grid) for width in self.widths)
+    def argmin(self) -> ArgminVerdict:
+        """The paper's verdict, on the grid that all widths share."""
+        cells = [[x for x in self.grid if x in self.cells[width]] for width in self.widths]
+        losses = [[self.cells[width][x] for x in lrs] for width, lrs in zip(self.widths, cells, strict=True)]
+        verdict = argmin_verdict(self.widths, cells, losses)
+        complete = all(len(lrs) == len(self.grid) for lrs in cells)
         return verdict if complete else dataclasses.replace(verdict, word="undecided")
+
+    def best(self) -> list[float | None]:
+        """log2 of the best learning rate of each width, of all that were tried."""
+        return [o.log2_lr if o else None for o in self.optima()]
+
+    def optima(self) -> list[Optimum | None]:
+        """Of each width; noise from the seeds where there are several, else NOISE."""
+        lrs, losses = zip(*map(self.curve, self.widths), strict=True)
+        has_seeds = any(len(seeds) > 1 for curve in losses for seeds in curve)
+        if not all(lrs):
+            return [None] * len(lrs)
+        return fit_optima(lrs, losses, None if has_seeds else NOISE)
+
+    def verdict(self) -> Verdict:
+        return judge(self.widths, self.optima(), TOLERANCE)
 
 
 def mean(seeds: Sequence[float | None]) -> float | None:
@@ -105,8 +127,7 @@ def load_study(argument: str) -> Study:
     for row in rows:
         losses, x = cells.setdefault(row["width"], {}), round(math.log2(row["learning_rate"]), 9)
         losses[x] = (*losses.get(x, ()), row["best_loss"] if row["status"] == "ok" else None)
-    grid = tuple(sorted({*grid, *(x for losses in cells.values() for x in losses)}))
-    return Study(name, "ours", grid, cells, notes)
+    return Study(name, "ours", tuple(grid), cells, notes)
 
 
 def _closest_config(name: str, config: Mapping[str, Any]) -> tuple[list[float], Sequence[int], tuple[str, ...]]:
@@ -124,12 +145,14 @@ def _closest_config(name: str, config: Mapping[str, Any]) -> tuple[list[float], 
 
 def study_table(studies: Sequence[Study]) -> str:
     """The losses of one ablation, ours and published, with the optima and what is wrong with them."""
-    grid = sorted(set().union(*(study.grid for study in studies)))
+    grid = sorted(set().union(*(study.grid for study in studies), *(c for s in studies for c in s.cells.values())))
     lines = [["width", "", *(f"2^{x:g}" for x in grid), "best", "optimum (68%)"]]
     flags = []
     for study in studies:
-        for width, best, optimum in zip(study.widths, study.verdict().best, optima(study), strict=True):
-            cells = [cell_text(study.cells[width].get(x)) if x in study.grid else "" for x in grid]
+        for width, best, optimum in zip(study.widths, study.best(), study.optima(), strict=True):
+            cells = [
+                cell_text(study.cells[width].get(x)) if x in study.grid or x in study.cells[width] else "" for x in grid
+            ]
             text, flagged = "-", optimum.flags if optimum else ()
             if optimum and optimum.parabola:
                 parabola = optimum.parabola
@@ -145,14 +168,6 @@ def study_table(studies: Sequence[Study]) -> str:
     return "\n".join([head, *aligned(lines), *flags])
 
 
-def optima(study: Study):
-    """Of each width; noise from the seeds where there are several, else NOISE."""
-    curves = [study.curve(width) for width in study.widths]
-    has_seeds = any(len(seeds) > 1 for _, losses in curves for seeds in losses)
-    lrs, losses = zip(*curves, strict=True)
-    return fit_optima(lrs, losses, None if has_seeds else NOISE) if all(lrs) else [None] * len(lrs)
-
-
 def cell_text(seeds: Sequence[float | None] | None) -> str:
     if seeds is None:
         return MISSING
@@ -160,23 +175,38 @@ def cell_text(seeds: Sequence[float | None] | None) -> str:
     return DIVERGED if loss is None else f"{loss:.3f}"
 
 
+# Published word, ours -> do they agree?
+AGREEMENT = {("Yes", "transfers"): "yes", ("No", "drifts"): "yes", ("Yes", "drifts"): "no", ("No", "transfers"): "no"}
+
+
 def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
     """A line an ablation: the verdict and the best learning rate of each width, published and ours."""
     verdicts = published_verdicts()
-    lines = [["ablation", "published", "best at 128, 512, ...", "ours", "best", "at widths"]]
+    lines = [["ablation", "published", "best", "drift (95%)", "ours", "best", "drift (95%)", "agree", "seeds"]]
     for name in ABLATIONS:
-        line = [name, verdicts.get(name, MISSING), best_text(theirs.get(name))]
-        if study := ours.get(name):
-            line += [study.verdict().word, best_text(study), ", ".join(map(str, study.widths))]
-        else:
-            line += [MISSING, MISSING, "not run"]
-        lines.append(line)
-    legend = f"Does one learning rate of the grid win at every width? {MISSING} is what nobody has measured here."
-    return "\n".join([legend, *aligned(lines)])
+        said, their, our = verdicts.get(name, MISSING), theirs.get(name), ours.get(name)
+        line = [name, said, best_text(their), drift_text(their)]
+        word = our.verdict().word if our else MISSING
+        agree = AGREEMENT.get((said, word), "open") if our and said != MISSING else MISSING
+        seeds = f"{max(len(c) for w in our.cells.values() for c in w.values())}" if our else "not run"
+        lines.append([*line, word, best_text(our), drift_text(our), agree, seeds])
+    legend = (
+        f"Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does the optimum move by "
+        f"less than {TOLERANCE} log2 a doubling of width? {MISSING}: not known; *: flagged, see the ablation's table."
+    )
+    return "\n".join([*textwrap.wrap(legend, 120), *aligned(lines)])
 
 
 def best_text(study: Study | None) -> str:
-    return ", ".join("-" if x is None else f"2^{x:g}" for x in study.verdict().best) if study else MISSING
+    return " ".join("-" if x is None else f"{x:g}" for x in study.best()) if study else MISSING
+
+
+def drift_text(study: Study | None) -> str:
+    drift = study.verdict().drift if study else None
+    if drift is None or drift.interval is None:
+        return MISSING
+    low, high = (drift.value + 2 * (end - drift.value) for end in drift.interval)
+    return f"{drift.value:+.2f} ({low:+.2f} to {high:+.2f}){'*' * bool(drift.flags)}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -184,38 +214,75 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def draw(ours: Mapping[str, Study], theirs: Mapping[str, Study], file: Path) -> None:
-    """A row an ablation that we ran: our losses against the learning rate, and the published ones."""
+def draw(ours: Mapping[str, Study], theirs: Mapping[str, Study], folder: Path) -> None:
+    """drift.png: of each ablation, ours and published; losses.png: our curves, a panel an ablation."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        for name, figure in (("drift", draw_drift(plt, ours, theirs)), ("losses", draw_losses(plt, ours))):
+            figure.savefig(folder / f"{name}.png", dpi=110)
+            plt.close(figure)
+
+
+def draw_drift(plt, ours: Mapping[str, Study], theirs: Mapping[str, Study]):
     names = [name for name in ABLATIONS if name in ours]
-    figure, axes = plt.subplots(len(names), 2, figsize=(9, 2.6 * len(names)), squeeze=False, layout="constrained")
-    for name, row in zip(names, axes, strict=True):
-        for study, axis in zip((ours[name], theirs.get(name)), row, strict=True):
-            axis.set_title(f"{name}, {study.source}" if study else f"{name}: no published losses at hand", fontsize=9)
-            if study is None:
-                axis.axis("off")
-                continue
-            shades = plt.get_cmap("viridis")([i / len(study.widths) for i in range(len(study.widths))])
-            for width, shade in zip(study.widths, shades, strict=True):
-                points = [(x, y) for x in study.grid if (y := mean(study.cells[width].get(x, (None,)))) is not None]
-                if not points:
-                    continue
-                axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=shade, label=f"{width}")
-                axis.plot(*min(points, key=lambda point: point[1]), "*", ms=11, color=shade)
-            axis.set_xlabel("log2 learning rate", fontsize=8)
-            axis.set_ylabel("best loss, nats", fontsize=8)
-            axis.legend(title="width", fontsize=7, title_fontsize=7)
-    figure.savefig(file, dpi=110)
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.27 * len(names)), layout="constrained")
+    axis.axvspan(-TOLERANCE, TOLERANCE, color="0.92", zorder=0)
+    for x, text in ((0.0, "transfer"), (-1.0, "1/width")):
+        axis.axvline(x, color="0.6", lw=0.8, ls="--", zorder=1)
+        axis.text(x, -1.0, text, ha="center", va="bottom", fontsize=8, color="0.35")
+    for studies, offset, color, label in ((ours, 0, "#00798c", "ours"), (theirs, 0.3, "#d1495b", "published losses")):
+        axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label=f"{label}, 95%")
+        for row, name in enumerate(names):
+            drift = studies[name].verdict().drift if name in studies else None
+            if drift and drift.interval:
+                ends = [[2 * abs(end - drift.value)] for end in drift.interval]
+                fill = "none" if drift.flags else color
+                axis.errorbar(drift.value, row + offset, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2)
+    words = published_verdicts()
+    told = {"Yes": "transfers", "No": "does not", MISSING: "not known"}
+    labels = [f"{name}  (published: {told[words.get(name, MISSING)]})" for name in names]
+    axis.set_yticks(range(len(names)), labels)
+    axis.set(ylim=(len(names) - 0.3, -1.1), xlabel="drift of the optimal log2 learning rate per doubling of width")
+    axis.grid(axis="x", alpha=0.25)
+    axis.legend(frameon=False, loc="lower left", fontsize=8)
+    return figure
+
+
+def draw_losses(plt, ours: Mapping[str, Study]):
+    names, columns = [name for name in ABLATIONS if name in ours], 5
+    rows = -(-len(names) // columns)
+    size = (2.9 * columns, 2.3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    best = min(y for name in names for x in ours[name].cells.values() for c in x.values() if (y := mean(c)) is not None)
+    for name, axis in zip(names, axes.flat, strict=False):
+        study = ours[name]
+        axis.set_title(name)
+        shades = plt.get_cmap("viridis_r")([0.15 + 0.7 * i / len(study.widths) for i in range(len(study.widths))])
+        for width, shade in zip(study.widths, shades, strict=True):
+            points = [(x, y) for x, seeds in sorted(study.cells[width].items()) if (y := mean(seeds)) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.2, color=shade, label=f"{width}")
+                axis.plot(*min(points, key=lambda point: point[1]), "*", ms=11, color=shade, mec="white")
+        axis.grid(alpha=0.25)
+    axes[0][0].set_ylim(best - 0.05, best + 1.0)  # what is above is no optimum
+    for axis in axes[:, 0]:
+        axis.set_ylabel("best loss, nats")
+    for axis in axes[-1]:
+        axis.set_xlabel("log2 learning rate")
+    axes[0][0].legend(title="width", fontsize=7, title_fontsize=7, frameon=False)
+    return figure
 
 
 def main(argv: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="*", metavar="[NAME=]FOLDER")
-    parser.add_argument("--out", type=Path, help="folder for tables.txt and losses.png")
+    parser.add_argument("--out", type=Path, help="folder for tables.txt, drift.png and losses.png")
     args = parser.parse_args(None if argv is None else list(argv))
     try:
         ours = {study.name: study for study in map(load_study, args.sweeps)}
@@ -229,7 +296,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "tables.txt").write_text(text + "\n")
         if ours:
-            draw(ours, theirs, args.out / "losses.png")
+            draw(ours, theirs, args.out)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class TaskSource:
         if self.kind == "tfds":
             fields = list(self._features())
             if self.field not in fields:
-                where = f"--source=tfds:{self.name} has no field {self.field!r} but: {', '.join(fields)}"
+                where = f"--source=tfds:{self.name} has no field {self.field!r} but: {', '.join(sorted(fields))}"
                 raise UserError(f"{where}; name the one with the text: --field")
         for split, wanted in (("train", "train"), ("validation", self.validation_split)):
             if not wanted:
