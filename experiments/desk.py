@@ -66,8 +66,8 @@ def keep(paper: str, name: str) -> None:
     kept = {"config": manifest["config"], "refinement": manifest["refinement"]}
     (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
     diverged = sum(row["status"] == "diverged" for row in rows)
-    hours = sum(row["seconds"] for row in rows) / 3600
-    print(f"{name}: {len(rows)} points, {diverged} diverged, {hours:.2f} core hours")
+    minutes = sum(row["seconds"] for row in rows) / 60
+    print(f"{name}: {len(rows)} points, {diverged} diverged, {minutes:.1f} min of training on {rows[0]['device']}")
 
 
 def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:

@@ -1,0 +1,278 @@
+"""The tables and figures of Kalra & Barkeshli 2026 (2605.21486) from sweeps at desk scale, beside the published ones.
+
+python experiments/kalra2026/account.py experiments/kalra2026/desk --out=experiments/kalra2026/figures
+
+The folder holds sweeps of configs/kalra2026/studies.py, each named as its study. Prints the account and leaves in --out
+account.txt, phase.png (ours above, the paper's below) and studies.png. Intervals are 68% ones, "?" marks what is
+flagged (too few widths, an exponent at its bound, an optimum that is not bracketed): no verdict rests on that.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from configs.kalra2026.studies import EMBD, MUP, SP, SQRT_EMBD, STUDIES
+from mujax.errors import UserError
+from mujax.transfer.laws import Estimate
+from mujax.transfer.phase import PhasePoint, main_effects, mean_interval, paired, switches
+from mujax.transfer.rows import load_rows
+from mujax.transfer.summary import Measured, compare, make_studies, measure
+from mujax.transfer.tables import parse_columns, read_table
+from mujax.transfer.text import estimate_text
+
+HERE = Path(__file__).parent
+SWITCHES = ("embd", "ln", "attn", "last")
+COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
+
+
+def load(folder: Path) -> dict[str, list[Measured]]:
+    """What each study that is there shows. R is above the envelope of all studies of one budget."""
+    rows = {name: load_rows(folder / name)[0] for name in STUDIES if (folder / name).is_dir()}
+    if not rows:
+        raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
+    measured, _ = compare([measure(study) for study in make_studies(rows)])
+    found = {name: [m for m in measured if m.study.source == name] for name in rows}
+    return found if len(rows) > 1 else {name: measured for name in rows}
+
+
+def published() -> list[PhasePoint]:
+    return read_table(str(HERE / "published.csv"), parse_columns(COLUMNS)).points
+
+
+def paper_name(table: str) -> str:
+    """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches are on."""
+    on = switches(table) or frozenset()
+    if len(on) >= 3:
+        return "-".join(["muP", *({"ln": "LN"}.get(s, s.capitalize()) for s in SWITCHES if s not in on)])
+    return "+".join(["SP", *({"ln": "LN"}.get(s, s.capitalize()) for s in SWITCHES if s in on)])
+
+
+def short(m: Measured) -> str:
+    """A study's name without the source and with the paper's word for its table."""
+    table = m.study.facets["parameterization"]
+    plain = switches(table.replace("+sqrt_embd", "").replace("+sqrt_decay", ""))
+    name = paper_name(table) if plain is not None and "sqrt" not in table else table.replace("factorial", "SP")
+    return m.study.name.removeprefix(f"{m.study.source}: ").replace(table, name)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def study_table(measured: Sequence[Measured]) -> str:
+    """A line a study: where its optimum is and moves, and what that costs."""
+    lines = [["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", "E", "kappa", "R(inf)"]]
+    for m in measured:
+        best = " ".join("-" if o is None else f"{o.log2_lr:g}" for o in m.optima)
+        last = m.optima[-1]
+        loss = "-"
+        if last:
+            error = last.parabola.error(0) if last.parabola else math.nan
+            loss = f"{last.loss:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
+        e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
+        numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
+        lines.append([short(m), best, estimate_text(m.drift, 2), m.verdict.word, loss, *numbers])
+    return aligned(lines)
+
+
+def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
+    """Medians over weight decay, ours beside the published ones."""
+    lines = [["", "E", "published", "R(inf)", "published", "kappa", "published", "drift"]]
+    for table in dict.fromkeys(m.study.facets["parameterization"] for m in ours):
+        members = [m for m in ours if m.study.facets["parameterization"] == table]
+        points = [p for m in members if (p := m.phase_point())]
+        same = [p for p in theirs if p.facets["parameterization"].replace("μ", "mu") == paper_name(table)]
+        cells = [paper_name(table)]
+        for field in ("e", "r_inf", "kappa"):
+            for of in (points, same):
+                values = [getattr(p, field).value for p in of]
+                cells.append(f"{statistics.median(values):.3g}" if values else "-")
+        drifts = [m.drift.value for m in members if m.drift]
+        lines.append([*cells, f"{statistics.median(drifts):+.2f}" if drifts else "-"])
+    return aligned(lines)
+
+
+def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
+    """What each switch does to E, to the size of the drift, and to the loss at the widest, over pairs."""
+    on_e = {e.switch: e for e in main_effects([p for m in ours if (p := m.phase_point())])}
+    paper = {e.switch: e for e in main_effects(theirs)}
+    drifts, losses = {}, {}
+    for m in ours:
+        key = switches(m.study.facets["parameterization"]) or frozenset(), m.study.facets.get("weight decay")
+        if m.drift:
+            drifts[key] = abs(m.drift.value)
+        if m.optima[-1]:
+            losses[key] = m.optima[-1].loss
+    lines = [["switch", "E times", "lower in", "published", "lower in", "|drift| by", "loss at the widest by"]]
+    for switch in SWITCHES:
+        cells = [switch]
+        for e in (on_e.get(switch), paper.get(switch)):
+            bars = f" ({e.interval[0]:.2g} to {e.interval[1]:.2g})" if e and e.interval else ""
+            cells += [f"{e.factor:.3g}{bars}", f"{e.better} of {e.pairs}"] if e else ["-", "-"]
+        for values, digits in ((drifts, 2), (losses, 4)):
+            pairs = paired(values, switch)
+            said = mean_interval([on - off for off, on in pairs]) if pairs else None
+            low, high = said.interval if said and said.interval else (math.nan, math.nan)
+            cells.append(f"{said.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})" if said else "-")
+        lines.append(cells)
+    return aligned(lines)
+
+
+def embedding_share(ours: Sequence[Measured]) -> str:
+    """Is the embedding's learning rate most of what muP has over SP? By decay and over all."""
+    by_key = {(m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours}
+    lines = [["weight decay", "E: SP+Embd / SP", "E: muP / SP", "drift: SP, SP+Embd", "loss at the widest: SP, SP+Embd, muP"]]
+    logs: dict[str, list[float]] = {EMBD: [], MUP: []}
+    for decay in dict.fromkeys(decay for _, decay in by_key):
+        sp, embd, mup = (by_key.get((table, decay)) for table in (SP, EMBD, MUP))
+        if not (sp and embd and mup):
+            continue
+        cells = [str(decay)]
+        for table, m in ((EMBD, embd), (MUP, mup)):
+            if m.joint and sp.joint:
+                ratio, spread = m.joint.mse / sp.joint.mse, math.hypot(*(log_error(x) for x in (m, sp)))
+                logs[table].append(math.log(ratio))
+                cells.append(f"{ratio:.2f} ({ratio * math.exp(-spread):.2f} to {ratio * math.exp(spread):.2f})")
+            else:
+                cells.append("-")
+        cells.append(", ".join(estimate_text(m.drift, 2) for m in (sp, embd)))
+        lines.append([*cells, ", ".join(f"{m.optima[-1].loss:.4f}" if m.optima[-1] else "-" for m in (sp, embd, mup))])
+    said = []
+    for table, values in logs.items():
+        if len(values) > 1:
+            e = mean_interval(values)
+            low, high = e.interval or (math.nan, math.nan)
+            said.append(
+                f"E of {paper_name(table)} over SP, geometric mean of {len(values)} decays: {math.exp(e.value):.2f} "
+                f"({math.exp(low):.2f} to {math.exp(high):.2f})"
+            )
+    return "\n".join([aligned(lines), *said])
+
+
+def log_error(m: Measured) -> float:
+    """Half the 68% interval of log E, by the bootstrap of its points."""
+    low, high = m.joint.intervals.get("mse", (math.nan, math.nan)) if m.joint else (math.nan, math.nan)
+    return (math.log(high) - math.log(low)) / 2
+
+
+TITLES = {
+    "embedding_rate": "Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n), n",
+    "frozen_embedding": "A frozen embedding",
+    "warmup": "Warm-up of 0, 5, 10, 20 and 40% of the steps",
+    "fixed_tokens": "Fixed tokens a parameter, decay lambda n",
+    "fixed_tokens_timescale": "Fixed tokens a parameter, decay lambda n / steps",
+    "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), n",
+    "path": "From SP to muP, a switch at a time",
+    "path_embd_last": "From SP to muP, the embedding last",
+    "tied": "Tied embeddings",
+}
+
+
+def account(found: Mapping[str, Sequence[Measured]]) -> str:
+    parts = []
+    if slices := found.get("factorial"):
+        theirs = published()
+        parts += [
+            "Medians over weight decay, beside the published ones (8 decays, widths 128 to 2048)\n" + medians(slices, theirs),
+            "What a switch does, over pairs that differ in it alone\n" + effects(slices, theirs),
+            "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
+            "All slices of the factorial\n" + study_table(slices),
+        ]
+    parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
+    return "\n\n".join(parts)
+
+
+def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figures = {"studies": draw_studies(plt, found)}
+        if "factorial" in found:
+            figures["phase"] = draw_phase(plt, [p for m in found["factorial"] if (p := m.phase_point())], published())
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=110)
+            plt.close(figure)
+
+
+def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
+    """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    axes_of = (("kappa", "e"), ("r_inf", "e"), ("kappa", "r_inf"))
+    labels = {"e": "E, nats$^2$", "kappa": r"$\kappa$", "r_inf": r"$R(\infty)$, nats"}
+    guides = {"e": 0.01, "kappa": 0.0, "r_inf": 0.1}
+    for row, points, who in zip(axes, (ours, theirs), ("desk scale", "published"), strict=True):
+        for axis, (x, y) in zip(row, axes_of, strict=True):
+            for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
+                line(guides[name], color="0.7", ls="--", lw=0.8)
+                if name == "e":
+                    scale("log")
+                elif name == "r_inf":
+                    scale("symlog", linthresh=0.01)
+            for p in points:
+                on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
+                values = [getattr(p, name) for name in (x, y)]
+                flagged = any(e.flags for e in values)
+                color = "#00798c" if "embd" in on else "#d1495b"
+                style = {"color": color, "mfc": "none" if flagged else color, "ms": 6, "alpha": 0.8}
+                axis.plot(values[0].value, values[1].value, "^" if "ln" in on else "o", **style)
+            axis.set(xlabel=labels[x], ylabel=labels[y], title=who)
+            axis.grid(alpha=0.25)
+    for label, color, marker in (
+        ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on", "0.4", "^"),
+    ):  # fmt: skip
+        axes[0][0].plot([], [], marker, color=color, label=label, ls="")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
+    """Loss at its best learning rate against width, a panel a question."""
+    shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for axis, (name, measured) in zip(axes.flat, shown.items(), strict=False):
+        if name == "factorial":
+            measured = [m for m in measured if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)]
+        for m in measured:
+            found_at = [(n, o.log2_lr if o.vertex is None else o.vertex) for n, o in zip(m.study.widths, m.optima) if o]
+            axis.plot(*zip(*found_at, strict=True), "o-", ms=3.5, lw=1.2, label=short(m))
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(sorted({n for m in measured for n in m.study.widths}))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set(title=name, xlabel="width", ylabel=r"optimal $\log_2\eta$")
+        axis.legend(frameon=False, fontsize=6.5)
+        axis.grid(alpha=0.25)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for account.txt, phase.png and studies.png")
+    args = parser.parse_args()
+    try:
+        found = load(args.folder)
+    except UserError as e:
+        parser.exit(2, f"account: {e}\n")
+    text = account(found)
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "account.txt").write_text(text + "\n")
+        draw(found, args.out)
+
+
+if __name__ == "__main__":
+    main()
