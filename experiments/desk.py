@@ -41,8 +41,12 @@ def which(paper: str, name: str) -> str:
 
 
 def run(paper: str, name: str) -> int:
-    """Exit code of the sweep."""
+    """Exit code of the sweep. Points that another study has trained already count as done; `keep` drops the rest."""
     folder = ROOT / "runs" / "desk" / paper / name
+    if not (folder / "results.jsonl").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
+        (folder / "results.jsonl").write_text("".join(others))
     # Studies that differ in numbers alone are one program
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
     command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}"]
@@ -55,13 +59,15 @@ def run(paper: str, name: str) -> int:
 def keep(paper: str, name: str) -> None:
     """Rows and config of a sweep, without its training curves."""
     source, target = ROOT / "runs" / "desk" / paper / name, ROOT / "experiments" / paper / "desk" / name
-    rows = [json.loads(line) for line in (source / "results.jsonl").read_text().splitlines()]
+    by_id = {row["id"]: row for row in map(json.loads, (source / "results.jsonl").read_text().splitlines())}
     manifest = json.loads((source / "manifest.json").read_text())
-    if missing := set(manifest["points"]) - {row["id"] for row in rows}:
-        print(f"{name}: {len(missing)} of {len(manifest['points'])} points have not finished", file=sys.stderr)
+    points = manifest["points"]
+    if missing := points.keys() - by_id.keys():
+        print(f"{name}: {len(missing)} of {len(points)} points have not finished", file=sys.stderr)
         return
     target.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({field: row[field] for field in KEPT}) for row in rows]
+    rows = [{field: by_id[i][field] for field in KEPT} | {"overrides": points[i]["overrides"]} for i in points]
+    lines = [json.dumps(row) for row in rows]
     (target / "results.jsonl").write_text("\n".join(lines) + "\n")
     kept = {"config": manifest["config"], "refinement": manifest["refinement"]}
     (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")

@@ -19,8 +19,9 @@ from mujax.sweep import sweep
 from mujax.transfer.curves import make_curves
 
 GOLDEN = ROOT / "tests" / "golden" / "kalra2026"
-WIDTHS = {"full": (128, 256, 512, 1024, 2048), "desk": (32, 64, 128)}
-IMAGE_WIDTHS = {"full": (32, 64, 128, 256, 512), "desk": (8, 16, 32)}
+WIDTHS = {"full": (128, 256, 512, 1024, 2048), "desk": (32, 64, 128, 256)}
+IMAGE_WIDTHS = {"full": (32, 64, 128, 256, 512), "desk": (8, 16, 32, 64)}
+TOKENS_WIDTHS = {"full": WIDTHS["full"], "desk": (32, 48, 64, 96, 128)}
 ON_TEXT = [name for name in STUDIES if name != "first_layer"]
 
 
@@ -59,11 +60,11 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
     rates = get_config(f"{name},scale={scale}").sweep.optim.learning_rate
     rates = rates if is_whole else (rates[0], rates[-1])
     points = make_points(tree(f"{name},scale={scale}", optim__learning_rate=rates))
-    widths = (WIDTHS if name in ON_TEXT else IMAGE_WIDTHS)[scale]
+    widths = (IMAGE_WIDTHS if name not in ON_TEXT else TOKENS_WIDTHS if "tokens" in name else WIDTHS)[scale]
     assert {p.run.cfg.model.d_model for p in points} == set(widths)
     assert len({p.run.group for p in points}) == len({p.run.program for p in points}) == len(widths)
     if name == "factorial":
-        assert len(points) == 16 * 8 * len(rates) * len(WIDTHS[scale])
+        assert len(points) == 16 * (8 if scale == "full" else 3) * len(rates) * len(WIDTHS[scale])
         assert len({p.run.table_hash for p in points}) == 16 * len(WIDTHS[scale])
     for p in points:
         cfg = p.run.cfg
@@ -95,7 +96,7 @@ def num_params(n, layers, context, vocab):
 
 
 def test_parameter_counts():
-    gpt, desk = (12, 1024, 50_304), (2, 64, 256)
+    gpt, desk = (12, 1024, 50_304), (2, 32, 256)
     for case, run in runs_by_case(512).items():
         assert run.num_params == num_params(512, *gpt) - (50_304 * 512 if case.endswith("tied") else 0)
     for name, sizes in (("path", gpt), ("path,scale=desk", desk)):
@@ -104,7 +105,7 @@ def test_parameter_counts():
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("fixed_tokens")])
-@pytest.mark.parametrize(("scale", "ratio"), [("full", 20), ("desk", 2)])
+@pytest.mark.parametrize(("scale", "ratio"), [("full", 20), ("desk", 0.6)])
 def test_tokens_per_parameter(name, scale, ratio):
     points = make_points(tree(f"{name},scale={scale}", optim__learning_rate=(1.0,)))
     for p in points:
@@ -120,8 +121,8 @@ def test_tokens_per_parameter(name, scale, ratio):
         for p in points
     ]  # fmt: skip
     curves = make_curves(rows)
-    assert len(curves) == len(points) / len(WIDTHS[scale])
-    assert all([curve.width for curve in study] == list(WIDTHS[scale]) for study in curves.values())
+    assert len(curves) == len(points) / len(TOKENS_WIDTHS[scale])
+    assert all([curve.width for curve in study] == list(TOKENS_WIDTHS[scale]) for study in curves.values())
 
 
 def expected(switches, tensor, n, layers, d_head=64):
@@ -255,4 +256,4 @@ def test_one_slice_by_overrides():
         f"--config.sweep.parameterization.name=('{FACTORIAL[-1]}',)", "--config.sweep.optim.weight_decay=(0.0,)",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "27 points in 3 groups, 3 training programs" in done.stdout
+    assert "16 points in 4 groups, 4 training programs" in done.stdout

@@ -47,7 +47,7 @@ def test_every_config_resolves(name):
         assert {p.run.cfg.model.d_model for p in points} == widths
         assert len(points) == len(widths) * (3 if large else 5)
         assert {p.tokens for p in points} == {90_000 * 2**21 if large else 125_000 * 2**18}
-        assert len(make_points(tree(f"{name},profile={profile},scale=desk"))) == (9 if large else 15)
+        assert len(make_points(tree(f"{name},profile={profile},scale=desk"))) == 4 * 3
 
 
 def test_published_meshes():

@@ -7,9 +7,8 @@ mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir
     --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)" --config.sweep.optim.weight_decay="(0.0,)"
 The argument names a study of the table below, then, if need be,
   scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps of 256 x 1024 tokens
-  scale=desk   2 layers, widths 32, 64, 128, 400 steps of 16 x 64 bytes of the embedded text, decays x 25. Run so
-               far: 48 of the 54 points of SP and muP without decay, 23 min of CPU time on 2 busy cores; best at each
-               width, 2^0 for SP and 2^-2 for muP
+  scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the embedded text, decays x 50, learning
+               rates refined to a factor of 2
 SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`. In all of them a
 matrix of SP trains at eta / n and its decay is lambda n: eta lambda is what a step shrinks it by, at any width.
 Of the paper the tables, decays, schedule and widths are known; (ours) marks what is not. Its results, E, R(inf) and
@@ -24,7 +23,7 @@ FACTORIAL = tuple(
     for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("", "+last")
 )  # fmt: skip
 DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
-TOKENS = {"full": 20, "desk": 2}  # a parameter (ours)
+TOKENS = {"full": 20, "desk": 0.6}  # a parameter (ours)
 FROZEN = ("input.lr=0",)  # tokens and positions stay as drawn; without a rate there is no decay either
 
 # Name -> axes beside width and learning rate; the comment says what is asked. decay: lambda, at 10,000 steps; 0 where
@@ -54,18 +53,31 @@ STUDIES = {
     # hidden layers train at eta / 9n
     "first_layer": {"model": "cnn", "table": (SP, SQRT_EMBD, EMBD)},
 }
+# Study -> axes of its own at desk scale. seeds: where the optimum is. widths: what 40 times the parameters of the
+# narrowest would take at fixed tokens a parameter is no work for a desk
+DESK = {
+    "factorial": {"decay": (0.0, 1e-3, 3e-3)},
+    "embedding_rate": {"seeds": 3},
+    "frozen_embedding": {"seeds": 3},
+    "warmup": {"warmup": (0.0, 0.2, 0.4), "seeds": 2},
+    "fixed_tokens": {"widths": (32, 48, 64, 96, 128), "seeds": 2},
+    "fixed_tokens_timescale": {"widths": (32, 48, 64, 96, 128), "seeds": 2},
+    "first_layer": {"seeds": 3},
+}
 SCALES = ("full", "desk")
 
 
 def get_config(which: str = "factorial"):
     name, scale = _parse(which)
-    axes = dict(STUDIES[name])
+    is_desk = scale == "desk"
+    axes = STUDIES[name] | (DESK.get(name, {}) if is_desk else {})
     c = base.get_config(axes.pop("model", "transformer"))
     c.optim.grad_clip = 0.0
     c.schedule.name = "wsd"
-    is_desk, widths, log2_rates = scale == "desk", (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
+    widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
     if is_desk:
-        widths, log2_rates = (32, 64, 128), range(-6, 3)
+        widths, log2_rates = axes.pop("widths", (32, 64, 128, 256)), range(-4, 3, 2)
+        c.refine.update(log2_step=1.0, max_extension=6.0, num_seeds=axes.pop("seeds", 0))
     if c.model.name == "cnn":
         _set_cnn(c, is_desk)
         widths = tuple(width // 4 for width in widths)
@@ -124,9 +136,9 @@ def _set_gpt(c) -> None:
 def _set_desk(c) -> None:
     c.model.update(num_layers=2, d_head=16, remat="none", dtype="float32")
     c.mesh.fsdp = 1
-    c.train.update(batch_size=16, log_interval=10)
-    c.data.update(name="embedded", path="", seq_len=64, vocab_size=256)
-    c.update_from_flattened_dict(_horizon(400))
+    c.train.update(batch_size=16, eval_batches=24, log_interval=10)
+    c.data.update(name="embedded", path="", seq_len=32, vocab_size=256)
+    c.update_from_flattened_dict(_horizon(200))
 
 
 def _set_cnn(c, is_desk: bool) -> None:
@@ -135,7 +147,7 @@ def _set_cnn(c, is_desk: bool) -> None:
     c.train.update(batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100)
     if not is_desk:
         c.data.update(name="images", path="data/cifar10.npz", seq_len=3 * 32 * 32)
-    c.update_from_flattened_dict(_horizon(400 if is_desk else 10_000))
+    c.update_from_flattened_dict(_horizon(200 if is_desk else 10_000))
 
 
 def _horizon(steps: int) -> dict[str, int]:

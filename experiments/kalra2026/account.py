@@ -44,6 +44,11 @@ def published() -> list[PhasePoint]:
     return read_table(str(HERE / "published.csv"), parse_columns(COLUMNS)).points
 
 
+def phase_points(measured: Sequence[Measured]) -> list[PhasePoint]:
+    """Of the studies that have all three metrics."""
+    return [point for m in measured if (point := m.phase_point())]
+
+
 def paper_name(table: str) -> str:
     """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches are on."""
     on = switches(table) or frozenset()
@@ -86,7 +91,7 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
     lines = [["", "E", "published", "R(inf)", "published", "kappa", "published", "drift"]]
     for table in dict.fromkeys(m.study.facets["parameterization"] for m in ours):
         members = [m for m in ours if m.study.facets["parameterization"] == table]
-        points = [p for m in members if (p := m.phase_point())]
+        points = phase_points(members)
         same = [p for p in theirs if p.facets["parameterization"].replace("μ", "mu") == paper_name(table)]
         cells = [paper_name(table)]
         for field in ("e", "r_inf", "kappa"):
@@ -100,8 +105,7 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
 
 def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
     """What each switch does to E, to the size of the drift, and to the loss at the widest, over pairs."""
-    on_e = {e.switch: e for e in main_effects([p for m in ours if (p := m.phase_point())])}
-    paper = {e.switch: e for e in main_effects(theirs)}
+    on_e, paper = ({e.switch: e for e in main_effects(points)} for points in (phase_points(ours), theirs))
     drifts, losses = {}, {}
     for m in ours:
         key = switches(m.study.facets["parameterization"]) or frozenset(), m.study.facets.get("weight decay")
@@ -127,7 +131,7 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
 def embedding_share(ours: Sequence[Measured]) -> str:
     """Is the embedding's learning rate most of what muP has over SP? By decay and over all."""
     by_key = {(m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours}
-    lines = [["weight decay", "E: SP+Embd / SP", "E: muP / SP", "drift: SP, SP+Embd", "loss at the widest: SP, SP+Embd, muP"]]
+    lines = [["weight decay", "E: SP+Embd / SP", "E: muP / SP", "drift: SP, SP+Embd", "loss: SP, SP+Embd, muP"]]
     logs: dict[str, list[float]] = {EMBD: [], MUP: []}
     for decay in dict.fromkeys(decay for _, decay in by_key):
         sp, embd, mup = (by_key.get((table, decay)) for table in (SP, EMBD, MUP))
@@ -179,7 +183,8 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
     if slices := found.get("factorial"):
         theirs = published()
         parts += [
-            "Medians over weight decay, beside the published ones (8 decays, widths 128 to 2048)\n" + medians(slices, theirs),
+            "Medians over weight decay, beside the published (8 decays, widths 128 to 2048)\n"
+            + medians(slices, theirs),
             "What a switch does, over pairs that differ in it alone\n" + effects(slices, theirs),
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
@@ -197,7 +202,7 @@ def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figures = {"studies": draw_studies(plt, found)}
         if "factorial" in found:
-            figures["phase"] = draw_phase(plt, [p for m in found["factorial"] if (p := m.phase_point())], published())
+            figures["phase"] = draw_phase(plt, phase_points(found["factorial"]), published())
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
             plt.close(figure)
@@ -246,8 +251,9 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
         if name == "factorial":
             measured = [m for m in measured if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)]
         for m in measured:
-            found_at = [(n, o.log2_lr if o.vertex is None else o.vertex) for n, o in zip(m.study.widths, m.optima) if o]
-            axis.plot(*zip(*found_at, strict=True), "o-", ms=3.5, lw=1.2, label=short(m))
+            optima = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
+            best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
+            axis.plot([n for n, _ in optima], best, "o-", ms=3.5, lw=1.2, label=short(m))
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted({n for m in measured for n in m.study.widths}))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
