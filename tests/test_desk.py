@@ -1,0 +1,94 @@
+"""Both papers at desk scale: the figures follow from the committed rows, and the rows from the shipped configs."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+from matplotlib.testing.compare import compare_images
+
+from experiments import desk
+from mujax.points import make_points
+from mujax.sweep import sweep
+
+EXPERIMENTS = ROOT / "experiments"
+KEPT = [(paper, folder.name) for paper in desk.STUDIES for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))]
+
+
+def test_required_studies_are_there():
+    assert {name for paper, name in KEPT if paper == "lingle2024"} >= {
+        "baseline", "sp", "sp_simple", "biases", "gains_vector", "gains_scalar", "qkscale", "uinit", "qinit",
+        "emb_norm", "cosine", "wd_coupled", "lion", "sqrelu", "swiglu", "mqa", "bsz_large", "bsz_small",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("paper", "name"), KEPT)
+def test_rows_are_of_the_shipped_configs(paper, name):
+    """Every point that a study asks for has its row, of one text and one version of the code; none repeats."""
+    rows = desk.kept_rows(paper, name)
+    ids = [row["id"] for row in rows]
+    assert len(set(ids)) == len(ids)
+    points = make_points(desk.MODULES[paper].get_config(f"{name},scale=desk").to_dict())
+    assert {point.id for point in points} <= set(ids)
+    assert {row["table_hash"] for row in rows} == {point.run.table_hash for point in points}
+    assert len({row["data_fingerprint"] for row in rows}) == 1
+    assert not any("dirty" in row["code_version"] for row in rows)
+    for row in rows:
+        assert (row["final_loss"] is None) == (row["status"] != "ok")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "paper"),
+    [
+        (
+            "lingle2024/tables.py",
+            [f"{EXPERIMENTS}/lingle2024/desk/{name}" for p, name in KEPT if p == "lingle2024"],
+            "lingle2024",
+        )
+    ],
+)
+def test_tables_and_figures_follow_from_the_rows(script, arguments, paper, tmp_path, monkeypatch, capsys):
+    committed = EXPERIMENTS / paper / "figures"
+    if paper == "lingle2024":
+        from experiments.lingle2024 import tables as account
+    monkeypatch.setattr(sys, "argv", [script, *arguments, f"--out={tmp_path}"])
+    account.main()
+    text = capsys.readouterr().out
+    (name,) = [file.name for file in committed.glob("*.txt")]
+    assert (committed / name).read_text() == text
+    figures = sorted(file.name for file in committed.glob("*.png"))
+    assert figures == sorted(file.name for file in tmp_path.glob("*.png"))
+    for figure in figures:  # fonts and lines differ a little between versions of matplotlib
+        assert compare_images(committed / figure, tmp_path / figure, tol=8) is None
+
+
+def test_a_committed_point_again(tmp_path):
+    """The narrowest point of the baseline, trained by this code on this machine, has the committed loss."""
+    rows = desk.kept_rows("lingle2024", "baseline")
+    row = next(row for row in rows if row["width"] == 32 and row["learning_rate"] == 2**-6 and row["seed"] == 1)
+    config = desk.MODULES["lingle2024"].get_config("baseline,scale=desk")
+    config.sweep = {"points": (row["overrides"],)}
+    config.refine.log2_step = 0.0
+    again = sweep(config.to_dict(), tmp_path)[0]
+    if again["data_fingerprint"] != row["data_fingerprint"]:
+        pytest.skip(f"the text is that of another Python: fingerprint {again['data_fingerprint']}")
+    assert again["id"] == row["id"]
+    assert again["final_loss"] == pytest.approx(row["final_loss"], abs=desk.TOLERANCE)
+
+
+def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
+    """Its rows then carry its own overrides, and nothing of the others' points."""
+    monkeypatch.setattr(desk, "ROOT", tmp_path)
+    runs = tmp_path / "runs" / "desk" / "lingle2024"
+    row = {field: 0 for field in desk.KEPT} | {"status": "ok", "seconds": 1.0, "device": "cpu"}
+    (runs / "sp").mkdir(parents=True)
+    (runs / "sp" / "results.jsonl").write_text(
+        "".join(json.dumps({**row, "id": i, "overrides": {}}) + "\n" for i in "ab")
+    )
+    monkeypatch.setattr(desk.subprocess, "run", lambda command, **kwargs: type("Done", (), {"returncode": 0})())
+    desk.run("lingle2024", "baseline")
+    points = {"b": {"overrides": {"seed": 7}}}
+    (runs / "baseline" / "manifest.json").write_text(json.dumps({"config": {}, "refinement": [], "points": points}))
+    desk.keep("lingle2024", "baseline")
+    (kept,) = desk.kept_rows("lingle2024", "baseline")
+    assert (kept["id"], kept["overrides"]) == ("b", {"seed": 7})
