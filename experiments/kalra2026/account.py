@@ -82,8 +82,17 @@ def study_table(measured: Sequence[Measured]) -> str:
             loss = f"{last.loss:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
-        lines.append([short(m), best, estimate_text(m.drift, 2), m.verdict.word, loss, *numbers])
+        word = m.verdict.word if has_seeds(m) else "one seed"
+        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers])
     return aligned(lines)
+
+
+def has_seeds(m: Measured) -> bool:
+    """Whether at every width the best learning rate was tried with several seeds: no verdict is told from one."""
+    return all(
+        o is not None and curve.num_seeds[curve.log2_lrs.index(o.log2_lr)] > 1
+        for curve, o in zip(m.study.curves, m.optima, strict=True)
+    )
 
 
 def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
@@ -92,7 +101,7 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
     for table in dict.fromkeys(m.study.facets["parameterization"] for m in ours):
         members = [m for m in ours if m.study.facets["parameterization"] == table]
         points = phase_points(members)
-        same = [p for p in theirs if p.facets["parameterization"].replace("μ", "mu") == paper_name(table)]
+        same = [p for p in theirs if switches(p.facets["parameterization"], SWITCHES) == switches(table)]
         cells = [paper_name(table)]
         for field in ("e", "r_inf", "kappa"):
             for of in (points, same):
