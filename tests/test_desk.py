@@ -4,12 +4,11 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_mujax
 from matplotlib.testing.compare import compare_images
 
 from experiments import desk
 from mujax.points import make_points
-from mujax.sweep import sweep
 
 EXPERIMENTS = ROOT / "experiments"
 KEPT = [(paper, folder.name) for paper in desk.STUDIES for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))]
@@ -63,13 +62,19 @@ def test_tables_and_figures_follow_from_the_rows(script, arguments, paper, tmp_p
 
 
 def test_a_committed_point_again(tmp_path):
-    """The narrowest point of the baseline, trained by this code on this machine, has the committed loss."""
-    rows = desk.kept_rows("lingle2024", "baseline")
-    row = next(row for row in rows if row["width"] == 32 and row["learning_rate"] == 2**-6 and row["seed"] == 1)
-    config = desk.MODULES["lingle2024"].get_config("baseline,scale=desk")
-    config.sweep = {"points": (row["overrides"],)}
-    config.refine.log2_step = 0.0
-    again = sweep(config.to_dict(), tmp_path)[0]
+    """A narrow point of the baseline, trained by the command line on this machine, has the committed loss."""
+    row = next(
+        row
+        for row in desk.kept_rows("lingle2024", "baseline")
+        if (row["width"], row["learning_rate"], row["seed"]) == (32, 2**-6, 1)
+    )
+    done = run_mujax(
+        "sweep", f"--config={desk.which('lingle2024', 'baseline')}", f"--workdir={tmp_path}", "--config.seed=1",
+        "--config.sweep.model.d_model=(32,)", f"--config.sweep.optim.learning_rate=({2**-6},)",
+        "--config.refine.log2_step=0.0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "results.jsonl").read_text())
     if again["data_fingerprint"] != row["data_fingerprint"]:
         pytest.skip(f"the text is that of another Python: fingerprint {again['data_fingerprint']}")
     assert again["id"] == row["id"]
@@ -92,3 +97,8 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     desk.keep("lingle2024", "baseline")
     (kept,) = desk.kept_rows("lingle2024", "baseline")
     assert (kept["id"], kept["overrides"]) == ("b", {"seed": 7})
+
+
+def test_the_account_states_the_table_of_its_rows():
+    tables = (EXPERIMENTS / "lingle2024" / "figures" / "tables.txt").read_text()
+    assert tables.split("\n\n")[0] in (EXPERIMENTS / "lingle2024" / "README.md").read_text()

@@ -83,6 +83,7 @@ def test_the_engine_compiles_once_a_width(tmp_path, text_file):
     )  # fmt: skip
     small["data"].update(name="text", path=str(text_file), seq_len=16)
     small["train"].update(steps=5, batch_size=4, eval_interval=5, eval_batches=1)
+    small["refine"]["log2_step"] = 0.0
     small["schedule"].update(warmup_steps=1, decay_steps=1)
     training = count_compilations("train_lane")
     rows = sweep(small, tmp_path)

@@ -22,7 +22,7 @@ MUJAX = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("mujax ")
 
 # The same commands at a size that a test can afford
 SMALL = ["--config.train.steps=3", "--config.schedule.warmup_steps=1", "--config.train.eval_batches=1"]
-SMALL += ["--config.train.batch_size=4"]
+SMALL += ["--config.train.batch_size=4", "--config.refine.log2_step=0.0"]
 
 
 def grouped(commands):

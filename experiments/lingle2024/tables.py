@@ -248,7 +248,7 @@ def draw_drift(plt, ours: Mapping[str, Study], theirs: Mapping[str, Study]):
     axis.set_yticks(range(len(names)), labels)
     axis.set(ylim=(len(names) - 0.3, -1.1), xlabel="drift of the optimal log2 learning rate per doubling of width")
     axis.grid(axis="x", alpha=0.25)
-    axis.legend(frameon=False, loc="lower left", fontsize=8)
+    figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=2)
     return figure
 
 
@@ -270,7 +270,7 @@ def draw_losses(plt, ours: Mapping[str, Study]):
                 axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.2, color=shade, label=f"{width}")
                 axis.plot(*min(points, key=lambda point: point[1]), "*", ms=11, color=shade, mec="white")
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylim(best - 0.05, best + 1.0)  # what is above is no optimum
+    axes[0][0].set_ylim(best - 0.05, best + 0.8)  # what is above is no optimum
     for axis in axes[:, 0]:
         axis.set_ylabel("best loss, nats")
     for axis in axes[-1]:
