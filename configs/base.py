@@ -161,6 +161,7 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.refine.field = "optim.learning_rate"
     c.refine.log2_step = 0.0  # 0: no second pass
     c.refine.max_extension = 4.0  # how far a grid whose best value is at its edge may grow, each way, in log2
-    # Seeds that the best value and its two neighbours end up with, from the sweep's lowest on; 0: the sweep's alone
+    # Seeds that the best value and those within two steps of it end up with, from the sweep's lowest on; 0: the sweep's
+    # alone. The same seeds at all of them, as a part of a seed's luck is common to all its learning rates.
     c.refine.num_seeds = 0
     return c

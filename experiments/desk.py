@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.kalra2026 import studies as kalra2026
 from configs.lingle2024 import ablations as lingle2024
+from mujax.cli.cores import make_cores_devices
+from mujax.results import code_version
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
@@ -59,8 +61,8 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
     folder = ROOT / "runs" / "desk" / paper / folder_name
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
-        (folder / "results.jsonl").write_text("".join(others))
+        lines = [json.dumps(row) for file in sorted(folder.parent.glob("*/results.jsonl")) for row in own_rows(file)]
+        (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
     # Studies that differ in numbers alone are one program
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
     command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}", *flags]
@@ -70,31 +72,43 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
     return code
 
 
-def keep(paper: str, name: str) -> None:
-    """Rows and config of a study, without its training curves."""
+def own_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a sweep by this version of the code; a last line that is still being written is left out."""
+    whole = file.read_text().rpartition("\n")[0]
+    return [row for line in whole.splitlines() if (row := json.loads(line))["code_version"] == code_version()]
+
+
+def keep(paper: str, name: str) -> bool:
+    """Rows and config of a study, without its training curves; False, and nothing is kept, if points are missing."""
     source, target = ROOT / "runs" / "desk" / paper / name, ROOT / "experiments" / paper / "desk" / name
-    manifest = json.loads((source / "manifest.json").read_text())
-    points, by_id = {}, {}
+    points, by_id, manifests = {}, {}, {}
     for folder in (source, source.with_name(f"{name}-narrow")):
         if (folder / "manifest.json").exists():
-            points |= json.loads((folder / "manifest.json").read_text())["points"]
+            manifests[folder.name] = json.loads((folder / "manifest.json").read_text())
+            points |= manifests[folder.name]["points"]
             by_id |= {row["id"]: row for row in map(json.loads, (folder / "results.jsonl").read_text().splitlines())}
     if missing := points.keys() - by_id.keys():
-        print(f"{name}: {len(missing)} of {len(points)} points have not finished", file=sys.stderr)
-        return
+        print(f"{name}: {len(missing)} of {len(points)} points have not finished; not kept", file=sys.stderr)
+        return False
     target.mkdir(parents=True, exist_ok=True)
     rows = [{field: by_id[i][field] for field in KEPT} | {"overrides": points[i]["overrides"]} for i in points]
     lines = [json.dumps(row) for row in rows]
     (target / "results.jsonl").write_text("\n".join(lines) + "\n")
-    kept = {"config": manifest["config"], "refinement": manifest["refinement"]}
+    kept = {"config": manifests[name]["config"]}  # and what each of the two sweeps said of its curves
+    kept["refinement"] = {folder: manifest["refinement"] for folder, manifest in manifests.items()}
     (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
     diverged = sum(row["status"] == "diverged" for row in rows)
     minutes = sum(row["seconds"] for row in rows) / 60
     print(f"{name}: {len(rows)} points, {diverged} diverged, {minutes:.1f} min of training on {rows[0]['device']}")
+    return True
 
 
 def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
-    """Trains a random part of the kept points, each as its row says, and prints how far their losses are apart."""
+    """Trains a random part of the kept points, each as its row says, and prints how far their losses are apart.
+
+    Exits with 1 if by more than TOLERANCE, and with 2 if the text is another than theirs: that of another Python.
+    """
+    make_cores_devices()
     from mujax.sweep import sweep
 
     kept = {name: kept_rows(paper, name) for name in names}
@@ -111,7 +125,10 @@ def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             repeated = {row["id"]: row for row in sweep(config.to_dict(), folder)}
         for row in rows:
-            worst = max(worst, compare(name, row, repeated.get(row["id"])))
+            other = repeated[row["id"]]
+            if other["data_fingerprint"] != row["data_fingerprint"]:
+                sys.exit(f"{name}: rows are of text {row['data_fingerprint']}, here it is {other['data_fingerprint']}")
+            worst = max(worst, compare(name, row, other))
     print(f"{len(chosen)} of {len(every)} points again: losses at most {worst:.2e} nats apart")
     if worst > TOLERANCE:
         sys.exit(1)
@@ -122,10 +139,10 @@ def kept_rows(paper: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def compare(name: str, row: Mapping[str, Any], other: Mapping[str, Any] | None) -> float:
-    """Nats between two losses of one point; inf where one diverged or is of another point."""
-    if other is None or (row["final_loss"] is None) != (other["final_loss"] is None):
-        print(f"{name}, {row['overrides']}: {row['final_loss']}, now {other and other['final_loss']}")
+def compare(name: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Nats between two losses of one point; inf where one diverged."""
+    if (row["final_loss"] is None) != (other["final_loss"] is None):
+        print(f"{name}, {row['overrides']}: {row['final_loss']}, now {other['final_loss']}")
         return float("inf")
     return abs(row["final_loss"] - other["final_loss"]) if row["final_loss"] is not None else 0.0
 
@@ -144,9 +161,8 @@ def main() -> None:
     if args.verb == "run":
         sys.exit(next((code for name in names if (code := run(args.paper, name))), 0))
     if args.verb == "keep":
-        for name in names:
-            if (ROOT / "runs" / "desk" / args.paper / name / "results.jsonl").exists():
-                keep(args.paper, name)
+        begun = [name for name in names if (ROOT / "runs" / "desk" / args.paper / name / "manifest.json").exists()]
+        sys.exit(0 if all([keep(args.paper, name) for name in begun]) else 1)
     else:
         again(args.paper, names, args.share, args.seed)
 

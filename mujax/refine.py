@@ -29,7 +29,8 @@ class RefineConfig:
 class Proposal:
     """What one curve still needs: log2 values to add, none when it is settled, and in words where it stands.
 
-    bracket: the best value and its neighbours, once it is settled between them.
+    bracket: the best value and those within two steps of it, once it is settled between its neighbours; they decide
+    where the optimum is. Not those that diverged, which more seeds would not mend.
     """
 
     add: tuple[float, ...]
@@ -132,8 +133,8 @@ def refine_curve(
     if halves:
         added = " and ".join(f"2^{x:g}" for x in halves)
         return Proposal(halves, f"bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}; added {added}")
-    bracket = (xs[i - 1], best, xs[i + 1])
-    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{bracket[0]:g} and 2^{bracket[2]:g}", bracket)
+    bracket = tuple(x for x in finite if abs(x - best) <= 2 * log2_step * (1 + 1e-9))
+    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}", bracket)
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:

@@ -11,22 +11,26 @@ import argparse
 import math
 import statistics
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.kalra2026.studies import EMBD, MUP, SP, SQRT_EMBD, STUDIES
 from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
-from mujax.transfer.phase import PhasePoint, main_effects, mean_interval, paired, switches
+from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
 from mujax.transfer.rows import load_rows
 from mujax.transfer.summary import Measured, compare, make_studies, measure
 from mujax.transfer.tables import parse_columns, read_table
 from mujax.transfer.text import estimate_text
 
 HERE = Path(__file__).parent
-SWITCHES = ("embd", "ln", "attn", "last")
+WORDS = {"attn": "Attn", "embd": "Embd", "ln": "LN", "last": "Last"}  # in the paper's order
+SWITCHES = tuple(WORDS)
 COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
 
 
@@ -53,8 +57,8 @@ def paper_name(table: str) -> str:
     """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches are on."""
     on = switches(table) or frozenset()
     if len(on) >= 3:
-        return "-".join(["muP", *({"ln": "LN"}.get(s, s.capitalize()) for s in SWITCHES if s not in on)])
-    return "+".join(["SP", *({"ln": "LN"}.get(s, s.capitalize()) for s in SWITCHES if s in on)])
+        return "-".join(["muP", *(WORDS[s] for s in WORDS if s not in on)])
+    return "+".join(["SP", *(WORDS[s] for s in WORDS if s in on)])
 
 
 def short(m: Measured) -> str:
@@ -79,7 +83,8 @@ def study_table(measured: Sequence[Measured]) -> str:
         loss = "-"
         if last:
             error = last.parabola.error(0) if last.parabola else math.nan
-            loss = f"{last.loss:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
+            minimum = last.parabola.minimum if last.parabola else last.loss
+            loss = f"{minimum:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
         word = m.verdict.word if has_seeds(m) else "one seed"
@@ -129,55 +134,67 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
             bars = f" ({e.interval[0]:.2g} to {e.interval[1]:.2g})" if e and e.interval else ""
             cells += [f"{e.factor:.3g}{bars}", f"{e.better} of {e.pairs}"] if e else ["-", "-"]
         for values, digits in ((drifts, 2), (losses, 4)):
-            pairs = paired(values, switch)
-            said = mean_interval([on - off for off, on in pairs]) if pairs else None
+            pairs = paired(values, switch).values()
+            said = mean_interval([statistics.fmean(on - off for off, on in own) for own in pairs]) if pairs else None
             low, high = said.interval if said and said.interval else (math.nan, math.nan)
             cells.append(f"{said.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})" if said else "-")
         lines.append(cells)
-    return aligned(lines)
+    flags = [bool(point.e.flags) for point in phase_points(ours)]
+    note = f"{sum(flags)} of {len(flags)} values of E are flagged, and count here. Intervals: 68%, over settings."
+    return f"{aligned(lines)}\n{note}"
 
 
 def embedding_share(ours: Sequence[Measured]) -> str:
-    """Is the embedding's learning rate most of what muP has over SP? By decay and over all."""
+    """Is the embedding's learning rate most of what muP has over SP? By decay; intervals by draws from the estimates'.
+
+    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd goes.
+    """
     by_key = {(m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours}
-    lines = [["weight decay", "E: SP+Embd / SP", "E: muP / SP", "drift: SP, SP+Embd", "loss: SP, SP+Embd, muP"]]
-    logs: dict[str, list[float]] = {EMBD: [], MUP: []}
+    lines = [["weight decay", "E, SP+Embd / SP", "share", "|drift|, SP+Embd / SP", "share of the loss"]]
     for decay in dict.fromkeys(decay for _, decay in by_key):
-        sp, embd, mup = (by_key.get((table, decay)) for table in (SP, EMBD, MUP))
-        if not (sp and embd and mup):
+        found = [by_key.get((table, decay)) for table in (SP, EMBD, MUP)]
+        if None in found:
             continue
-        cells = [str(decay)]
-        for table, m in ((EMBD, embd), (MUP, mup)):
-            if m.joint and sp.joint:
-                ratio, spread = m.joint.mse / sp.joint.mse, math.hypot(*(log_error(x) for x in (m, sp)))
-                logs[table].append(math.log(ratio))
-                cells.append(f"{ratio:.2f} ({ratio * math.exp(-spread):.2f} to {ratio * math.exp(spread):.2f})")
-            else:
-                cells.append("-")
-        cells.append(", ".join(estimate_text(m.drift, 2) for m in (sp, embd)))
-        lines.append([*cells, ", ".join(f"{m.optima[-1].loss:.4f}" if m.optima[-1] else "-" for m in (sp, embd, mup))])
-    said = []
-    for table, values in logs.items():
-        if len(values) > 1:
-            e = mean_interval(values)
-            low, high = e.interval or (math.nan, math.nan)
-            said.append(
-                f"E of {paper_name(table)} over SP, geometric mean of {len(values)} decays: {math.exp(e.value):.2f} "
-                f"({math.exp(low):.2f} to {math.exp(high):.2f})"
-            )
-    return "\n".join([aligned(lines), *said])
+        sp, embd, mup = (log_e_draws(m) for m in found if m)
+        drifts = [np.abs(drift_draws(m)) for m in found[:2] if m]
+        losses = [loss_draws(m) for m in found if m]
+        lines.append([
+            str(decay), spread(np.exp(embd - sp)), spread((embd - sp) / (mup - sp)), spread(drifts[1] / drifts[0]),
+            spread((losses[1] - losses[0]) / (losses[2] - losses[0])),
+        ])  # fmt: skip
+    return aligned(lines)
 
 
-def log_error(m: Measured) -> float:
-    """Half the 68% interval of log E, by the bootstrap of its points."""
+def draws(m: Measured, what: str, value: float, error: float) -> np.ndarray:
+    """Of a normal distribution, others for each study and quantity."""
+    return np.random.default_rng(zlib.crc32(f"{m.study.name} {what}".encode())).normal(value, error, 10_000)
+
+
+def log_e_draws(m: Measured) -> np.ndarray:
     low, high = m.joint.intervals.get("mse", (math.nan, math.nan)) if m.joint else (math.nan, math.nan)
-    return (math.log(high) - math.log(low)) / 2
+    return draws(m, "E", math.log(m.joint.mse) if m.joint else math.nan, (math.log(high) - math.log(low)) / 2)
+
+
+def drift_draws(m: Measured) -> np.ndarray:
+    low, high = m.drift.interval if m.drift and m.drift.interval else (math.nan, math.nan)
+    return draws(m, "drift", m.drift.value if m.drift else math.nan, (high - low) / 2)
+
+
+def loss_draws(m: Measured) -> np.ndarray:
+    parabola = m.optima[-1].parabola if m.optima[-1] else None
+    return draws(m, "loss", *((parabola.minimum, parabola.error(0)) if parabola else (math.nan, math.nan)))
+
+
+def spread(values: np.ndarray) -> str:
+    """'0.31 (0.20 to 0.48)': median and 68% interval."""
+    low, middle, high = np.percentile(values, (16, 50, 84))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(middle) else "-"
 
 
 TITLES = {
     "embedding_rate": "Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n), n",
     "frozen_embedding": "A frozen embedding",
-    "warmup": "Warm-up of 0, 5, 10, 20 and 40% of the steps",
+    "warmup": "Warm-up, in steps",
     "fixed_tokens": "Fixed tokens a parameter, decay lambda n",
     "fixed_tokens_timescale": "Fixed tokens a parameter, decay lambda n / steps",
     "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), n",
@@ -219,10 +236,10 @@ def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
 
 def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
     """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained")
     axes_of = (("kappa", "e"), ("r_inf", "e"), ("kappa", "r_inf"))
     labels = {"e": "E, nats$^2$", "kappa": r"$\kappa$", "r_inf": r"$R(\infty)$, nats"}
-    guides = {"e": 0.01, "kappa": 0.0, "r_inf": 0.1}
+    guides = {"e": GUIDES["E"], "kappa": GUIDES["kappa"], "r_inf": GUIDES["R_inf"]}
     for row, points, who in zip(axes, (ours, theirs), ("desk scale", "published"), strict=True):
         for axis, (x, y) in zip(row, axes_of, strict=True):
             for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
@@ -230,26 +247,35 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
                 if name == "e":
                     scale("log")
                 elif name == "r_inf":
-                    scale("symlog", linthresh=0.01)
+                    scale("symlog", linthresh=LINEAR_R)
             for p in points:
                 on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
                 values = [getattr(p, name) for name in (x, y)]
                 flagged = any(e.flags for e in values)
                 color = "#00798c" if "embd" in on else "#d1495b"
-                style = {"color": color, "mfc": "none" if flagged else color, "ms": 6, "alpha": 0.8}
-                axis.plot(values[0].value, values[1].value, "^" if "ln" in on else "o", **style)
+                bars = [
+                    None
+                    if e.interval is None
+                    else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
+                    for e in values
+                ]
+                axis.errorbar(
+                    values[0].value, values[1].value, bars[1], bars[0], fmt="^" if "ln" in on else "o", color=color,
+                    mfc="none" if flagged else color, ms=6, lw=0.6, alpha=0.8,
+                )  # fmt: skip
             axis.set(xlabel=labels[x], ylabel=labels[y], title=who)
             axis.grid(alpha=0.25)
     for label, color, marker in (
         ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on", "0.4", "^"),
+        ("flagged: hollow", "0.4", "o"),
     ):  # fmt: skip
-        axes[0][0].plot([], [], marker, color=color, label=label, ls="")
+        axes[0][0].plot([], [], marker, color=color, mfc="none" if "hollow" in label else color, label=label, ls="")
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure
 
 
 def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
-    """Loss at its best learning rate against width, a panel a question."""
+    """Where the optimum is against width, by the parabola of the tables, hollow where flagged; a panel a question."""
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
@@ -261,8 +287,12 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
             measured = [m for m in measured if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)]
         for m in measured:
             optima = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
-            best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
-            axis.plot([n for n, _ in optima], best, "o-", ms=3.5, lw=1.2, label=short(m))
+            best = [o.parabola.vertex if o.parabola else o.log2_lr for _, o in optima]
+            (line,) = axis.plot([n for n, _ in optima], best, "o-", ms=3.5, lw=1.2, label=short(m))
+            flagged = [(n, x) for (n, o), x in zip(optima, best, strict=True) if o.flags]
+            axis.plot(
+                [n for n, _ in flagged], [x for _, x in flagged], "o", color=line.get_color(), mfc="white", ms=3.5
+            )
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted({n for m in measured for n in m.study.widths}))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

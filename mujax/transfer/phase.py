@@ -42,7 +42,8 @@ def symlog(r: float, linear: float = LINEAR_R) -> float:
 class Effect:
     """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in `better` of `pairs`.
 
-    interval: 68% one of the factor, from the spread over pairs, no two of which share a study; None with one pair.
+    interval: 68% one of the factor, from the spread over settings of the other switches: pairs of one setting, at
+    several weight decays, share seeds, data and most of training. None with one setting.
     """
 
     switch: str
@@ -62,13 +63,18 @@ def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
     return frozenset(known) - frozenset(found[4].split("-")[1:])
 
 
-def paired(cells: Mapping[tuple[frozenset[str], Hashable], float], switch: str) -> list[tuple[float, float]]:
-    """(value off, on) of each pair of cells that differ in this switch alone. A cell: (switches on, all else)."""
-    return [
-        (value, cells[on | {switch}, rest])
-        for (on, rest), value in cells.items()
-        if switch not in on and (on | {switch}, rest) in cells
-    ]
+def paired(
+    cells: Mapping[tuple[frozenset[str], Hashable], float], switch: str
+) -> dict[frozenset[str], list[tuple[float, float]]]:
+    """(value off, on) of each pair of cells that differ in this switch alone, by the other switches that are on.
+
+    cells: (switches on, all else) -> value.
+    """
+    pairs: dict[frozenset[str], list[tuple[float, float]]] = {}
+    for (on, rest), value in cells.items():
+        if switch not in on and (on | {switch}, rest) in cells:
+            pairs.setdefault(on, []).append((value, cells[on | {switch}, rest]))
+    return pairs
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
@@ -94,8 +100,9 @@ def main_effects(points: Sequence[PhasePoint]) -> list[Effect]:
     effects = []
     for switch in known:
         if pairs := paired(cells, switch):
-            e = mean_interval([math.log(on / off) for off, on in pairs])
+            e = mean_interval([statistics.fmean(math.log(on / off) for off, on in own) for own in pairs.values()])
             interval = (math.exp(e.interval[0]), math.exp(e.interval[1])) if e.interval else None
-            better = sum(on < off for off, on in pairs)
-            effects.append(Effect(switch, math.exp(e.value), interval, better, len(pairs)))
+            every = [pair for own in pairs.values() for pair in own]
+            factor = math.exp(statistics.fmean(math.log(on / off) for off, on in every))
+            effects.append(Effect(switch, factor, interval, sum(on < off for off, on in every), len(every)))
     return effects
