@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from configs.kalra2026 import studies as kalra2026
 from configs.lingle2024 import ablations as lingle2024
 from mujax.cli.cores import make_cores_devices
-from mujax.results import code_version
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
@@ -57,12 +56,14 @@ def run(paper: str, name: str) -> int:
 
 
 def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
-    """Exit code. Points that another sweep has trained count as done; `keep` leaves out what is not asked for."""
+    """Exit code. Points that another sweep has trained count as done, if their table and text are the same; `keep`
+    leaves out what is not asked for."""
     folder = ROOT / "runs" / "desk" / paper / folder_name
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(row) for file in sorted(folder.parent.glob("*/results.jsonl")) for row in own_rows(file)]
-        (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
+        # Without a last line that is still being written
+        (folder / "results.jsonl").write_text("".join(text[: text.rfind("\n") + 1] for text in others))
     # Studies that differ in numbers alone are one program
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
     command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}", *flags]
@@ -70,12 +71,6 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
     code = subprocess.run(command, cwd=ROOT, env=env).returncode
     print(f"{folder_name}: exit code {code} after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
     return code
-
-
-def own_rows(file: Path) -> list[dict[str, Any]]:
-    """Rows of a sweep by this version of the code; a last line that is still being written is left out."""
-    whole = file.read_text().rpartition("\n")[0]
-    return [row for line in whole.splitlines() if (row := json.loads(line))["code_version"] == code_version()]
 
 
 def keep(paper: str, name: str) -> bool:

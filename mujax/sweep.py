@@ -98,21 +98,32 @@ class _Study:
                     f"--workdir={root} was begun on other text (fingerprint {recorded}, now {fingerprint}); "
                     "choose a new workdir"
                 )
-        self._check_tables(grid)
         self._results = root / "results.jsonl"
         if files.drop_torn_line(self._results):
             print(f"{self._results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
         recorded = files.read_jsonl(self._results) if self._results.exists() else ()
         self.rows: dict[str, Row] = {str(row.get("id")): row for row in recorded}
+        self._check_tables(grid)
 
     def _check_tables(self, points: Sequence[Point]) -> None:
-        """A workdir whose tables were others is another study, although its config reads the same."""
+        """A workdir whose tables were others is another study, although its config reads the same.
+
+        Its rows may have been copied here from another workdir: they count if table and text are those of the point.
+        """
         for point in points:
             recorded = self._recorded.get("points", {}).get(point.id, {}).get("table_hash", point.run.table_hash)
             if recorded != point.run.table_hash:
                 raise UserError(
                     f"--workdir={self._root} was begun with another parameterization table: {point.overrides} resolved "
                     f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go back to that code"
+                )
+            row = self.rows.get(point.id)
+            here = point.run.table_hash, self._data[digest(dataclasses.asdict(point.run.cfg.data))]
+            if row and (row.get("table_hash"), row.get("data_fingerprint")) != here:
+                raise UserError(
+                    f"--workdir={self._root}: its row of {point.overrides} is of another table or text "
+                    f"({row.get('table_hash')}, {row.get('data_fingerprint')}; here {', '.join(here)}); choose a new "
+                    "workdir"
                 )
 
     def run(self, points: Sequence[Point], refinement: Sequence[str]) -> None:

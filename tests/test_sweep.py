@@ -327,6 +327,23 @@ def test_a_workdir_of_another_table_is_refused(tiny, tmp_path, monkeypatch):
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
+def test_rows_copied_from_elsewhere_count_if_table_and_text_are_theirs(tiny, tmp_path):
+    """So a study may begin with what another has trained; a row of another table or text under the same id ends it."""
+    tree = sweep_tree(tiny, parameterization__name=("mup",), model__d_model=(32,))
+    rows = sweep(tree, tmp_path / "first")
+    content = (tmp_path / "first" / "results.jsonl").read_text()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "results.jsonl").write_text(content)
+    assert sweep(tree, tmp_path / "second") == rows
+    assert (tmp_path / "second" / "results.jsonl").read_text() == content
+    for field in ("table_hash", "data_fingerprint"):
+        root = tmp_path / field
+        root.mkdir()
+        (root / "results.jsonl").write_text(content.replace(rows[0][field], "0123456789ab"))
+        with pytest.raises(UserError, match="is of another table or text"):
+            sweep(tree, root)
+
+
 def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
     """Three shards, one of them twice, merged: every point once, and the sweep finds nothing left to do."""
     tree = sweep_tree(tiny, parameterization__name=("sp", "mup"))
