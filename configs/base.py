@@ -58,7 +58,33 @@ def _cnn() -> ConfigDict:
     return c
 
 
-MODELS = {"transformer": _transformer, "mlp": _mlp, "cnn": _cnn}
+def _moe() -> ConfigDict:
+    c = _transformer()
+    c.name = "moe"
+    c.mlp_ratio = 2.0  # width of an expert / d_model
+    c.num_experts = 8
+    c.experts_per_token = 2  # their outputs are added, by the router's shares; of one, times its share
+    # Places of an expert, over tokens x experts_per_token / num_experts; a token that finds none left goes without
+    c.capacity_factor = 2.0
+    c.balance_weight = 0.01  # of the router's imbalance in what is minimized; the reported loss is without
+    return c
+
+
+def _recurrent() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "recurrent"
+    c.d_model = 64
+    c.num_layers = 2
+    c.mlp_ratio = 4.0  # MLP width / d_model
+    c.recurrent_ratio = 1.0  # channels of the recurrence / d_model
+    c.kernel_size = 4  # taps of the convolution before it
+    # As of the transformer
+    c.update(norm="rms", norm_gain="none", norm_eps=1e-6, activation="relu", remat="none", scan_layers=True)
+    c.update(dtype="float32", low_precision=False)
+    return c
+
+
+MODELS = {"transformer": _transformer, "mlp": _mlp, "cnn": _cnn, "moe": _moe, "recurrent": _recurrent}
 
 
 def get_config(model: str = "transformer") -> ConfigDict:

@@ -20,6 +20,7 @@ ALLOWED = {
     "models": {"errors", "hps", "params"},
     "parameterization": {"errors", "params"},
     "optim": {"hps", "parameterization", "params"},
+    "export": {"errors", "optim", "parameterization", "params"},
     "loss": {"models"},
     "steps": {"hps", "loss", "models", "optim", "parameterization", "params", "schedules"},
     "config": {"data.corpus", "errors", "models", "optim", "parameterization", "schedules", "sharding"},
@@ -93,6 +94,7 @@ ALLOWED = {
         "data.prepare",
         "dry_run",
         "errors",
+        "export",
         "launch",
         "merge",
         "mirrors",
@@ -100,7 +102,7 @@ ALLOWED = {
         "plan",
         "points",
     }
-    | {"processes", "sample", "sweep", "train", "transfer", "workdir"},
+    | {"processes", "results", "sample", "sweep", "train", "transfer", "workdir"},
     "main": {"cli", "errors"},
 }
 # Library -> the only modules that may import it
@@ -121,7 +123,7 @@ CONFINED = {
     "plotly": {"transfer"},
     "tensorboardX": {"mirrors"},
     "wandb": {"mirrors"},
-    "yaml": {"launch"},
+    "yaml": {"export", "launch"},
     "absl": {"cli"},
     "ml_collections": {"cli"},
 }

@@ -340,9 +340,9 @@ def test_features_without_a_rule_are_refused():
             run_at(64, "ntk_full", **overrides)
     assert run_at(64, "ntk_full", model__tied=True, parameterization__override=("tied=mup",)).scalings["embed"]
     metas = {"w": signature("hidden", "experts | embed -> mlp", {"experts": 4, "embed": 8, "mlp": 16})}
-    with pytest.raises(UserError, match="w is repeated over 'experts', for which parameterization 'mup' declares no"):
-        assign_rows(PARAMETERIZATIONS["mup"], metas)
-    rows, _ = apply_overrides(PARAMETERIZATIONS["mup"], ("w=mup",), metas, PARAMETERIZATIONS)
+    with pytest.raises(UserError, match="w is repeated over 'experts', for which parameterization 'lingle_mup' "):
+        assign_rows(PARAMETERIZATIONS["lingle_mup"], metas)
+    rows, _ = apply_overrides(PARAMETERIZATIONS["lingle_mup"], ("w=mup",), metas, PARAMETERIZATIONS)
     assert resolve(rows, metas, metas, "adam")["w"].init == 8**-0.5
 
 

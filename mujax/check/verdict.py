@@ -90,13 +90,14 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
     scalings = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
-    tensors, findings, logits_start_as = [], list(earlier), None
+    tensors, findings = [], list(earlier)
+    outputs: dict[str, float] = {}  # output tensor -> how what it makes starts
     for name, meta in named_leaves(run.metas).items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
         starts_as = initial_exponent(widths, [by_name[name] for by_name in scalings])
         want = wanted(meta, grows, run, starts_as)
         if meta.role == "output":
-            logits_start_as = starts_as + grows.fan_in / 2  # a random sum over width
+            outputs[name] = starts_as + grows.fan_in / 2  # a random sum over width
         is_drawn = meta.dist == "normal"
         later = tuple(slope("update", name, horizon) for horizon in horizons)
         initial = (slope("weight", name), want.init) if is_drawn else (None, None)
@@ -110,7 +111,7 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
     activations = []
     for name in (quantity.name for quantity in first if quantity.kind == "activation"):
         later = tuple(slope("change", name, horizon) for horizon in horizons)
-        wants_initial = _initial_activation(name, logits_start_as, heads_grow)
+        wants_initial = _initial_activation(name, outputs, heads_grow)
         activations.append(Line(name, "", slope("activation", name), wants_initial, later, _change(name, run)))
     findings += _activation_findings(activations, run, findings)
     losses_WS = np.stack([measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
@@ -156,14 +157,22 @@ def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: 
     return [*findings, Finding(line.name, "fail", "coordinates", "update", text, fix)]
 
 
-def _initial_activation(name: str, logits_start_as: float | None, heads_grow: bool) -> float | None:
-    """As the readout lets the logits start; q.k / d_head as a random sum over d_head; of order 1 else.
+def _made_by(name: str) -> str:
+    """The tensor that an activation is named after: `router_logits` after `router`, of the same module."""
+    return name.removesuffix("_logits")
+
+
+def _initial_activation(name: str, outputs: Mapping[str, float], heads_grow: bool) -> float | None:
+    """As an output lets start what is named after it, and the readout, the last one, the logits; q.k / d_head as a
+    random sum over d_head; of order 1 else.
 
     None for the logits of a tied embedding: a token's own is no random sum.
     """
     kind = name.rpartition("/")[2]
+    if _made_by(name) in outputs:
+        return outputs[_made_by(name)]
     if kind == "logits":
-        return logits_start_as
+        return list(outputs.values())[-1] if outputs else None
     return -0.5 if kind == "attention_logits" and heads_grow else 0.0
 
 
@@ -189,8 +198,8 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
 
     Nothing where a tensor has failed: then everything behind it may miss. Mend that first.
     """
-    failed = {finding.subject for finding in earlier if finding.level == "fail"}
-    if failed & set(named_leaves(run.metas)):
+    failed, metas = {finding.subject for finding in earlier if finding.level == "fail"}, named_leaves(run.metas)
+    if failed & set(metas):
         return []
     misses = {line.name: miss for line in lines if any(miss := _misses(line))}
     findings, unexplained = [], []
@@ -199,6 +208,11 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
         miss = max(initial, change, key=abs)
         when = "starts" if abs(initial) >= abs(change) else "changes"
         text = f"{name} {when} as {power(miss)} relative to what the limit wants"
+        declines = not initial and LARGEST_DECLINE <= change < 0
+        if (own := metas.get(_made_by(name))) and own.role == "output" and declines:
+            text = f"{text}; harmless: {HARMLESS_DECLINE['logits']}"
+            findings.append(Finding(name, "benign", "coordinates", "", text))
+            continue
         if kind not in FORWARD_SCALES:
             fix = "no tensor explains it: look at the operation that makes it"
             unexplained.append(Finding(name, "fail", "coordinates", "", text, fix))
@@ -206,7 +220,7 @@ def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Find
         scale, made_of = FORWARD_SCALES[kind]
         if scale in failed or any(_absolute(module, part) in misses for part in made_of):
             continue
-        if kind in HARMLESS_DECLINE and not initial and LARGEST_DECLINE <= change < 0:
+        if kind in HARMLESS_DECLINE and declines:
             text = f"{text}; harmless: {HARMLESS_DECLINE[kind]}"
             findings.append(Finding(scale, "benign", "coordinates", "", text))
         else:

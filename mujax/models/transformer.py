@@ -185,14 +185,20 @@ class MLP(MuModule):
 
 
 class Block(MuModule):
-    """One layer, in the shape nn.scan wants: carry and own cache in, both out."""
+    """One layer, in the shape nn.scan wants: carry and own cache in, both out.
+
+    An architecture may put other modules, called alike, in the place of attention and MLP.
+    """
+
+    mixer_class, mixer_name = Attention, "attention"
+    mlp_class = MLP
 
     @nn.compact
-    def __call__(self, x_BTD, hps: Hps, cache: Cache | None, position, document_BT):
-        attention, mlp = Attention(self.cfg, name="attention"), MLP(self.cfg, name="mlp")
-        normed_BTD = Norm(self.cfg, name="attention_norm")(x_BTD)
-        out_BTD, cache = attention.extend(normed_BTD, hps, cache, position, document_BT)
-        self.record("attention_out", out_BTD)
+    def __call__(self, x_BTD, hps: Hps, cache, position, document_BT):
+        mixer, mlp = self.mixer_class(self.cfg, name=self.mixer_name), self.mlp_class(self.cfg, name="mlp")
+        normed_BTD = Norm(self.cfg, name=f"{self.mixer_name}_norm")(x_BTD)
+        out_BTD, cache = mixer.extend(normed_BTD, hps, cache, position, document_BT)
+        self.record(f"{self.mixer_name}_out", out_BTD)
         x_BTD += scaled(out_BTD, hps.residual_scale)
         if not self.cfg.parallel:  # else both branches read the same (GPT-J; 2204.02311)
             normed_BTD = Norm(self.cfg, name="mlp_norm")(x_BTD)
@@ -212,6 +218,8 @@ def _remat(block, policy: str):
 
 
 class Transformer(LanguageModel):
+    block_class = Block
+
     def setup(self):
         cfg = self.cfg
         self.embed_VD = self.weight("embed", "tied" if cfg.tied else "input", "vocab -> embed")
@@ -221,7 +229,7 @@ class Transformer(LanguageModel):
         if cfg.embedding_norm:
             self.embedding_norm = Norm(cfg)
         self.blocks = nn.scan(
-            _remat(Block, cfg.remat),
+            _remat(self.block_class, cfg.remat),
             variable_axes={"params": 0, "activations": 0},
             split_rngs={"params": True},
             # hps, cache, position, documents

@@ -13,7 +13,7 @@ eps: the paper (appendix B.3) scales that of all parameters by 1 / fan_in, which
 form of Table 8 alone; here it follows the gradient in every form. microsoft/mup leaves eps as it is.
 """
 
-from mujax.parameterization.sp import FAN_IN, SPECTRAL
+from mujax.parameterization.sp import FAN_IN, REPEATED, SPECTRAL
 from mujax.parameterization.table import ONE, Intention, Parameterization, Power, Row, ScaleRules
 
 # The gradient of an effective weight falls as 1 / fan_out wherever fan_out grows with width (one of
@@ -51,6 +51,7 @@ MUP = Parameterization(
         ),
     },
     scales=ScaleRules(attention=FAN_IN * HALF),
+    repeated=REPEATED,
 )
 
 MUP_TABLE8 = MUP.replace(

@@ -9,6 +9,8 @@ SPECTRAL = Power(fan_in=-0.5, fan_out=0.5)
 FLAT: dict[str, Power] = dict.fromkeys(COLUMNS, ONE)
 FLAT_MATRIX = {**FLAT, "muon": SPECTRAL}
 FAN_IN = Power(fan_in=-0.5)
+# Each layer, and each expert of a mixture, is a matrix of its own; the router is an output (2508.09752)
+REPEATED = ("layers", "experts")
 
 SP = Parameterization(
     name="sp",
@@ -23,4 +25,5 @@ SP = Parameterization(
         "kv": Row(_SOURCE, init=FAN_IN, lr=FLAT_MATRIX),
     },
     scales=ScaleRules(attention=FAN_IN),
+    repeated=REPEATED,
 )

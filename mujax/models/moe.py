@@ -1,0 +1,124 @@
+"""Mixture of experts: the transformer with several MLPs a layer, of which each token takes a few.
+
+The router reads the stream into a number of logits that does not grow with the width, so it is an output; an expert is
+a matrix of its own among `experts` of them, whose rule is that of any hidden matrix (2508.09752). Experts and what of
+them is active are sizes of their own, beside the width: `num_experts`, and `experts_per_token` times `mlp_ratio`.
+Axes: E experts, N choices of a token, C places of an expert, F mlp; others as in mujax.models.layers.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mujax.errors import UserError
+from mujax.models.layers import ACTIVATIONS, GATED, at_least_float32
+from mujax.models.transformer import Block, Transformer, TransformerConfig
+from mujax.params import MuModule
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig(TransformerConfig):
+    """Of the transformer, with mlp_ratio that of one expert; see configs/moe.py."""
+
+    num_experts: int
+    experts_per_token: int
+    capacity_factor: float
+    balance_weight: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.experts_per_token > self.num_experts:
+            raise UserError(
+                f"model.experts_per_token = {self.experts_per_token} is more than model.num_experts = "
+                f"{self.num_experts}"
+            )
+        if self.bias:
+            raise UserError("model.bias: the experts of model.name = 'moe' have none; set it to False")
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {**super().dims, "experts": self.num_experts}
+
+    def capacity(self, seq_len: int) -> int:
+        """Places that an expert has for the tokens of a row; where it is full, a token goes without it."""
+        fair = self.experts_per_token * seq_len / self.num_experts
+        return min(seq_len, max(1, math.ceil(self.capacity_factor * fair)))
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Of the active experts, the router, and all else; places that stay empty are not counted."""
+        expert = (3 if self.activation in GATED else 2) * self.mlp_ratio * self.d_model**2
+        more = (self.experts_per_token - 1) * expert + self.num_experts * self.d_model
+        return super().flops_per_token(seq_len) + 6 * self.num_layers * more
+
+
+@jax.custom_vjp
+def with_loss(x, loss):
+    """x; training also minimizes `loss`, though nothing adds it to the loss that is reported."""
+    del loss
+    return x
+
+
+with_loss.defvjp(lambda x, loss: (x, loss), lambda loss, g: (g, jnp.ones_like(loss)))
+
+
+def dispatch(chosen_BTNE, capacity: int):
+    """[B, T, E, C], for each choice N: 1 where a token has this place of this expert.
+
+    Places go to tokens in their order, so that none is taken from a token by one after it, which it must not see.
+    """
+    B, T, N, E = chosen_BTNE.shape
+    before = jnp.cumsum(chosen_BTNE.reshape(B, T * N, E), axis=1).reshape(B, T, N, E) - chosen_BTNE
+    place_BTNE = jnp.where(chosen_BTNE > 0, before, capacity).astype(jnp.int32)
+    return jax.nn.one_hot(place_BTNE, capacity, dtype=chosen_BTNE.dtype)  # of a place beyond the last: none
+
+
+class Experts(MuModule):
+    @nn.compact
+    def __call__(self, x_BTD):
+        cfg = self.cfg
+        router_DE = self.weight("router", "output", "embed -> experts")
+        logits_BTE = at_least_float32(jnp.einsum("BTD,DE->BTE", x_BTD, router_DE))
+        self.record("router_logits", logits_BTE)
+        shares_BTE = jax.nn.softmax(logits_BTE, axis=-1)
+        gates_BTN, index_BTN = jax.lax.top_k(shares_BTE, cfg.experts_per_token)
+        if cfg.experts_per_token > 1:  # of one, its share: else the router would learn nothing (2101.03961)
+            gates_BTN = gates_BTN / jnp.sum(gates_BTN, axis=-1, keepdims=True)
+        chosen_BTNE = jax.nn.one_hot(index_BTN, cfg.num_experts, dtype=jnp.float32)
+        x_BTD = with_loss(x_BTD, cfg.balance_weight * imbalance(shares_BTE, chosen_BTNE))
+
+        place_BTNEC = dispatch(chosen_BTNE, cfg.capacity(x_BTD.shape[1]))
+        place_BTEC = jnp.sum(place_BTNEC, axis=2).astype(x_BTD.dtype)
+        gate_BTEC = jnp.einsum("BTN,BTNEC->BTEC", gates_BTN, place_BTNEC).astype(x_BTD.dtype)
+        out_BECD = self.mlp(jnp.einsum("BTEC,BTD->BECD", place_BTEC, x_BTD))
+        return jnp.einsum("BTEC,BECD->BTD", gate_BTEC, out_BECD)
+
+    def mlp(self, x_BECD):
+        """Each expert's own tokens through its own MLP."""
+        wi_EDF = self.weight("wi", "hidden", "experts | embed -> mlp")
+        wo_EFD = self.weight("wo", "hidden", "experts | mlp -> embed")
+        h_BECF = jnp.einsum("BECD,EDF->BECF", x_BECD, wi_EDF)
+        if (name := self.cfg.activation) in GATED:
+            wg_EDF = self.weight("wg", "hidden", "experts | embed -> mlp")
+            h_BECF = GATED[name](jnp.einsum("BECD,EDF->BECF", x_BECD, wg_EDF)) * h_BECF
+        else:
+            h_BECF = ACTIVATIONS[name](h_BECF)
+        self.record("hidden", h_BECF)
+        return jnp.einsum("BECF,EFD->BECD", h_BECF, wo_EFD)
+
+
+def imbalance(shares_BTE, chosen_BTNE):
+    """E times the sum over experts of (share of the choices) x (mean share of the router): 1 where all are alike
+    (2101.03961, equation 4)."""
+    E, choices = shares_BTE.shape[-1], jnp.sum(chosen_BTNE, axis=(0, 1, 2))
+    return E * jnp.sum(choices / jnp.sum(choices) * jnp.mean(shares_BTE, axis=(0, 1)))
+
+
+class MoEBlock(Block):
+    mlp_class = Experts
+
+
+class MoETransformer(Transformer):
+    block_class = MoEBlock

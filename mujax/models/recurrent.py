@@ -1,0 +1,148 @@
+"""A linear recurrence in the place of attention: the RG-LRU of Griffin (2402.19427), by an associative scan.
+
+Two projections of the stream: one passes a short convolution and the recurrence h_t = a_t h_(t-1) + sqrt(1 - a_t^2)
+i_t x_t, whose decay a_t and input gate i_t read its own input; the other, through GELU, multiplies what comes out.
+The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix. The
+kernel and decay belong to single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mujax.errors import UserError
+from mujax.hps import Hps
+from mujax.models.layers import ACTIVATIONS, GATED, at_least_float32, scaled
+from mujax.models.transformer import CHOICES, Block, Transformer
+from mujax.params import MuModule
+
+SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0  # decays a step of the channels at first, with the gate fully open
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentConfig:
+    """Shapes and options, see configs/recurrent.py; what else the transformer has is off."""
+
+    d_model: int
+    num_layers: int
+    mlp_ratio: float
+    recurrent_ratio: float
+    kernel_size: int
+    norm: str
+    norm_gain: str
+    norm_eps: float
+    activation: str
+    remat: str
+    scan_layers: bool
+    dtype: str
+    low_precision: bool
+    vocab_size: int
+    seq_len: int
+
+    # No fields: options of the transformer that make no sense here
+    tied, bias, embedding_norm, parallel = False, False, False, False
+    position, boundary_id, max_length = "none", -1, None
+
+    def __post_init__(self):
+        for name in ("norm", "norm_gain", "activation", "remat"):
+            if getattr(self, name) not in CHOICES[name]:
+                raise UserError(f"model.{name} = {getattr(self, name)!r} is not one of: {', '.join(CHOICES[name])}")
+        for name in ("mlp_ratio", "recurrent_ratio"):
+            if (size := getattr(self, name) * self.d_model) % 1:
+                raise UserError(
+                    f"model.{name} = {getattr(self, name):g} times model.d_model = {self.d_model} is {size:g}: it must "
+                    "be a whole number"
+                )
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Logical axis -> size. `recurrent` and `gates` are the same channels, in and out of a gate's matrix."""
+        channels = int(self.recurrent_ratio * self.d_model)
+        return {
+            "embed": self.d_model, "recurrent": channels, "gates": channels, "taps": self.kernel_size,
+            "mlp": int(self.mlp_ratio * self.d_model), "vocab": self.vocab_size, "layers": self.num_layers,
+        }  # fmt: skip
+
+    def flops_per_token(self, seq_len: int) -> float:
+        """Forward and backward matmul FLOPs a token, 6 a weight; the scan and the kernel are left out."""
+        r = self.recurrent_ratio
+        matrices = 3 * r + 2 * r**2 + (3 if self.activation in GATED else 2) * self.mlp_ratio
+        return 6 * (self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model)
+
+
+class Memory(NamedTuple):
+    """What a layer keeps of the tokens so far: its state, and the last inputs of its kernel."""
+
+    h_BR: jax.Array
+    x_BCR: jax.Array
+
+
+class Recurrence(MuModule):
+    @nn.compact
+    def extend(self, x_BTD, hps: Hps, cache: Memory | None, position, document_BT=None):
+        """[B, T, D] -> ([B, T, D], the memory with these tokens); the state before the first token is zero."""
+        del hps, position, document_BT
+        cfg, T = self.cfg, x_BTD.shape[1]
+        wx_DR, wy_DR = (self.weight(name, "hidden", "embed -> recurrent") for name in ("wx", "wy"))
+        wo_RD = self.weight("wo", "hidden", "recurrent -> embed")
+        kernel_CR = self.weight("kernel", "vector", "-> taps recurrent")
+        y_BTR = ACTIVATIONS["gelu"](jnp.einsum("BTD,DR->BTR", x_BTD, wy_DR))
+        x_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, wx_DR)
+        taps = cfg.kernel_size
+        past_BCR = jnp.zeros_like(x_BTR[:, : taps - 1], shape=(x_BTR.shape[0], taps - 1, x_BTR.shape[2]))
+        padded = jnp.concatenate([past_BCR if cache is None else cache.x_BCR, x_BTR], axis=1)
+        # By the number of taps, so that unit weights make unit activations
+        x_BTR = scaled(sum(padded[:, i : i + T] * kernel_CR[None, None, i] for i in range(taps)), taps**-0.5)
+
+        log_a_BTR, input_BTR = self.gates(x_BTR)
+        h_BTR = scan(log_a_BTR, input_BTR * at_least_float32(x_BTR), None if cache is None else cache.h_BR)
+        h_BTR, last_BR = h_BTR.astype(x_BTD.dtype), h_BTR[:, -1]
+        self.record("state", h_BTR)
+        out_BTD = jnp.einsum("BTR,RD->BTD", h_BTR * y_BTR, wo_RD)
+        return out_BTD, None if cache is None else Memory(last_BR, padded[:, T:])
+
+    def gates(self, x_BTR):
+        """(log of the decay a_t, its input's factor sqrt(1 - a_t^2) i_t), in float32."""
+        wa_RS, wi_RS = (self.weight(name, "hidden", "recurrent -> gates") for name in ("wa", "wi"))
+        decay_R = self.weight("decay", "vector", "-> recurrent", dist="zeros")
+        opened_BTR, input_BTR = (
+            jax.nn.sigmoid(at_least_float32(jnp.einsum("BTR,RS->BTS", x_BTR, w))) for w in (wa_RS, wi_RS)
+        )
+        self.record("decay_gate", opened_BTR)
+        first_R = np.linspace(FASTEST, SLOWEST, decay_R.shape[0]) ** (1 / SHARPNESS)
+        logit_R = at_least_float32(decay_R) + jnp.asarray(np.log(first_R / (1 - first_R)), jnp.float32)
+        log_a_BTR = SHARPNESS * opened_BTR * jax.nn.log_sigmoid(logit_R)[None, None]
+        return log_a_BTR, jnp.sqrt(-jnp.expm1(2 * log_a_BTR)) * input_BTR
+
+
+def scan(log_a_BTR, x_BTR, h_BR=None):
+    """h_t = exp(log_a_t) h_(t-1) + x_t of all t at once; h_BR: the state before the first."""
+    if h_BR is not None:
+        x_BTR = x_BTR.at[:, 0].add(jnp.exp(log_a_BTR[:, 0]) * h_BR)
+
+    def join(left, right):
+        (log_a, x), (log_b, y) = left, right
+        return log_a + log_b, jnp.exp(log_b) * x + y
+
+    return jax.lax.associative_scan(join, (log_a_BTR, x_BTR), axis=1)[1]
+
+
+class RecurrentBlock(Block):
+    mixer_class, mixer_name = Recurrence, "recurrence"
+
+
+class RecurrentModel(Transformer):
+    block_class = RecurrentBlock
+
+    @nn.nowrap
+    def empty_cache(self, batch_size: int, window: int) -> Memory:
+        """Of all layers; the window does not matter, as the memory is the same for any."""
+        dims = self.cfg.dims
+        head, channels = (dims["layers"], batch_size), dims["recurrent"]
+        return Memory(
+            jnp.zeros((*head, channels), jnp.float32), jnp.zeros((*head, dims["taps"] - 1, channels), self.cfg.dtype)
+        )

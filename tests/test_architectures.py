@@ -1,0 +1,209 @@
+"""The mixture of experts and the linear recurrence: against loops in numpy, by causality, and with mistakes planted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_tree
+from flax import linen as nn
+from test_check import config, judge_one
+
+from configs import base
+from mujax.config import make_run_config
+from mujax.models import MODELS, moe, recurrent
+from mujax.models.transformer import Block, Transformer
+from mujax.run import make_run
+from mujax.steps import make_train_fns
+
+
+def make(model, **overrides):
+    """A small run of 16 tokens a row."""
+    tree = tiny_tree("transformer", **{f"model__{k}": v for k, v in overrides.items()})
+    tree["model"] = base.get_config(model).model.to_dict() | {"d_model": 16} | overrides
+    if model == "moe":
+        tree["model"]["d_head"] = 8
+    tree.pop("sweep")
+    return make_run(make_run_config(tree))
+
+
+def module_and_params(run, seed=0):
+    return MODELS[run.cfg.model_name][1](run.cfg.model), jax.jit(make_train_fns(run.program).init)(
+        seed, run.hps, run.scalings
+    ).params
+
+
+def experts_by_a_loop(cfg, weights, x_BTD):
+    """Every token by itself, in the order of the row; places of an expert are counted down."""
+    out = np.zeros_like(x_BTD)
+    for b, x_TD in enumerate(x_BTD):
+        left = [cfg.capacity(len(x_TD))] * cfg.num_experts
+        for t, x_D in enumerate(x_TD):
+            logits = x_D @ weights["router"]
+            shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            chosen = np.argsort(-shares, kind="stable")[: cfg.experts_per_token]
+            total = shares[chosen].sum() if cfg.experts_per_token > 1 else 1.0
+            for e in chosen:
+                if left[e]:
+                    left[e] -= 1
+                    h_F = np.maximum(x_D @ weights["wi"][e], 0)
+                    out[b, t] += shares[e] / total * (h_F @ weights["wo"][e])
+    return out
+
+
+@pytest.mark.parametrize(("active", "factor"), [(1, 1.0), (2, 0.5), (2, 8.0), (3, 1.0)])
+def test_experts_equal_a_loop_over_tokens(active, factor):
+    """With places for all, and with so few that some tokens go without."""
+    cfg = make("moe", num_experts=4, experts_per_token=active, capacity_factor=factor).cfg.model
+    rng = np.random.default_rng(active)
+    D, F, E = cfg.d_model, 2 * cfg.d_model, 4
+    sizes = {"router": (D, E), "wi": (E, D, F), "wo": (E, F, D)}
+    weights = {name: rng.normal(size=size) for name, size in sizes.items()}
+    x_BTD = rng.normal(size=(3, 12, D))
+    with jax.enable_x64(True):
+        out_BTD = moe.Experts(cfg).apply({"params": weights}, jnp.asarray(x_BTD))
+    expected = experts_by_a_loop(cfg, weights, x_BTD)
+    np.testing.assert_allclose(out_BTD, expected, rtol=1e-5, atol=1e-5)  # shares are of float32
+    if factor in (0.5, 8.0):
+        assert (np.abs(expected).sum(-1) == 0).any() == (factor == 0.5)
+
+
+def test_what_is_minimized_has_the_imbalance_and_what_is_reported_has_not():
+    """The router's gradient is that of the loss plus balance_weight times that of the imbalance, taken by itself."""
+    run = make("moe", num_layers=1, balance_weight=0.5)
+    module, params = module_and_params(run)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16)))
+    cfg = run.cfg.model
+
+    def loss(router, module=module):
+        mlp = params["blocks"]["mlp"] | {"router": router}
+        changed = params | {"blocks": params["blocks"] | {"mlp": mlp}}
+        logits, seen = module.apply({"params": changed}, tokens, run.hps, mutable="activations")
+        shares = jax.nn.softmax(seen["activations"]["blocks"]["mlp"]["router_logits"][0], axis=-1)
+        chosen = jax.nn.one_hot(jax.lax.top_k(shares, cfg.experts_per_token)[1], cfg.num_experts)
+        return jnp.mean(logits**2), moe.imbalance(shares, chosen)
+
+    router = params["blocks"]["mlp"]["router"]
+    ours = jax.grad(lambda r: loss(r)[0])(router)
+    without = MODELS["moe"][1](dataclasses.replace(cfg, balance_weight=1e-30))
+    with_imbalance = jax.grad(lambda r: 0.5 * loss(r, without)[1])(router)
+    plain = jax.grad(lambda r: loss(r, without)[0])(router)
+    np.testing.assert_allclose(ours, plain + with_imbalance, rtol=1e-4, atol=1e-7)
+    assert float(jnp.abs(with_imbalance).max()) > 1e-4
+
+
+def test_imbalance_is_one_where_all_are_alike():
+    shares = jnp.full((2, 6, 3), 1 / 3)
+    assert float(moe.imbalance(shares, jax.nn.one_hot(jnp.arange(12).reshape(2, 6, 1) % 3, 3))) == pytest.approx(1)
+    one = jax.nn.one_hot(jnp.zeros((2, 6, 1), int), 3)
+    assert float(moe.imbalance(one[:, :, 0], one)) == pytest.approx(3)
+
+
+def test_the_scan_equals_a_loop():
+    rng = np.random.default_rng(0)
+    log_a, x, first = -rng.uniform(0, 3, (2, 9, 5)), rng.normal(size=(2, 9, 5)), rng.normal(size=(2, 5))
+    for h in (None, first):
+        expected, state = [], np.zeros((2, 5)) if h is None else h
+        for t in range(9):
+            state = np.exp(log_a[:, t]) * state + x[:, t]
+            expected.append(state)
+        with jax.enable_x64(True):
+            found = recurrent.scan(jnp.asarray(log_a), jnp.asarray(x), None if h is None else jnp.asarray(h))
+        np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-12)
+
+
+class Gates(recurrent.Recurrence):
+    @nn.compact
+    def __call__(self, x_BTR):
+        return self.gates(x_BTR)
+
+
+def test_decays_start_between_the_slowest_and_the_fastest():
+    """With its gate open a channel keeps 0.9 to 0.999 of its state a step, and half-way the square root of that."""
+    run = make("recurrent")
+    params = {"wa": jnp.zeros((16, 16)), "wi": jnp.zeros((16, 16)), "decay": jnp.zeros(16)}
+    log_a, _ = Gates(run.cfg.model).apply({"params": params}, jnp.ones((1, 1, 16)))
+    np.testing.assert_allclose(np.exp(2 * log_a[0, 0]), np.linspace(0.9, 0.999, 16), rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["moe", "recurrent"])
+def test_no_token_sees_one_after_it(model):
+    """Also where places are few: no later token takes one from an earlier."""
+    run = make(model, **({"capacity_factor": 0.3} if model == "moe" else {}))
+    module, params = module_and_params(run)
+    apply = jax.jit(lambda tokens: module.apply({"params": params}, tokens, run.hps))
+    tokens = np.random.default_rng(0).integers(0, 256, (4, 16))
+    logits = apply(tokens)
+    for t in range(1, 16):
+        changed = np.concatenate([tokens[:, :t], (tokens[:, t:] + 1) % 256], axis=1)
+        np.testing.assert_array_equal(apply(changed)[:, :t], logits[:, :t])
+        assert np.abs(apply(changed)[:, t:] - logits[:, t:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("pieces", [(16,), (1,) * 16, (5, 1, 10), (2, 14)])
+def test_a_recurrence_goes_on_from_its_memory(pieces):
+    """In pieces, with the memory in between, as in one call; pieces shorter than the kernel too."""
+    run = make("recurrent")
+    module, params = module_and_params(run)
+    tokens = np.random.default_rng(0).integers(0, 256, (2, 16))
+    whole = module.apply({"params": params}, tokens, run.hps, method="features")
+    cache, position, found = module.empty_cache(2, 4), 0, []
+    for piece in pieces:
+        here = tokens[:, position : position + piece]
+        out, cache = module.apply({"params": params}, here, run.hps, cache, position, method="extend")
+        found.append(out)
+        position += piece
+    np.testing.assert_allclose(np.concatenate(found, 1), whole, rtol=2e-4, atol=2e-5)
+
+
+def fork(base_model, **changes):
+    """The model with another module in its block."""
+    block = type("ForkedBlock", (base_model.block_class,), changes)
+    return type("Fork", (base_model,), {"block_class": block})
+
+
+def text_of(tensor, role, text):
+    """The module's own declarations, but for one."""
+
+    def weight(self, name, own_role, own_text, dist="normal"):
+        if name == tensor:
+            own_role, own_text = role, text or own_text
+        return super(type(self), self).weight(name, own_role, own_text, dist)
+
+    return weight
+
+
+MISTAKES = {
+    "the router as a hidden matrix": ("moe", "router", "hidden", "", "blocks/mlp/router"),
+    "the fan-in of an expert taken not to grow": ("moe", "wi", "input", "", "blocks/mlp/wi"),
+    "experts whose out-projection is an output": ("moe", "wo", "output", "", "blocks/mlp/wo"),
+    "gates whose fan-in is taken not to grow": ("recurrent", "wa", "input", "", "blocks/recurrence/wa"),
+    "an input gate as a readout": ("recurrent", "wi", "output", "", "blocks/recurrence/wi"),
+    "a decay that learns as a hidden matrix": (
+        "recurrent",
+        "decay",
+        "hidden",
+        "recurrent ->",
+        "blocks/recurrence/decay",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_check_names_what_is_planted(mistake, text_file, monkeypatch):
+    model, tensor, role, text, culprit = MISTAKES[mistake]
+    config_cls, module = MODELS[model]
+    part = {"moe": ("mlp_class", moe.Experts), "recurrent": ("mixer_class", recurrent.Recurrence)}[model]
+    wrong = type("Wrong", (part[1],), {"weight": text_of(tensor, role, text)})
+    monkeypatch.setitem(MODELS, "planted", (config_cls, fork(module, **{part[0]: wrong})))
+    cfg = config("mup", text_file)
+    own = make(model).cfg.model
+    cfg = dataclasses.replace(cfg, model=own, model_name="planted")
+    verdict = judge_one(cfg, widths=(16, 64))
+    assert verdict.culprits == (culprit,), [f for f in verdict.findings if f.level == "fail"]
+
+
+def test_hooks_are_those_of_the_transformer():
+    assert moe.MoETransformer.block_class.mixer_class is Block.mixer_class
+    assert issubclass(recurrent.RecurrentModel, Transformer)
