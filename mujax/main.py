@@ -6,14 +6,14 @@ import traceback
 from collections.abc import Sequence
 
 import mujax
-from mujax.cli import check, explain, launch, merge, plan, prepare, report, sample, sweep, train
+from mujax.cli import check, explain, export, launch, merge, plan, prepare, report, sample, sweep, train, version
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (train, sweep, launch, plan, merge, report, explain, check, prepare, sample)
+    for module in (train, sweep, launch, plan, merge, report, explain, check, export, prepare, sample, version)
 }
 
 OVERVIEW = """\
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print(overview())
         return FINISHED if argv else USAGE_ERROR
-    if argv[0] in ("--version", "version"):
+    if argv[0] == "--version":
         print(f"mujax {mujax.__version__}")
         return FINISHED
     name, rest = argv[0], argv[1:]

@@ -1,0 +1,32 @@
+"""mujax version - the versions of mujax and of what it stands on, and the devices: for a bug report.
+
+  mujax version
+
+Exit code: 0."""
+
+import importlib.metadata
+import platform
+
+from mujax.cli.verb import FINISHED, Verb
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_collections", "numpy", "libtpu")
+
+
+def run() -> int:
+    import jax
+
+    from mujax.results import code_version
+
+    print(f"mujax {code_version()}")
+    print(f"Python {platform.python_version()}, {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            print(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is not installed")
+    devices = jax.devices()
+    print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    return FINISHED
+
+
+VERB = Verb("version", __doc__, run, required=())
