@@ -1,4 +1,4 @@
-"""A parameterization of one's own: muP whose readout learns as fast as an embedding; see docs/add-a-parameterization.md.
+"""A parameterization of one's own: muP whose readout learns as fast as an embedding (docs/add-a-parameterization.md).
 
 mujax explain --config=docs/examples/my_table.py --diff=mup
 mujax check --config=docs/examples/my_table.py --workdir=runs/my-table --fast
