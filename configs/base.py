@@ -63,10 +63,12 @@ def _moe() -> ConfigDict:
     c.name = "moe"
     c.mlp_ratio = 2.0  # width of an expert / d_model
     c.num_experts = 8
-    c.experts_per_token = 2  # their outputs are added, by the router's shares; of one, times its share
+    # Top-k; outputs are added by the router's probabilities, made to add up to 1, but for k = 1
+    c.experts_per_token = 2
     # Places of an expert, over tokens x experts_per_token / num_experts; a token that finds none left goes without
     c.capacity_factor = 2.0
-    c.balance_weight = 0.01  # of the router's imbalance in what is minimized; the reported loss is without
+    # alpha of the load-balancing loss (2101.03961, equation 4) of each layer; the reported loss is without
+    c.balance_weight = 0.01
     return c
 
 

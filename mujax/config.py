@@ -127,7 +127,7 @@ STUDY_SECTIONS = ("sweep", "refine")
 OPERATION_SECTIONS = ("mesh", "checkpoint", "monitor")
 DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
-LEAST = {"num_kv_heads": 0, "boundary_id": -1}  # of a model's numbers, those that may say none
+LEAST = {"num_kv_heads": 0, "boundary_id": -1, "balance_weight": 0}  # of a model's numbers, those that may say none
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
 
 

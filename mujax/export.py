@@ -5,6 +5,7 @@ embeddings. Base shapes are files of microsoft/mup (github.com/microsoft/mup, sa
 that does not grow, or JSON of the same content.
 """
 
+import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,8 @@ import yaml
 from mujax.errors import UserError, suggest
 from mujax.optim import OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS, assign_rows, resolve
+from mujax.parameterization.resolve import has_depth_rules
+from mujax.parameterization.table import BASIC_ROLES, Parameterization, Size
 from mujax.params import ROLES, ParamMeta
 
 Shape = tuple[int, ...]
@@ -66,15 +69,15 @@ def role_of(name: str, base: BaseShape, roles: Mapping[str, str]) -> str:
     for pattern, role in roles.items():
         if fnmatchcase(name, pattern):
             return role
-    grows = [size is not None for size in base]
     if len(base) < 2:
         return "vector"
+    grows = [size is not None for size in base]
     if not any(grows[:2]):
         raise UserError(f"{name} has no size that grows; give it a role, e.g. --roles={name}=vector")
     if grows[0]:
         return "hidden" if grows[1] else "input"
     raise UserError(
-        f"{name} {list(base)} may be an embedding or a readout: give its role, --roles={name}=input or "
+        f"{name} {json.dumps(base)} may be an embedding or a readout: give its role, --roles={name}=input or "
         f"--roles={name}=output"
     )
 
@@ -96,41 +99,98 @@ def export(
     hyperparameters: Mapping[str, float],
     roles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """{"groups": parameter groups of torch.optim, by names; "init": standard deviations; "forward": factors}.
+    """{"groups": parameter groups of torch.optim, by names; "roles", "init" (standard deviations), "forward" (factors on
+    weights) and "readout" (factor on the logits of a tied embedding): by tensor}.
 
     Args:
       base_shapes: at the base width, None where a size does not grow.
       optimizer: one of mujax's, whose learning-rate column is used.
-      hyperparameters: lr, eps and weight_decay at the base width.
+      hyperparameters: lr, eps and weight_decay, each of a tensor whose factor is 1.
 
     Raises:
-      UserError: an unknown table or optimizer, tensors that are not in both, shapes that do not fit, a missing role.
+      UserError: an unknown table or optimizer, a table with rules that shapes cannot follow, tensors that are not in
+        both, shapes that do not fit, a missing role, a pattern of no tensor.
     """
     for flag, value, known in (
         ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer, OPTIMIZERS),
     ):  # fmt: skip
         if value not in known:
             raise UserError(f"--{flag}={value} is not one of {', '.join(known)}")
+    table, column = PARAMETERIZATIONS[parameterization], OPTIMIZERS[optimizer].column
+    _check_table(table, column, optimizer)
+    _check_names(shapes, base_shapes, roles)
+    metas, base_metas, embeddings = {}, {}, set()
+    for name, sizes in shapes.items():
+        base = base_shapes[name]
+        role = role_of(name, base, roles)
+        _check_stack(name, role, base)
+        at_base = tuple(size if b is None else b for size, b in zip(sizes, base, strict=True))
+        if role in ("input", "tied") and base[0] is None:
+            embeddings.add(name)
+        metas[name] = _meta(name, role, sizes, name in embeddings)  # pyright: ignore[reportArgumentType]
+        base_metas[name] = _meta(name, role, at_base, name in embeddings)  # pyright: ignore[reportArgumentType]
+    rows = assign_rows(table, metas)
+    scalings, gauge = resolve(rows, metas, base_metas, column), OPTIMIZERS[optimizer].gauge
+    groups: dict[tuple, list[str]] = {}
+    for name, s in scalings.items():
+        # torch decays a stored weight by its own rate; a table means that of the effective weight, see mujax.optim
+        factors = {"lr": s.lr, "eps": s.eps, "weight_decay": s.weight_decay * s.forward**gauge}
+        numbers = tuple((field, hyperparameters[field] * factor) for field, factor in factors.items())
+        groups.setdefault(numbers, []).append(name)
+
+    def init(name: str) -> float:
+        meta, std = metas[name], scalings[name].init
+        # The tables' inputs are one-hot; a layer that sums over its inputs starts at fan_in^-1/2 (2203.03466, Table 3)
+        return std * meta.fan_in**-0.5 if meta.role == "input" and name not in embeddings else std
+
+    return {
+        "groups": [{"params": names, **dict(numbers)} for numbers, names in groups.items()],
+        "roles": {name: meta.role for name, meta in metas.items()},
+        "init": {name: init(name) for name, meta in metas.items() if meta.dist == "normal"},
+        "forward": {name: s.forward for name, s in scalings.items()},
+        "readout": {
+            name: rows[name].readout(Size(fan_in=meta.fan_out), Size(fan_in=base_metas[name].fan_out))
+            for name, meta in metas.items()
+            if meta.role == "tied"
+        },
+    }
+
+
+def _check_table(table: Parameterization, column: str, optimizer: str) -> None:
+    """That its rules can be followed from roles and shapes alone."""
+    here = f"--parameterization={table.name}"
+    if table.tensors:
+        raise UserError(f"{here} has rules for single tensors of mujax's models ({', '.join(table.tensors)})")
+    if has_depth_rules(table.rows, table.scales):
+        raise UserError(f"{here} has rules for depth, of which shapes say nothing; choose a table without")
+    without = [role for role in BASIC_ROLES if column not in table.rows[role].lr]
+    if without:
+        raise UserError(
+            f"{here} has no learning rate of {without[0]} tensors for --optimizer={optimizer}; it has those of "
+            f"{', '.join(table.rows[without[0]].lr)}"
+        )
+
+
+def _check_names(shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]):
     if different := sorted(set(shapes) ^ set(base_shapes)):
         raise UserError(f"{different[0]} is in one of --shapes and --base_shapes, and not in the other")
-    metas, base_metas = {}, {}
+    for pattern in roles:
+        if not any(fnmatchcase(name, pattern) for name in shapes):
+            raise UserError(f"--roles: {pattern!r} matches no tensor{suggest(pattern, shapes)}")
+    pairs = {name: list(zip(sizes, base_shapes[name], strict=False)) for name, sizes in shapes.items()}
+    is_wider = any(size != base for sizes in pairs.values() for size, base in sizes if base is not None)
     for name, sizes in shapes.items():
         base = base_shapes[name]
         if len(base) != len(sizes) or None in sizes:
-            raise UserError(f"{name} has shape {list(sizes)} and base shape {list(base)}; both need as many sizes")
-        role = role_of(name, base, roles)
-        at_base = tuple(size if b is None else b for size, b in zip(sizes, base, strict=True))
-        is_embedding = role in ("input", "tied") and base[0] is None
-        metas[name] = _meta(name, role, sizes, is_embedding)  # pyright: ignore[reportArgumentType]
-        base_metas[name] = _meta(name, role, at_base, is_embedding)  # pyright: ignore[reportArgumentType]
-    rows = assign_rows(PARAMETERIZATIONS[parameterization], metas)
-    scalings = resolve(rows, metas, base_metas, OPTIMIZERS[optimizer].column)
-    groups: dict[tuple, list[str]] = {}
-    for name, s in scalings.items():
-        numbers = {field: hyperparameters[field] * getattr(s, field) for field in ("lr", "eps", "weight_decay")}
-        groups.setdefault(tuple(numbers.items()), []).append(name)
-    return {
-        "groups": [{"params": names, **dict(numbers)} for numbers, names in groups.items()],
-        "init": {name: s.init for name, s in scalings.items() if metas[name].dist == "normal"},
-        "forward": {name: s.forward for name, s in scalings.items()},
-    }
+            both = f"{json.dumps(sizes)} and base shape {json.dumps(base)}"
+            raise UserError(f"{name} has shape {both}; both need as many sizes, and null is for the base alone")
+        if is_wider and any(size == own for size, own in pairs[name]):
+            raise UserError(
+                f"{name} has shape {json.dumps(sizes)} in both files; write null in --base_shapes for a size that does "
+                "not grow"
+            )
+
+
+def _check_stack(name: str, role: str, base: BaseShape) -> None:
+    if role == "hidden" and len(base) > 2 and None in base[:2]:
+        raise UserError(f"{name} {json.dumps(base)}: the first two sizes of a hidden tensor grow; split a stack of them")

@@ -81,23 +81,25 @@ def test_what_is_minimized_has_the_imbalance_and_what_is_reported_has_not():
         changed = params | {"blocks": params["blocks"] | {"mlp": mlp}}
         logits, seen = module.apply({"params": changed}, tokens, run.hps, mutable="activations")
         shares = jax.nn.softmax(seen["activations"]["blocks"]["mlp"]["router_logits"][0], axis=-1)
-        chosen = jax.nn.one_hot(jax.lax.top_k(shares, cfg.experts_per_token)[1], cfg.num_experts)
-        return jnp.mean(logits**2), moe.imbalance(shares, chosen)
+        chosen = jax.nn.one_hot(jax.lax.top_k(shares, cfg.experts_per_token)[1], cfg.num_experts).sum(axis=2)
+        return jnp.mean(logits**2), moe.load_balancing_loss(shares, chosen)
 
     router = params["blocks"]["mlp"]["router"]
     ours = jax.grad(lambda r: loss(r)[0])(router)
-    without = MODELS["moe"][1](dataclasses.replace(cfg, balance_weight=1e-30))
+    without = MODELS["moe"][1](dataclasses.replace(cfg, balance_weight=0.0))
     with_imbalance = jax.grad(lambda r: 0.5 * loss(r, without)[1])(router)
     plain = jax.grad(lambda r: loss(r, without)[0])(router)
     np.testing.assert_allclose(ours, plain + with_imbalance, rtol=1e-4, atol=1e-7)
     assert float(jnp.abs(with_imbalance).max()) > 1e-4
 
 
-def test_imbalance_is_one_where_all_are_alike():
+def test_the_load_balancing_loss_is_one_where_all_are_alike():
     shares = jnp.full((2, 6, 3), 1 / 3)
-    assert float(moe.imbalance(shares, jax.nn.one_hot(jnp.arange(12).reshape(2, 6, 1) % 3, 3))) == pytest.approx(1)
-    one = jax.nn.one_hot(jnp.zeros((2, 6, 1), int), 3)
-    assert float(moe.imbalance(one[:, :, 0], one)) == pytest.approx(3)
+    assert float(moe.load_balancing_loss(shares, jax.nn.one_hot(jnp.arange(12).reshape(2, 6) % 3, 3))) == (
+        pytest.approx(1)
+    )
+    one = jax.nn.one_hot(jnp.zeros((2, 6), int), 3)
+    assert float(moe.load_balancing_loss(one, one)) == pytest.approx(3)
 
 
 def test_the_scan_equals_a_loop():
@@ -207,3 +209,16 @@ def test_check_names_what_is_planted(mistake, text_file, monkeypatch):
 def test_hooks_are_those_of_the_transformer():
     assert moe.MoETransformer.block_class.mixer_class is Block.mixer_class
     assert issubclass(recurrent.RecurrentModel, Transformer)
+
+
+def test_a_gate_that_is_shut_has_a_gradient():
+    """Then a_t is 1 in float32, and the root of 1 - a_t^2 has none of its own."""
+    run = make("recurrent")
+
+    def loss(wa):
+        params = {"wa": wa, "wi": jnp.ones((16, 16)), "decay": jnp.zeros(16)}
+        log_a, factor = Gates(run.cfg.model).apply({"params": params}, jnp.ones((1, 1, 16)))
+        return jnp.sum(log_a + factor)
+
+    for size in (-1.0, -8.0, -1e4):
+        assert np.isfinite(jax.grad(loss)(jnp.full((16, 16), size))).all()

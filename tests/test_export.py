@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from conftest import run_mujax
 
 from mujax.errors import UserError
@@ -40,7 +41,8 @@ def files(tmp_path):
 
 
 def test_table_8_by_hand(files):
-    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base fan_in."""
+    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base fan_in. A layer that sums
+    three inputs starts at 3^-1/2. The readout's effective weight learns at 1/m, and so fast it decays."""
     done = run_mujax(
         "export", *files, "--parameterization=mup_table8", "--learning_rate=0.02", f"--roles={ROLES}",
         "--weight_decay=0.1",
@@ -49,17 +51,64 @@ def test_table_8_by_hand(files):
     told = json.loads(done.stdout)
     rates = {name: group["lr"] for group in told["groups"] for name in group["params"]}
     assert rates == {name: pytest.approx(0.005 if name == "hidden.weight" else 0.02) for name in SHAPES}
-    assert {group["weight_decay"] for group in told["groups"]} == {0.1}
+    decays = {name: group["weight_decay"] for group in told["groups"] for name in group["params"]}
+    assert decays == {name: pytest.approx(0.025 if name == "head.weight" else 0.1) for name in SHAPES}
+    assert told["roles"]["first.weight"] == told["roles"]["embed.weight"] == "input"
     assert told["forward"] == {name: 0.25 if name == "head.weight" else 1.0 for name in SHAPES}
     assert told["init"] == pytest.approx(
-        {"embed.weight": 1.0, "first.weight": 1.0, "hidden.weight": 1 / 16, "head.weight": 1 / 8}
+        {"embed.weight": 1.0, "first.weight": 3**-0.5, "hidden.weight": 1 / 16, "head.weight": 1 / 8}
     )
+
+
+def test_forms_of_one_table_are_one_model():
+    """Tables 3, 8 and 9 store other weights: what they start as, and are shrunk by a step, is the same."""
+    shapes = {name: tuple(sizes) for name, sizes in SHAPES.items()}
+    base = {name: tuple(sizes) for name, sizes in yaml.safe_load(BSH).items()}
+
+    def told(table, optimizer):
+        numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.1}
+        return export(shapes, base, table, optimizer, numbers, parse_roles(ROLES))
+
+    for optimizer in ("adamw", "sgd"):
+        shrinks, starts = [], []
+        for table in ("mup", "mup_table8", "mup_table9"):
+            form = told(table, optimizer)
+            shrinks.append({name: g["lr"] * g["weight_decay"] for g in form["groups"] for name in g["params"]})
+            starts.append({name: std * form["forward"][name] for name, std in form["init"].items()})
+        for other in (1, 2):
+            assert shrinks[other] == pytest.approx(shrinks[0])
+            assert starts[other] == pytest.approx(starts[0])
+
+
+def test_a_tied_embedding_has_a_factor_on_its_logits():
+    """What its readout, drawn at fan_in^-1/2, has at the base width, where the embedding is of order 1; then 1/m."""
+    numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
+    told = export({"embed": (50, 256)}, {"embed": (None, 64)}, "mup", "adamw", numbers, {"embed": "tied"})
+    assert told["readout"] == {"embed": pytest.approx(64**-0.5 / 4)}
+
+
+def test_what_shapes_cannot_tell_is_refused():
+    numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
+
+    def told(table="mup", optimizer="adamw", shape=(8, 8), base=(4, 4), roles=None):
+        return export({"w": shape}, {"w": base}, table, optimizer, numbers, roles or {})
+
+    for message, arguments in {
+        "has rules for depth": {"table": "completep"},
+        "has rules for single tensors": {"table": "lingle_mup_qzero"},
+        "no learning rate of": {"table": "lingle_mup", "optimizer": "muon"},
+        "split a stack": {"shape": (3, 8, 8), "base": (None, 4, 4), "roles": {"w": "hidden"}},
+        "write null": {"shape": (8, 50), "base": (4, 50)},
+        "matches no tensor": {"roles": {"v*": "input"}},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            told(**arguments)
 
 
 def test_what_is_wrong_is_told_in_one_line(files, tmp_path):
     base = ["--parameterization=mup", "--learning_rate=0.1"]
     for arguments, message in (
-        ([*files, *base], "embed.weight [None, 64] may be an embedding or a readout: give its role"),
+        ([*files, *base], "embed.weight [null, 64] may be an embedding or a readout: give its role"),
         ([*files, *base, "--roles=embed*=inptu"], "is not PATTERN=ROLE; did you mean input"),
         (
             [*files, "--parameterization=mpu", "--learning_rate=0.1", f"--roles={ROLES}"],

@@ -106,12 +106,14 @@ def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier
         own = [finding for finding in earlier if finding.subject == name]
         findings += _tensor_findings(line, run, own, is_zero("update", name))
 
+    recorded = {quantity.name for quantity in first if quantity.kind == "activation"}
+    readouts = [starts_as for name, starts_as in outputs.items() if f"{name}_logits" not in recorded]
     d_heads = [r.cfg.model.dims.get("head_dim", 1) for r in (run, wide)]
     heads_grow = d_heads[0] != d_heads[1]
     activations = []
-    for name in (quantity.name for quantity in first if quantity.kind == "activation"):
+    for name in sorted(recorded):
         later = tuple(slope("change", name, horizon) for horizon in horizons)
-        wants_initial = _initial_activation(name, outputs, heads_grow)
+        wants_initial = _initial_activation(name, outputs, readouts, heads_grow)
         activations.append(Line(name, "", slope("activation", name), wants_initial, later, _change(name, run)))
     findings += _activation_findings(activations, run, findings)
     losses_WS = np.stack([measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
@@ -162,9 +164,11 @@ def _made_by(name: str) -> str:
     return name.removesuffix("_logits")
 
 
-def _initial_activation(name: str, outputs: Mapping[str, float], heads_grow: bool) -> float | None:
-    """As an output lets start what is named after it, and the readout, the last one, the logits; q.k / d_head as a
-    random sum over d_head; of order 1 else.
+def _initial_activation(
+    name: str, outputs: Mapping[str, float], readouts: Sequence[float], heads_grow: bool
+) -> float | None:
+    """As an output lets start what is named after it, and the readout, the output that nothing is named after, the
+    logits; q.k / d_head as a random sum over d_head; of order 1 else.
 
     None for the logits of a tied embedding: a token's own is no random sum.
     """
@@ -172,7 +176,7 @@ def _initial_activation(name: str, outputs: Mapping[str, float], heads_grow: boo
     if _made_by(name) in outputs:
         return outputs[_made_by(name)]
     if kind == "logits":
-        return list(outputs.values())[-1] if outputs else None
+        return readouts[-1] if readouts else None
     return -0.5 if kind == "attention_logits" and heads_grow else 0.0
 
 

@@ -10,6 +10,7 @@ Flags
                            file of microsoft/mup's save_base_shapes, or JSON
   --parameterization=NAME  a table (mujax explain --help lists them)
   --optimizer=NAME         adamw (the default), sgd, lion, adafactor or muon: which learning rates
+                           (muon: of hidden matrices, without a factor of its own for their shape)
   --learning_rate=X        of a tensor whose factor is 1
   --eps=X                  Adam's, likewise (1e-8)
   --weight_decay=X         likewise (0)
@@ -17,8 +18,9 @@ Flags
                            [classes, width] look alike, input or output
 
 Prints JSON: `groups`, each with the names of its `params` and their lr, eps and weight_decay;
-`init`, the standard deviation that each matrix is drawn with, and `forward`, the factor that the
-model multiplies it by. docs/pytorch.md gives them to an optimizer.
+`roles`, what each tensor was taken for; `init`, the standard deviation that each matrix is drawn
+with; `forward`, the factor that the model multiplies it by; `readout`, that on the logits of a tied
+embedding. docs/pytorch.md gives them to an optimizer.
 
 Exit codes: 0 printed, 2 something to fix in the command or a file."""
 

@@ -24,8 +24,12 @@ def run() -> int:
             print(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"{package} is not installed")
-    devices = jax.devices()
-    print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
+    try:
+        devices = jax.devices()
+    except RuntimeError as e:  # an accelerator that another process holds, a driver that is missing
+        print(f"no devices: {' '.join(str(e).split())}")
+    else:
+        print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return FINISHED
 
 

@@ -43,7 +43,8 @@ class MoEConfig(TransformerConfig):
         return {**super().dims, "experts": self.num_experts}
 
     def capacity(self, seq_len: int) -> int:
-        """Places that an expert has for the tokens of a row; where it is full, a token goes without it."""
+        """Places of an expert for one row's tokens (2101.03961, equation 3, a row at a time); where it is full, a token
+        goes without it. A token by itself, as in sampling, always finds a place."""
         fair = self.experts_per_token * seq_len / self.num_experts
         return min(seq_len, max(1, math.ceil(self.capacity_factor * fair)))
 
@@ -55,27 +56,28 @@ class MoEConfig(TransformerConfig):
 
 
 @jax.custom_vjp
-def with_loss(x, loss):
+def with_auxiliary_loss(x, loss):
     """x; training also minimizes `loss`, though nothing adds it to the loss that is reported."""
     del loss
     return x
 
 
-with_loss.defvjp(lambda x, loss: (x, loss), lambda loss, g: (g, jnp.ones_like(loss)))
+with_auxiliary_loss.defvjp(lambda x, loss: (x, loss), lambda loss, g: (g, jnp.ones_like(loss)))
 
 
-def dispatch(chosen_BTNE, capacity: int):
-    """[B, T, E, C], for each choice N: 1 where a token has this place of this expert.
+def dispatch(chosen_BTE, capacity: int):
+    """[B, T, E, C]: 1 where a token that has chosen this expert (0 or 1) has this place of it.
 
     Places go to tokens in their order, so that none is taken from a token by one after it, which it must not see.
     """
-    B, T, N, E = chosen_BTNE.shape
-    before = jnp.cumsum(chosen_BTNE.reshape(B, T * N, E), axis=1).reshape(B, T, N, E) - chosen_BTNE
-    place_BTNE = jnp.where(chosen_BTNE > 0, before, capacity).astype(jnp.int32)
-    return jax.nn.one_hot(place_BTNE, capacity, dtype=chosen_BTNE.dtype)  # of a place beyond the last: none
+    before_BTE = jnp.cumsum(chosen_BTE, axis=1) - chosen_BTE
+    place_BTE = jnp.where(chosen_BTE > 0, before_BTE, capacity).astype(jnp.int32)
+    return jax.nn.one_hot(place_BTE, capacity, dtype=chosen_BTE.dtype)  # of a place beyond the last: none
 
 
 class Experts(MuModule):
+    """MLPs of which the router gives each token a few, [B, T, D] -> [B, T, D]."""
+
     @nn.compact
     def __call__(self, x_BTD):
         cfg = self.cfg
@@ -87,11 +89,12 @@ class Experts(MuModule):
         if cfg.experts_per_token > 1:  # of one, its share: else the router would learn nothing (2101.03961)
             gates_BTN = gates_BTN / jnp.sum(gates_BTN, axis=-1, keepdims=True)
         chosen_BTNE = jax.nn.one_hot(index_BTN, cfg.num_experts, dtype=jnp.float32)
-        x_BTD = with_loss(x_BTD, cfg.balance_weight * imbalance(shares_BTE, chosen_BTNE))
+        chosen_BTE = jnp.sum(chosen_BTNE, axis=2)
+        x_BTD = with_auxiliary_loss(x_BTD, cfg.balance_weight * load_balancing_loss(shares_BTE, chosen_BTE))
 
-        place_BTNEC = dispatch(chosen_BTNE, cfg.capacity(x_BTD.shape[1]))
-        place_BTEC = jnp.sum(place_BTNEC, axis=2).astype(x_BTD.dtype)
-        gate_BTEC = jnp.einsum("BTN,BTNEC->BTEC", gates_BTN, place_BTNEC).astype(x_BTD.dtype)
+        place_BTEC = dispatch(chosen_BTE, cfg.capacity(x_BTD.shape[1]))
+        gate_BTEC = jnp.einsum("BTN,BTNE->BTE", gates_BTN, chosen_BTNE)[..., None] * place_BTEC
+        place_BTEC, gate_BTEC = place_BTEC.astype(x_BTD.dtype), gate_BTEC.astype(x_BTD.dtype)
         out_BECD = self.mlp(jnp.einsum("BTEC,BTD->BECD", place_BTEC, x_BTD))
         return jnp.einsum("BTEC,BECD->BTD", gate_BTEC, out_BECD)
 
@@ -109,16 +112,20 @@ class Experts(MuModule):
         return jnp.einsum("BECF,EFD->BECD", h_BECF, wo_EFD)
 
 
-def imbalance(shares_BTE, chosen_BTNE):
+def load_balancing_loss(shares_BTE, chosen_BTE):
     """E times the sum over experts of (share of the choices) x (mean share of the router): 1 where all are alike
     (2101.03961, equation 4)."""
-    E, choices = shares_BTE.shape[-1], jnp.sum(chosen_BTNE, axis=(0, 1, 2))
+    E, choices = shares_BTE.shape[-1], jnp.sum(chosen_BTE, axis=(0, 1))
     return E * jnp.sum(choices / jnp.sum(choices) * jnp.mean(shares_BTE, axis=(0, 1)))
 
 
 class MoEBlock(Block):
+    """The transformer's, with Experts in the place of its MLP."""
+
     mlp_class = Experts
 
 
 class MoETransformer(Transformer):
+    """The transformer with such blocks; takes tokens [B, T] and gives logits [B, T, V]."""
+
     block_class = MoEBlock

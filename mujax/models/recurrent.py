@@ -1,9 +1,9 @@
-"""A linear recurrence in the place of attention: the RG-LRU of Griffin (2402.19427), by an associative scan.
+"""A linear recurrence in the place of attention: the RG-LRU of Griffin (2402.19427, section 2.4), by a scan.
 
 Two projections of the stream: one passes a short convolution and the recurrence h_t = a_t h_(t-1) + sqrt(1 - a_t^2)
 i_t x_t, whose decay a_t and input gate i_t read its own input; the other, through GELU, multiplies what comes out.
-The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix. The
-kernel and decay belong to single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
+The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix; gates
+and convolution have no biases, and the first decays are spaced evenly, not drawn. The kernel and decay belong to single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
 """
 
 import dataclasses
@@ -82,6 +82,8 @@ class Memory(NamedTuple):
 
 
 class Recurrence(MuModule):
+    """RG-LRU with its two projections and kernel; see `extend` for shapes."""
+
     @nn.compact
     def extend(self, x_BTD, hps: Hps, cache: Memory | None, position, document_BT=None):
         """[B, T, D] -> ([B, T, D], the memory with these tokens); the state before the first token is zero."""
@@ -116,7 +118,8 @@ class Recurrence(MuModule):
         first_R = np.linspace(FASTEST, SLOWEST, decay_R.shape[0]) ** (1 / SHARPNESS)
         logit_R = at_least_float32(decay_R) + jnp.asarray(np.log(first_R / (1 - first_R)), jnp.float32)
         log_a_BTR = SHARPNESS * opened_BTR * jax.nn.log_sigmoid(logit_R)[None, None]
-        return log_a_BTR, jnp.sqrt(-jnp.expm1(2 * log_a_BTR)) * input_BTR
+        # A gate that is shut has a_t = 1 in float32, where the root has no derivative
+        return log_a_BTR, jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a_BTR), 1e-6)) * input_BTR
 
 
 def scan(log_a_BTR, x_BTR, h_BR=None):
@@ -132,10 +135,14 @@ def scan(log_a_BTR, x_BTR, h_BR=None):
 
 
 class RecurrentBlock(Block):
+    """The transformer's, with Recurrence in the place of attention."""
+
     mixer_class, mixer_name = Recurrence, "recurrence"
 
 
 class RecurrentModel(Transformer):
+    """The transformer with recurrent blocks; takes tokens [B, T] and gives logits [B, T, V]."""
+
     block_class = RecurrentBlock
 
     @nn.nowrap

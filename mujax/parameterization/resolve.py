@@ -121,17 +121,21 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(scaling, rows, metas, base_metas, is_leaf=is_row)
 
 
+def has_depth_rules(rows, rules: ScaleRules) -> bool:
+    powers = [*vars(rules).values()]
+    for row in jax.tree.leaves(rows, is_leaf=is_row):
+        powers += [row.init, row.forward, row.eps, row.weight_decay, *row.lr.values()]
+    return any(power.needs_depth for power in powers)
+
+
 def check_depth(table: Parameterization, rows, rules: ScaleRules, metas, dims: Mapping[str, int]) -> None:
     """A rule for depth reads it off the axis `layers` of a stacked tensor: there must be such an axis.
 
     Raises:
       UserError: rules depend on depth, the model has several layers, and no tensor says so.
     """
-    powers = [*jax.tree.leaves([list(vars(rules).values())])]
-    for row in jax.tree.leaves(rows, is_leaf=is_row):
-        powers += [row.init, row.forward, row.eps, row.weight_decay, *row.lr.values()]
     is_stacked = any("layers" in meta.batch for meta in jax.tree.leaves(metas))
-    if dims.get("layers", 1) > 1 and not is_stacked and any(power.needs_depth for power in powers):
+    if dims.get("layers", 1) > 1 and not is_stacked and has_depth_rules(rows, rules):
         raise UserError(
             f"parameterization {table.name!r} has rules for depth, but no tensor of the model is repeated over "
             "'layers': stack the layers with nn.scan"
