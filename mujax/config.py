@@ -15,7 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from mujax.data.corpus import VOCAB_SIZE
-from mujax.errors import UserError, suggest
+from mujax.errors import UserError, not_one_of, suggest
 from mujax.models import MODELS
 from mujax.optim import DECAY_FORMS, OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS
@@ -25,6 +25,8 @@ from mujax.sharding import RULES, WEIGHT_AXES
 
 @dataclasses.dataclass(frozen=True)
 class ParameterizationConfig:
+    """Section `parameterization`; configs/base.py says what each field is, with its unit."""
+
     name: str
     base_width: int
     base_d_head: int
@@ -34,6 +36,8 @@ class ParameterizationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+    """Section `optim`; configs/base.py says what each field is, with its unit."""
+
     name: str
     learning_rate: float
     weight_decay: float
@@ -47,6 +51,8 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
+    """Section `schedule`; configs/base.py says what each field is, with its unit."""
+
     name: str
     warmup_steps: int
     decay_steps: int
@@ -55,6 +61,8 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
+    """Section `train`; configs/base.py says what each field is, with its unit."""
+
     steps: int
     batch_size: int
     accumulation: int
@@ -68,6 +76,8 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
+    """Section `data`; configs/base.py says what each field is, with its unit."""
+
     name: str
     path: str
     glob: str
@@ -98,6 +108,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
+    """Section `checkpoint`; configs/base.py says what each field is, with its unit."""
+
     interval: int
     keep: int
     best: bool
@@ -106,6 +118,8 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MonitorConfig:
+    """Section `monitor`; configs/base.py says what each field is, with its unit."""
+
     tensor_interval: int
     profile_step: int
     profile_steps: int
@@ -192,6 +206,7 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
     model_name = model_tree.pop("name", None)
     _one_of("model.name", model_name, MODELS)
     model_cls = MODELS[model_name][0]
+    _check_fields_of(model_name, model_tree)
     model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=DERIVED)
     _check_model_ranges(model_kwargs)
     seed = _cast(tree["seed"], int, "seed")
@@ -263,6 +278,17 @@ def _check_names(tree: Mapping[str, Any], names, prefix: str) -> None:
             raise UserError(f"field {prefix}{name} is missing; start from configs/base.py, which sets all")
 
 
+def _check_fields_of(model_name: str, model_tree: Mapping[str, Any]) -> None:
+    """Raises UserError where model.name alone was changed, and the fields are those of another model."""
+    fields = {name: set(_type_hints(cls)) - set(DERIVED) for name, (cls, _) in MODELS.items()}
+    others = [name for name, own in fields.items() if own == set(model_tree)]
+    if others and model_name not in others:
+        raise UserError(
+            f"model.name = {model_name!r}, but the fields of model are those of {others[0]!r}; use "
+            f"--config=configs/base.py:{model_name}, or its model in your config"
+        )
+
+
 def _cast(value, kind: type, field: str) -> Any:
     """Checks a value's type; an int serves as a float, a NumPy scalar as its Python number; no other conversion."""
     if isinstance(value, np.generic):
@@ -282,7 +308,7 @@ def _cast(value, kind: type, field: str) -> Any:
 
 def _one_of(field: str, value, choices) -> None:
     if value not in list(choices):  # a list, for values that cannot be hashed
-        raise UserError(f"{field} = {value!r} is not one of: {', '.join(choices)}")
+        raise UserError(f"{field} = {value!r} {not_one_of(value, choices)}")
 
 
 def _at_least(field: str, value, bound) -> None:

@@ -42,10 +42,23 @@ def _status(e: BaseException) -> int:
     return code if isinstance(code, int) else 0
 
 
+FEW = 12  # names that a message may list
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """'; did you mean d_model?', or the names there are; to end the message about an unknown name."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    more = f" and {len(known) - FEW} more" if len(known) > FEW else ""
+    return f"; known: {', '.join(known[:FEW])}{more}" if known else ""
+
+
+def not_one_of(value, known: Iterable[str]) -> str:
+    """'is not one of: sp, mup', with the nearest of them, and of many that alone."""
+    known = list(known)
+    if len(known) > FEW:
+        return f"is not one of the {len(known)} there are{suggest(str(value), known)}"
+    close = difflib.get_close_matches(str(value), known, n=1)
+    return f"is not one of: {', '.join(known)}" + (f"; did you mean {close[0]}?" if close else "")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from mujax.errors import UserError, suggest
+from mujax.errors import UserError, not_one_of, suggest
 from mujax.optim import OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS, assign_rows, resolve
 from mujax.parameterization.resolve import has_depth_rules
@@ -99,8 +99,8 @@ def export(
     hyperparameters: Mapping[str, float],
     roles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """{"groups": parameter groups of torch.optim, by names; "roles", "init" (standard deviations), "forward" (factors on
-    weights) and "readout" (factor on the logits of a tied embedding): by tensor}.
+    """{"groups": parameter groups of torch.optim, by names; and by tensor "roles", "init" (standard deviations),
+    "forward" (factors on weights) and "readout" (factor on the logits of a tied embedding)}.
 
     Args:
       base_shapes: at the base width, None where a size does not grow.
@@ -115,7 +115,7 @@ def export(
         ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer, OPTIMIZERS),
     ):  # fmt: skip
         if value not in known:
-            raise UserError(f"--{flag}={value} is not one of {', '.join(known)}")
+            raise UserError(f"--{flag}={value} {not_one_of(value, known)}")
     table, column = PARAMETERIZATIONS[parameterization], OPTIMIZERS[optimizer].column
     _check_table(table, column, optimizer)
     _check_names(shapes, base_shapes, roles)
@@ -193,4 +193,6 @@ def _check_names(shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, Base
 
 def _check_stack(name: str, role: str, base: BaseShape) -> None:
     if role == "hidden" and len(base) > 2 and None in base[:2]:
-        raise UserError(f"{name} {json.dumps(base)}: the first two sizes of a hidden tensor grow; split a stack of them")
+        raise UserError(
+            f"{name} {json.dumps(base)}: the first two sizes of a hidden tensor grow; split a stack of them"
+        )

@@ -9,7 +9,7 @@ import mujax
 from mujax.cli import check, explain, export, launch, merge, plan, prepare, report, sample, sweep, train, version
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
-from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
+from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage, suggest
 
 VERBS = {
     module.VERB.name: module.VERB
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     name, rest = argv[0], argv[1:]
     try:
         if name not in VERBS:
-            raise UserError(f"unknown verb {name!r}; one of {', '.join(VERBS)} (mujax --help)")
+            raise UserError(f"unknown verb {name!r}{suggest(name, VERBS)} (mujax --help)")
         verb = VERBS[name]
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
             print(verb.help_text())

@@ -148,6 +148,15 @@ class MuModule(nn.Module):
     cfg: Any
 
     def weight(self, name: str, role: Role, text: str, dist: str = "normal") -> jax.Array:
+        """Declares a parameter and returns it, drawn with unit variance.
+
+        Args:
+          text: "[batch |] ins -> outs", axes whose sizes `cfg.dims` gives; the array has them in this order.
+          dist: normal, zeros or ones.
+
+        Raises:
+          UserError: an unknown role, axis or draw; the message names the tensor.
+        """
         try:
             meta = signature(role, text, self.cfg.dims, dist)
         except UserError as e:

@@ -131,6 +131,8 @@ def sample(
     """
     root = files.any_path(workdir)
     if not (root / "config.json").exists():
+        if not root.exists():
+            raise UserError(f"--workdir={workdir}: no such folder")
         raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
     run = make_run(make_run_config(files.read_json(root / "config.json")))
     tokenizer, is_row, fingerprint = _tokenizer(run)

@@ -80,16 +80,19 @@ def test_sweep_is_a_product_in_order():
 BAD_FLAGS = {
     "unknown field": (["--config.model.dmodel=3"], "did you mean d_model?"),
     "unknown section": (["--config.modle.d_model=3"], "did you mean model?"),
-    "not a number": (["--config.train.steps=abc"], "invalid literal"),
-    "fraction for an int": (["--config.train.steps=1.5"], "invalid literal"),
+    "not a number": (["--config.train.steps=abc"], "--config.train.steps=abc is not a whole number"),
+    "fraction for an int": (["--config.train.steps=1.5"], "--config.train.steps=1.5 is not a whole number"),
     "negative steps": (["--config.train.steps=-5"], "train.steps = -5 must be above 0"),
     "zero batch": (["--config.train.batch_size=0"], "train.batch_size = 0 must be above 0"),
     "d_head": (["--config.model.d_model=72"], "d_head = 16 does not divide model.d_model = 72"),
     "odd d_head": (["--config.model.d_head=1"], "must be even"),
     "base width": (["--config.parameterization.base_width=40"], "parameterization.base_width = 40"),
     "mlp width": (["--config.model.mlp_ratio=1.01"], "whole number"),
-    "parameterization": (["--config.parameterization.name=mupp"], "not one of: sp, mup"),
-    "optimizer": (["--config.optim.name=adam"], "not one of: adamw"),
+    "a section": (["--config.optim=3"], "--config.optim=3: this is a section; set a field of it"),
+    "neither true nor false": (["--config.model.bias=maybe"], "--config.model.bias=maybe is not True or False"),
+    "another model": (["--config.model.name=moe"], "use --config=configs/base.py:moe"),
+    "parameterization": (["--config.parameterization.name=mupp"], "there are; did you mean mup?"),
+    "optimizer": (["--config.optim.name=adam"], "not one of: adamw, sgd, lion, adafactor, muon; did you mean adamw?"),
     "decay form": (["--config.optim.decay_form=coupled"], "not one of: l2, decoupled, independent, constant"),
     "schedule": (["--config.schedule.name=step"], "not one of: constant, linear, cosine, wsd"),
     "warm-up": (["--config.schedule.warmup_steps=500"], "exceeds train.steps = 200"),
@@ -133,7 +136,7 @@ BAD_FLAGS = {
     "single dash": (["-config.train.stps=3"], "did you mean steps?"),
     "flag file": (["--flagfile=/no/such/file"], "/no/such/file"),
     "unwritable workdir": (["--workdir=/proc/version/run"], "cannot be written"),
-    "unknown flag": (["--cofnig.seed=1"], "Unknown command line flag"),
+    "unknown flag": (["--cofnig.seed=1"], "unknown flag --cofnig.seed; known: config"),
     "positional": (["seed=1"], "unexpected argument 'seed=1'"),
 }
 
@@ -225,7 +228,8 @@ def test_bad_config_file(case, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["fly"], "unknown verb 'fly'"),
+        (["fly"], "unknown verb 'fly'; known: train"),
+        (["swep"], "unknown verb 'swep'; did you mean sweep?"),
         (["train"], "train needs --config=FILE.py"),
         (["train", "--config=nope.py"], "--config=nope.py: no such file"),
         (["train", f"--config={ROOT}/configs/base.py"], "train needs --workdir=DIR"),

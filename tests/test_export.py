@@ -41,8 +41,8 @@ def files(tmp_path):
 
 
 def test_table_8_by_hand(files):
-    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base fan_in. A layer that sums
-    three inputs starts at 3^-1/2. The readout's effective weight learns at 1/m, and so fast it decays."""
+    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base fan_in. A layer that
+    sums three inputs starts at 3^-1/2. The readout's effective weight learns at 1/m, and so fast it decays."""
     done = run_mujax(
         "export", *files, "--parameterization=mup_table8", "--learning_rate=0.02", f"--roles={ROLES}",
         "--weight_decay=0.1",

@@ -12,6 +12,10 @@ from ml_collections import ConfigDict, config_flags
 from mujax.cli.verb import Verb
 from mujax.errors import UserError, suggest
 
+PLACEHOLDERS = {
+    "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE", "learning_rate": "X",
+}  # fmt: skip
+
 
 def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments of a verb's function.
@@ -34,13 +38,17 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
         if takes_config:  # here, because it already reads the files that --flagfile names
             config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
         rest = values(["mujax", *argv])[1:]
+    except flags.UnrecognizedFlagError as e:
+        raise UserError(f"unknown flag --{e.flagname}{suggest(e.flagname, names)}; see mujax {verb.name} --help") from e
     except (flags.Error, OSError, TypeError, ValueError) as e:
         raise UserError(f"{e}; see mujax {verb.name} --help") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     for name in verb.required:
         if not values[name].value:
-            raise UserError(f"{verb.name} needs --{name}={'DIR' if name == 'workdir' else 'NAME'}")
+            raise UserError(
+                f"{verb.name} needs --{name}={PLACEHOLDERS.get(name, 'NAME')}; see mujax {verb.name} --help"
+            )
     kwargs: dict[str, Any] = {name: values[name].value for name in names}
     if takes_config:
         kwargs["config"] = kwargs["config"].to_dict()
@@ -98,10 +106,32 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
                     raise UserError(f"{flag}: the config sweeps no such axis; name it in the config file, in c.sweep")
                 raise UserError(f"{flag}: the config has no such field{suggest(name, names)}")
             node = node[name]
+        if "=" in arg:
+            _check_value(flag, arg.partition("=")[2], node)
+
+
+KINDS = {int: (int, "a whole number"), float: (float, "a number")}
+
+
+def _check_value(flag: str, text: str, before: Any) -> None:
+    """That a field's new value is of the type of the one before, as far as a section or a number goes."""
+    if isinstance(before, ConfigDict) and len(before):
+        raise UserError(f"{flag}={text}: this is a section; set a field of it, e.g. {flag}.{next(iter(before))}=...")
+    if isinstance(before, bool) and text.lower() not in ("true", "false", "t", "f", "1", "0"):
+        raise UserError(f"{flag}={text} is not True or False")
+    read, words = KINDS.get(type(before), (str, ""))
+    try:
+        read(text)
+    except ValueError:
+        raise UserError(f"{flag}={text} is not {words}") from None
 
 
 def number(flag: str, text: str | None, default, least, most=math.inf):
-    """The value of a flag, a number of the kind of its default."""
+    """The value of a flag, a number of the kind of its default.
+
+    Raises:
+      UserError: it is no such number, or out of range.
+    """
     kind = type(default)
     try:
         value = default if text is None else kind(text)
@@ -113,7 +143,11 @@ def number(flag: str, text: str | None, default, least, most=math.inf):
 
 
 def numbers(flag: str, text: str | None) -> list[int]:
-    """'32,64' -> [32, 64]."""
+    """'32,64' -> [32, 64].
+
+    Raises:
+      UserError: not whole numbers, or one below 1.
+    """
     try:
         values = [int(part) for part in text.split(",")] if text else []
     except ValueError:

@@ -155,7 +155,7 @@ def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[
             raise UserError(f"--tokenizer={recipe.tokenizer}: {recipe.source} has its own; leave it out")
         return source.tokenizer
     if not recipe.tokenizer:
-        raise UserError("--tokenizer is missing: only a seqio Task has its own")
+        raise UserError("--tokenizer is missing: only a seqio Task has its own; e.g. --tokenizer=train:1024, or bytes")
     kind, value, options = tokenizers.parse(recipe.tokenizer)
     if kind != "train":
         return tokenizers.read(kind, value, options)

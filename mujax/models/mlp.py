@@ -37,6 +37,8 @@ class MLPConfig:
 
 
 class MLPLanguageModel(MuModule):
+    """An MLP on the embeddings of the last `context` tokens."""
+
     @nn.compact
     def __call__(self, tokens_BT, hps: Hps):
         """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens t-context+1..t."""

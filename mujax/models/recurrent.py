@@ -2,8 +2,9 @@
 
 Two projections of the stream: one passes a short convolution and the recurrence h_t = a_t h_(t-1) + sqrt(1 - a_t^2)
 i_t x_t, whose decay a_t and input gate i_t read its own input; the other, through GELU, multiplies what comes out.
-The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix; gates
-and convolution have no biases, and the first decays are spaced evenly, not drawn. The kernel and decay belong to single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
+The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix;
+gates and convolution have no biases, and the first decays are spaced evenly, not drawn. The kernel and decay belong to
+single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
 """
 
 import dataclasses

@@ -62,8 +62,8 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
             if axis not in table.repeated:
                 raise UserError(
                     f"{name} is repeated over {axis!r}, for which parameterization {table.name!r} declares no rule; "
-                    f"override the tensor, e.g. parameterization.override = ('{name}={table.name}',) to scale each "
-                    f"copy as a matrix of its own"
+                    "override its tensors to scale each copy as a matrix of its own, e.g. "
+                    f"parameterization.override = ('{name.rpartition('/')[0]}/w*={table.name}',)"
                 )
         if meta.role not in table.rows:
             raise UserError(

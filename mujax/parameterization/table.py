@@ -150,6 +150,7 @@ class Intention(NamedTuple):
 class Parameterization:
     """A table.
 
+    name: as in parameterization.name. source: paper and table, as `explain` prints it.
     rows: role -> Row; the four roles of BASIC_ROLES are required.
     scales: the rules of the forward scales.
     tensors: name pattern (fnmatch) -> Row, for tensors that differ from the others of their role.

@@ -148,8 +148,11 @@ def measure(study: Study, noise: float | None = None) -> Measured:
 
 
 def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | None, Law]]:
-    """Adds regret against the lower envelope over all studies of one budget, and the price against tuned SP; and the
-    envelopes' laws."""
+    """Adds regret against the lower envelope over all studies of one budget, and the price against tuned SP.
+
+    Returns: the studies in their order, with regret, r_inf and price; budget -> law of its envelope, where three widths
+      have one.
+    """
     references = {}
     for budget in dict.fromkeys(m.study.budget for m in measured):
         members = [m for m in measured if m.study.budget == budget]
