@@ -43,34 +43,39 @@ def run_at(width, name, base_width=32, model="transformer", **overrides):
     return make_run(make_run_config(tree))
 
 
-@pytest.mark.parametrize("name", PARAMETERIZATIONS)
-def test_golden_table(name, request):
+HEADS = {"model__d_head": 16, "parameterization__base_d_head": 8}
+OTHER_MODELS = {"moe": HEADS, "recurrent": {}, "mlp": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"), [*((name, "transformer") for name in PARAMETERIZATIONS), *(("mup", m) for m in OTHER_MODELS)]
+)
+def test_golden_table(name, model, request):
     """Every tensor, at widths 128 and 512 over a base of 32, two layers over one, d_head 16 over 8.
 
     Regenerate with pytest --regenerate-golden and review the diff against the source that the file names.
     """
     table = PARAMETERIZATIONS[name]
     blocks = [table.source]
+    is_stack = model != "mlp"
+    options = {"model__norm_gain": "vector", "parameterization__base_num_layers": 1} if is_stack else {}
     for width in (128, 512):
-        run = run_at(
-            width, name, model__norm_gain="vector", model__d_head=16, parameterization__base_d_head=8,
-            parameterization__base_num_layers=1,
-        )  # fmt: skip
-        base_metas = abstract_metas("transformer", run.cfg.base_model)
+        run = run_at(width, name, model=model, **OTHER_MODELS.get(model, HEADS), **options)
+        base_metas = abstract_metas(model, run.cfg.base_model)
         lines = []
         for tensor, row in named_leaves(run.rows, is_row).items():
             by_column = {column: named_leaves(_resolve(run, base_metas, column), is_scaling) for column in row.lr}
             numbers = by_column["adam"][tensor]
             rates = "  ".join(f"{column}={float(by_column[column][tensor].lr):<9.6g}" for column in row.lr)
             lines.append(
-                f"{tensor:<27}{named_leaves(run.metas)[tensor].role:<7} init={numbers.init:<10.6g} "
+                f"{tensor:<26} {named_leaves(run.metas)[tensor].role:<7} init={numbers.init:<10.6g} "
                 f"forward={numbers.forward:<10.6g} eps={numbers.eps:<11.6g} decay={numbers.weight_decay:<9.6g} "
                 f"lr: {rates}".rstrip()
             )
         scales = "  ".join(f"{scale}={float(value):.6g}" for scale, value in run.scales._asdict().items())
         blocks.append("\n".join([f"width {width}", *lines, scales]))
     text = "\n\n".join(blocks) + "\n"
-    file = GOLDEN / f"{name}.txt"
+    file = GOLDEN / f"{name}.txt" if model == "transformer" else GOLDEN / "models" / f"{model}.txt"
     if request.config.getoption("--regenerate-golden"):
         file.write_text(text)
     assert text == file.read_text()
