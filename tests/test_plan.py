@@ -210,7 +210,7 @@ def planned(name, width, topology):
     [
         ("baseline", 128, "v3:8x8", 0.013),
         pytest.param("baseline", 2048, "v3:8x8", 0.36, marks=pytest.mark.slow),
-        ("combined", 8192, "v4:4x8x8", 2.6),  # 10B parameters, 2^21 tokens a step
+        pytest.param("combined", 8192, "v4:4x8x8", 2.6, marks=pytest.mark.slow),  # 10B parameters, 2^21 tokens a step
     ],
 )
 def test_full_scale_fits_and_is_fast(name, width, topology, bound):

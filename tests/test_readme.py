@@ -62,7 +62,15 @@ def run_here(monkeypatch, capsys, *args):
     return code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("group", grouped(MUJAX), ids=lambda group: "-".join(verb for verb, *_ in group))
+TAKE_MINUTES = ("prepare", "plan")  # which have tests of their own
+
+
+def named(group):
+    verbs = [verb for verb, *_ in group]
+    return pytest.param(group, id="-".join(verbs), marks=[pytest.mark.slow] * bool({*verbs} & {*TAKE_MINUTES}))
+
+
+@pytest.mark.parametrize("group", [named(group) for group in grouped(MUJAX)])
 def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys, quick_processes):
     run_group(group, tmp_path, monkeypatch, capsys)
 
