@@ -1,21 +1,25 @@
 """The mixture of experts and the linear recurrence: against loops in numpy, by causality, and with mistakes planted."""
 
 import dataclasses
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_tree
+from conftest import ROOT, tiny_tree
 from flax import linen as nn
 from test_check import config, judge_one
 
 from configs import base
+from mujax import main
 from mujax.config import make_run_config
 from mujax.models import MODELS, moe, recurrent
 from mujax.models.transformer import Block, Transformer
 from mujax.run import make_run
 from mujax.steps import make_train_fns
+from mujax.transfer import figures
 
 
 def make(model, **overrides):
@@ -222,3 +226,18 @@ def test_a_gate_that_is_shut_has_a_gradient():
 
     for size in (-1.0, -8.0, -1e4):
         assert np.isfinite(jax.grad(loss)(jnp.full((16, 16), size))).all()
+
+
+@pytest.mark.parametrize("model", ["moe", "recurrent"])
+def test_the_account_is_that_of_the_committed_rows(model, tmp_path, monkeypatch, capsys):
+    """What `mujax report` prints of them, and the README's drifts from it."""
+    monkeypatch.setattr(figures, "save_figures", lambda *args: [])  # most of the time
+    here = ROOT / "experiments" / "architectures"
+    for file in ("results.jsonl", "manifest.json"):
+        shutil.copy(here / model / file, tmp_path / file)
+    assert main.run(["report", f"--workdir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out.rpartition("\n\n")[0] + "\n"
+    assert printed == (here / model / "report.txt").read_text()
+    readme = (here / "README.md").read_text()
+    for drift in re.findall(r"moves by (\S+) log2 LR per doubling of width \(95%: (\S+) to (\S+)\)", printed):
+        assert all(number[:5] in readme for number in drift), drift
