@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.errors import UserError
-from mujax.models.layers import ACTIVATIONS, GATED, at_least_float32
-from mujax.models.transformer import Block, Transformer, TransformerConfig
-from mujax.params import MuModule
+from mujax.models.layers import at_least_float32
+from mujax.models.transformer import MLP, Block, Transformer, TransformerConfig, num_mlp_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class MoEConfig(TransformerConfig):
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of the active experts, the router, and all else; places that stay empty are not counted."""
-        expert = (3 if self.activation in GATED else 2) * self.mlp_ratio * self.d_model**2
+        expert = num_mlp_matrices(self.activation) * self.mlp_ratio * self.d_model**2
         more = (self.experts_per_token - 1) * expert + self.num_experts * self.d_model
         return super().flops_per_token(seq_len) + 6 * self.num_layers * more
 
@@ -75,8 +74,10 @@ def dispatch(chosen_BTE, capacity: int):
     return jax.nn.one_hot(place_BTE, capacity, dtype=chosen_BTE.dtype)  # of a place beyond the last: none
 
 
-class Experts(MuModule):
+class Experts(MLP):
     """MLPs of which the router gives each token a few, [B, T, D] -> [B, T, D]."""
+
+    copies = "experts |"
 
     @nn.compact
     def __call__(self, x_BTD):
@@ -97,19 +98,6 @@ class Experts(MuModule):
         place_BTEC, gate_BTEC = place_BTEC.astype(x_BTD.dtype), gate_BTEC.astype(x_BTD.dtype)
         out_BECD = self.mlp(jnp.einsum("BTEC,BTD->BECD", place_BTEC, x_BTD))
         return jnp.einsum("BTEC,BECD->BTD", gate_BTEC, out_BECD)
-
-    def mlp(self, x_BECD):
-        """Each expert's own tokens through its own MLP."""
-        wi_EDF = self.weight("wi", "hidden", "experts | embed -> mlp")
-        wo_EFD = self.weight("wo", "hidden", "experts | mlp -> embed")
-        h_BECF = jnp.einsum("BECD,EDF->BECF", x_BECD, wi_EDF)
-        if (name := self.cfg.activation) in GATED:
-            wg_EDF = self.weight("wg", "hidden", "experts | embed -> mlp")
-            h_BECF = GATED[name](jnp.einsum("BECD,EDF->BECF", x_BECD, wg_EDF)) * h_BECF
-        else:
-            h_BECF = ACTIVATIONS[name](h_BECF)
-        self.record("hidden", h_BECF)
-        return jnp.einsum("BECF,EFD->BECD", h_BECF, wo_EFD)
 
 
 def load_balancing_loss(shares_BTE, chosen_BTE):

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mujax.errors import UserError
 from mujax.hps import Hps
-from mujax.models.layers import ACTIVATIONS, GATED, at_least_float32, scaled
-from mujax.models.transformer import CHOICES, Block, Transformer
+from mujax.models.layers import ACTIVATIONS, at_least_float32, scaled
+from mujax.models.transformer import Block, Transformer, check_options, num_mlp_matrices
 from mujax.params import MuModule
 
 SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0  # decays a step of the channels at first, with the gate fully open
@@ -49,15 +48,7 @@ class RecurrentConfig:
     position, boundary_id, max_length = "none", -1, None
 
     def __post_init__(self):
-        for name in ("norm", "norm_gain", "activation", "remat"):
-            if getattr(self, name) not in CHOICES[name]:
-                raise UserError(f"model.{name} = {getattr(self, name)!r} is not one of: {', '.join(CHOICES[name])}")
-        for name in ("mlp_ratio", "recurrent_ratio"):
-            if (size := getattr(self, name) * self.d_model) % 1:
-                raise UserError(
-                    f"model.{name} = {getattr(self, name):g} times model.d_model = {self.d_model} is {size:g}: it must "
-                    "be a whole number"
-                )
+        check_options(self, "mlp_ratio", "recurrent_ratio")
 
     @property
     def dims(self) -> dict[str, int]:
@@ -71,7 +62,7 @@ class RecurrentConfig:
     def flops_per_token(self, seq_len: int) -> float:
         """Forward and backward matmul FLOPs a token, 6 a weight; the scan and the kernel are left out."""
         r = self.recurrent_ratio
-        matrices = 3 * r + 2 * r**2 + (3 if self.activation in GATED else 2) * self.mlp_ratio
+        matrices = 3 * r + 2 * r**2 + num_mlp_matrices(self.activation) * self.mlp_ratio
         return 6 * (self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mujax.errors import UserError
+from mujax.errors import UserError, not_one_of
 from mujax.hps import Hps
 from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
 from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, rope, scaled, with_bias
@@ -26,6 +26,28 @@ CHOICES = {
     "attention_impl": tuple(IMPLEMENTATIONS),
     "remat": ("none", "dots", "full"),
 }
+
+
+def check_options(cfg, *ratios: str) -> None:
+    """That a config's options are some that there are, and that these ratios of d_model make whole numbers.
+
+    Raises:
+      UserError: the message names the field.
+    """
+    for name, allowed in CHOICES.items():
+        value = getattr(cfg, name, allowed[0])
+        if value not in allowed:
+            raise UserError(f"model.{name} = {value!r} {not_one_of(value, allowed)}")
+    for name in ratios:
+        if (size := getattr(cfg, name) * cfg.d_model) % 1:
+            raise UserError(
+                f"model.{name} = {getattr(cfg, name):g} times model.d_model = {cfg.d_model} is {size:g}: it must be a "
+                "whole number"
+            )
+
+
+def num_mlp_matrices(activation: str) -> int:
+    return 3 if activation in GATED else 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +81,7 @@ class TransformerConfig:
     seq_len: int
 
     def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"model.{name} = {getattr(self, name)!r} is not one of: {', '.join(allowed)}")
+        check_options(self, "mlp_ratio")
         if self.d_model % self.d_head:
             raise UserError(
                 f"model.d_head = {self.d_head} does not divide model.d_model = {self.d_model}: "
@@ -74,11 +94,6 @@ class TransformerConfig:
             )
         if self.position == "rope" and self.d_head % 2:
             raise UserError(f"model.d_head = {self.d_head} is odd: RoPE rotates pairs, so it must be even")
-        if self.mlp_ratio * self.d_model % 1:
-            raise UserError(
-                f"model.mlp_ratio = {self.mlp_ratio:g} times model.d_model = {self.d_model} is "
-                f"{self.mlp_ratio * self.d_model:g}: the MLP width must be a whole number"
-            )
         if self.attention_impl != "plain" and self.attention != "softmax":
             raise UserError(
                 f"model.attention_impl = {self.attention_impl!r} with model.attention = {self.attention!r}: "
@@ -125,12 +140,14 @@ class TransformerConfig:
     def flops_per_token(self, seq_len: int) -> float:
         """Forward and backward matmul FLOPs a token: 6 N + 12 L D T (2204.02311, appendix B), no remat."""
         shared = (self.num_kv_heads or self.num_heads) / self.num_heads
-        matrices = 2 + 2 * shared + (3 if self.activation in GATED else 2) * self.mlp_ratio
+        matrices = 2 + 2 * shared + num_mlp_matrices(self.activation) * self.mlp_ratio
         weights = self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model
         return 6 * weights + 12 * self.num_layers * self.d_model * seq_len
 
 
 class Attention(MuModule):
+    """Causal, of several heads; `extend` goes on from a cache."""
+
     def __call__(self, x_BTD, hps: Hps):
         """[B, T, D] -> [B, T, D]; position t sees 0..t."""
         return self.extend(x_BTD, hps, None, 0)[0]
@@ -168,20 +185,27 @@ class Attention(MuModule):
 
 
 class MLP(MuModule):
+    """[B, T, D] -> [B, T, D], gated where the activation is one of GATED."""
+
+    copies = ""  # "experts |" in front of a signature, where there are several
+
     @nn.compact
     def __call__(self, x_BTD):
-        wi_DF = self.weight("wi", "hidden", "embed -> mlp")
-        wo_FD = self.weight("wo", "hidden", "mlp -> embed")
-        h_BTF = with_bias(self, jnp.einsum("BTD,DF->BTF", x_BTD, wi_DF), "bi", "mlp")
+        return self.mlp(x_BTD)
+
+    def mlp(self, x_TD):
+        """[..., T, D] -> the same; of several copies [B, E, T, D], each with a part of its own."""
+        wi_DF = self.weight("wi", "hidden", f"{self.copies} embed -> mlp")
+        wo_FD = self.weight("wo", "hidden", f"{self.copies} mlp -> embed")
+        h_TF = with_bias(self, x_TD @ wi_DF, "bi", "mlp")
         name = self.cfg.activation
         if name in GATED:
-            wg_DF = self.weight("wg", "hidden", "embed -> mlp")
-            gate_BTF = with_bias(self, jnp.einsum("BTD,DF->BTF", x_BTD, wg_DF), "bg", "mlp")
-            h_BTF = GATED[name](gate_BTF) * h_BTF
+            wg_DF = self.weight("wg", "hidden", f"{self.copies} embed -> mlp")
+            h_TF = GATED[name](with_bias(self, x_TD @ wg_DF, "bg", "mlp")) * h_TF
         else:
-            h_BTF = ACTIVATIONS[name](h_BTF)
-        self.record("hidden", h_BTF)
-        return with_bias(self, jnp.einsum("BTF,FD->BTD", h_BTF, wo_FD), "bo", "embed")
+            h_TF = ACTIVATIONS[name](h_TF)
+        self.record("hidden", h_TF)
+        return with_bias(self, h_TF @ wo_FD, "bo", "embed")
 
 
 class Block(MuModule):
@@ -218,6 +242,8 @@ def _remat(block, policy: str):
 
 
 class Transformer(LanguageModel):
+    """Blocks stacked over the axis `layers`, between an embedding and a readout."""
+
     block_class = Block
 
     def setup(self):
