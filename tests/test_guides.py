@@ -67,13 +67,19 @@ def test_every_command_is_right(guide, tmp_path, monkeypatch, capsys):
                 make_run(make_run_config(asked["config"]))
 
 
+GROUPS = [
+    pytest.param(group, id=f"{guide.stem}-{group[0][0]}")
+    for guide in GUIDES
+    for group in grouped(commands(guide))
+    if not any(verb == "merge" for verb, *_ in group)  # of what jobs elsewhere have left
+]
+WRONG = ("my_table.py", "gated.py:broken", "gated.py:better")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "group",
-    [pytest.param(group, id=f"{guide.stem}-{group[0][0]}") for guide in GUIDES for group in grouped(commands(guide))],
-)
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_command_runs(group, tmp_path, monkeypatch, capsys, quick_processes):
-    run_group(group, tmp_path, monkeypatch, capsys)
+    run_group(group, tmp_path, monkeypatch, capsys, check=(), fails=WRONG)
 
 
 FORK = DOCS / "is-my-fork-right.md"

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, run_mujax
 
 from configs import base
+from mujax.cli.verb import CHECK_FAILED, FINISHED
 from mujax.grid import expand_sweep
 from mujax.main import run
 
@@ -75,14 +76,17 @@ def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys, quick_processe
     run_group(group, tmp_path, monkeypatch, capsys)
 
 
-def run_group(group, tmp_path, monkeypatch, capsys):
-    """In folders of their own. What trains does so in a process of its own, as on the two cores of a reader."""
+def run_group(group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64",), fails=()):
+    """In folders of their own. What trains does so in a process of its own, as on the two cores of a reader.
+
+    check: more flags of that verb. fails: configs of which it says that they are wrong.
+    """
     for verb, *flags in group:
         if verb == "plan" and importlib.util.find_spec("libtpu") is None:
             continue  # test_plan has it
         extra = SMALL if verb in ("train", "sweep") and "--dry_run" not in flags else []
         if verb == "check":
-            extra = ["--widths=16,32,48,64"]
+            extra = [*check]
         if extra and any("kalra2026" in flag for flag in flags):
             extra = [*extra, "--config.schedule.decay_steps=1"]
         if verb == "sweep" and extra and not any("d_model" in flag for flag in flags):
@@ -93,7 +97,8 @@ def run_group(group, tmp_path, monkeypatch, capsys):
         else:
             done = run_mujax(verb, *flags, *extra)
             code, said = done.returncode, done.stderr
-        assert code == 0, (verb, flags, said[-500:])
+        is_wrong = any(config in flag for config in fails for flag in flags)
+        assert code == (CHECK_FAILED if is_wrong and verb == "check" else FINISHED), (verb, flags, said[-500:])
         if verb == "report":
             (workdir,) = (flag.partition("=")[2] for flag in flags if flag.startswith("--workdir="))
             assert (Path(workdir) / "report.html").exists()
