@@ -28,8 +28,8 @@ from mujax.cli.cores import make_cores_devices
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
 SOURCES = {"lingle2024": "configs/lingle2024/ablations.py", "kalra2026": "configs/kalra2026/studies.py"}
-STUDIES = {"lingle2024": tuple(lingle2024.ABLATIONS), "kalra2026": tuple(kalra2026.STUDIES)}
-# The two narrowest widths are run with more seeds: their runs are cheap, and their optima flat
+STUDIES = {"lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS), "kalra2026": tuple(kalra2026.STUDIES)}
+# The two narrowest widths of what has seeds are run with more: their runs are cheap, and their optima flat
 NARROW_SEEDS = {"lingle2024": 9, "kalra2026": 3}
 TOLERANCE = 1e-3  # nats, of a point that is trained again on the same kind of device
 # What a committed row says: what a report reads, and what made it
@@ -46,11 +46,11 @@ def which(paper: str, name: str) -> str:
 
 def run(paper: str, name: str) -> int:
     """Exit code of the study's two sweeps, of which the second adds seeds to the narrow widths."""
-    widths = MODULES[paper].get_config(f"{name},scale=desk").sweep.get("model", {}).get("d_model", ())
+    config = MODULES[paper].get_config(f"{name},scale=desk")
+    widths, seeds = config.sweep.get("model", {}).get("d_model", ()), NARROW_SEEDS[paper]
     code = run_sweep(paper, name, name)
-    if code or not widths:
+    if code or not widths or not 0 < config.refine.num_seeds < seeds:
         return code
-    seeds = NARROW_SEEDS[paper]
     narrow = [f"--config.sweep.model.d_model={widths[:2]}", f"--config.refine.num_seeds={seeds}"]
     return run_sweep(paper, name, f"{name}-narrow", *narrow)
 

@@ -11,6 +11,7 @@ The argument names an ablation of the table below, then, if need be,
                  each width, as published; all of them: experiments/lingle2024)
   mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a config at full scale (the default), or
   mesh=paper     as published, weights split over both axes: 128 x 1 to width 1024, 32 x 4 at 2048 and 4096, 64 x 4
+A few studies more, at desk scale alone, ask why a verdict differs there: REASONS.
 Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are its best,
 at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses: experiments/lingle2024.
 """
@@ -59,6 +60,18 @@ ABLATIONS = {
     "sp_simple": _SP,
     "combined_no_wd": _COMBINED,
 }
+# At desk scale alone: where a verdict there is not the paper's, is this why?
+REASONS = {
+    # Its decay forgets: weights shrink over a tenth of training, rather than over five times as long
+    "wd_coupled_strong": {**_COUPLED, "optim.weight_decay": 2.5},
+    # Its attention scale is sqrt(128) times muP's, ours 4 times, as heads are of 16
+    "qkscale_large": {"parameterization.override": ("attention=0.7071",)},
+    # Its runs are longer
+    "gains_vector_long": {
+        "model.norm_gain": "vector",
+        "train.steps": 1024, "train.eval_interval": 512, "schedule.warmup_steps": 80,
+    },
+}  # fmt: skip
 # What the profile `head` changes: in every ablation, before its own fields; and in some, after them
 HEAD = {"model.norm_eps": 1e-5, "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8}
 HEAD_OF = {
@@ -82,7 +95,7 @@ def get_config(which: str = "baseline"):
         _set_desk(c, num_layers=1 if is_combined else 2)
         widths, log2_rates = (32, 64, 128, 256), (-8, -6, -4)
 
-    changes = {**(HEAD if is_head else {}), **ABLATIONS[name], **(HEAD_OF.get(name, {}) if is_head else {})}
+    changes = {**(HEAD if is_head else {}), **(ABLATIONS | REASONS)[name], **(HEAD_OF.get(name, {}) if is_head else {})}
     batch = changes.pop("batch", 1)
     c.train.batch_size = int(c.train.batch_size * batch)
     for section, field in ((c.train, "steps"), (c.train, "eval_interval"), (c.schedule, "warmup_steps")):
@@ -111,7 +124,9 @@ def _parse(which: str) -> tuple[str, ...]:
             known = ", ".join(f"{key}={value}" for key, values in OPTIONS.items() for value in values)
             raise ValueError(f"{setting!r} is none of {known}")
         chosen[key] = value
-    if name not in ABLATIONS:
+    if name in REASONS and chosen["scale"] != "desk":
+        raise ValueError(f"{name} is at desk scale alone: {name},scale=desk")
+    if name not in ABLATIONS and name not in REASONS:
         raise ValueError(f"no ablation {name!r}; one of {', '.join(ABLATIONS)}")
     return name, *chosen.values()
 

@@ -159,7 +159,7 @@ def embedding_share(ours: Sequence[Measured]) -> str:
         drifts = [np.abs(drift_draws(m)) for m in found[:2] if m]
         losses = [loss_draws(m) for m in found if m]
         lines.append([
-            str(decay), spread(np.exp(embd - sp)), spread((embd - sp) / (mup - sp)), spread(drifts[1] / drifts[0]),
+            decay or "0", spread(np.exp(embd - sp)), spread((embd - sp) / (mup - sp)), spread(drifts[1] / drifts[0]),
             spread((losses[1] - losses[0]) / (losses[2] - losses[0])),
         ])  # fmt: skip
     return aligned(lines)
@@ -215,6 +215,8 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
         ]
+    if rates := found.get("embedding_rate"):
+        parts.append("Is it most of it? The same with three seeds\n" + embedding_share(rates))
     parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
     return "\n\n".join(parts)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from configs.lingle2024.ablations import ABLATIONS, get_config
+from configs.lingle2024.ablations import ABLATIONS, REASONS, get_config
 from mujax.config import differences
 from mujax.errors import UserError
 from mujax.transfer.optimum import Optimum, fit_optima
@@ -30,6 +30,7 @@ from mujax.transfer.verdict import ArgminVerdict, Verdict, argmin_verdict, judge
 from mujax.workdir import read_json, same_study
 
 HERE = Path(__file__).parent
+STUDIES = ABLATIONS | REASONS
 # Of one run's loss: gaps below 0.02 nats, so twice this, are called undecided in published.csv's source
 NOISE = 0.01
 MISSING, DIVERGED = ".", "div"
@@ -125,7 +126,7 @@ def load_study(argument: str) -> Study:
     """
     name, _, folder = argument.rpartition("=")
     name = name or Path(folder).name
-    if name not in ABLATIONS:
+    if name not in STUDIES:
         raise UserError(f"{argument}: no ablation {name!r}; name the folder as one, or write NAME=FOLDER")
     rows, _ = load_rows(folder)
     if not (Path(folder) / "manifest.json").exists():
@@ -142,7 +143,7 @@ def _closest_config(name: str, config: Mapping[str, Any]) -> tuple[list[float], 
     """(log2 learning rates, widths, notes) of the shipped profile and scale that a sweep's config is nearest to."""
     found = []
     for profile in ("paper", "head"):
-        for scale in ("full", "desk"):
+        for scale in ("desk",) if name in REASONS else ("full", "desk"):
             shipped = same_study(get_config(f"{name},profile={profile},scale={scale}").to_dict())
             changes = [f"{field}: {change}" for field, change in differences(shipped, same_study(config)).items()]
             found.append((len(changes), shipped, (f"profile {profile}, scale {scale}", *changes)))
@@ -192,7 +193,7 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
     verdicts = published_verdicts()
     header = ["ablation", "published", "best", "drift", "ours", "best", "drift", "agree", "by its rule", "seeds"]
     lines = [header]
-    for name in ABLATIONS:
+    for name in STUDIES:
         said, their, our = verdicts.get(name, MISSING), theirs.get(name), ours.get(name)
         line = [name, said, best_text(their), drift_text(their)]
         if our is None:
@@ -246,7 +247,7 @@ def draw(ours: Mapping[str, Study], theirs: Mapping[str, Study], folder: Path) -
 
 
 def draw_drift(plt, ours: Mapping[str, Study], theirs: Mapping[str, Study]):
-    names = [name for name in ABLATIONS if name in ours]
+    names = [name for name in STUDIES if name in ours]
     figure, axis = plt.subplots(figsize=(7, 1.2 + 0.27 * len(names)), layout="constrained")
     axis.axvspan(-TOLERANCE, TOLERANCE, color="0.92", zorder=0)
     for x, text in ((0.0, "transfer"), (-1.0, "1/width")):
@@ -275,7 +276,7 @@ def draw_drift(plt, ours: Mapping[str, Study], theirs: Mapping[str, Study]):
 
 
 def draw_losses(plt, ours: Mapping[str, Study]):
-    names, columns = [name for name in ABLATIONS if name in ours], 5
+    names, columns = [name for name in STUDIES if name in ours], 5
     rows = -(-len(names) // columns)
     size = (2.9 * columns, 2.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -312,7 +313,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     except UserError as e:
         parser.exit(2, f"tables: {e}\n")
     theirs = published()
-    shown = [[s for s in (ours.get(name), theirs.get(name)) if s] for name in ABLATIONS]
+    shown = [[s for s in (ours.get(name), theirs.get(name)) if s] for name in STUDIES]
     text = "\n\n".join([overview(ours, theirs), *(study_table(studies) for studies in shown if studies)])
     print(text)
     if args.out:
