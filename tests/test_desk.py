@@ -8,16 +8,31 @@ from conftest import ROOT, run_mujax
 from matplotlib.testing.compare import compare_images
 
 from experiments import desk
+from experiments.kalra2026 import account as kalra2026_account
+from experiments.lingle2024 import tables as lingle2024_tables
 from mujax.points import make_points
 
 EXPERIMENTS = ROOT / "experiments"
 KEPT = [(paper, folder.name) for paper in desk.STUDIES for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))]
+
+# Paper -> its script, and the folders that it reads
+ACCOUNTS = {
+    "lingle2024": (
+        lingle2024_tables,
+        [EXPERIMENTS / paper / "desk" / name for paper, name in KEPT if "lingle" in paper],
+    ),
+    "kalra2026": (kalra2026_account, [EXPERIMENTS / "kalra2026" / "desk"]),
+}
 
 
 def test_required_studies_are_there():
     assert {name for paper, name in KEPT if paper == "lingle2024"} >= {
         "baseline", "sp", "sp_simple", "biases", "gains_vector", "gains_scalar", "qkscale", "uinit", "qinit",
         "emb_norm", "cosine", "wd_coupled", "lion", "sqrelu", "swiglu", "mqa", "bsz_large", "bsz_small",
+    }  # fmt: skip
+    assert {name for paper, name in KEPT if paper == "kalra2026"} >= {
+        "factorial", "embedding_rate", "frozen_embedding", "fixed_tokens", "fixed_tokens_timescale", "warmup",
+        "first_layer",
     }  # fmt: skip
 
 
@@ -31,27 +46,18 @@ def test_rows_are_of_the_shipped_configs(paper, name):
     assert {point.id for point in points} <= set(ids)
     assert {row["table_hash"] for row in rows} == {point.run.table_hash for point in points}
     assert len({row["data_fingerprint"] for row in rows}) == 1
+    assert len({row["code_version"] for row in rows}) == 1
     assert not any("dirty" in row["code_version"] for row in rows)
     for row in rows:
         assert (row["final_loss"] is None) == (row["status"] != "ok")
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "paper"),
-    [
-        (
-            "lingle2024/tables.py",
-            [f"{EXPERIMENTS}/lingle2024/desk/{name}" for p, name in KEPT if p == "lingle2024"],
-            "lingle2024",
-        )
-    ],
-)
-def test_tables_and_figures_follow_from_the_rows(script, arguments, paper, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("paper", ACCOUNTS)
+def test_tables_and_figures_follow_from_the_rows(paper, tmp_path, monkeypatch, capsys):
+    script, folders = ACCOUNTS[paper]
     committed = EXPERIMENTS / paper / "figures"
-    if paper == "lingle2024":
-        from experiments.lingle2024 import tables as account
-    monkeypatch.setattr(sys, "argv", [script, *arguments, f"--out={tmp_path}"])
-    account.main()
+    monkeypatch.setattr(sys, "argv", ["", *map(str, folders), f"--out={tmp_path}"])
+    script.main()
     text = capsys.readouterr().out
     (name,) = [file.name for file in committed.glob("*.txt")]
     assert (committed / name).read_text() == text
@@ -99,6 +105,8 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     assert (kept["id"], kept["overrides"]) == ("b", {"seed": 7})
 
 
-def test_the_account_states_the_table_of_its_rows():
-    tables = (EXPERIMENTS / "lingle2024" / "figures" / "tables.txt").read_text()
-    assert tables.split("\n\n")[0] in (EXPERIMENTS / "lingle2024" / "README.md").read_text()
+@pytest.mark.parametrize("paper", ACCOUNTS)
+def test_the_account_states_the_table_of_its_rows(paper):
+    """Word for word: the first part of what the rows give."""
+    (file,) = (EXPERIMENTS / paper / "figures").glob("*.txt")
+    assert file.read_text().split("\n\n")[0] in (EXPERIMENTS / paper / "README.md").read_text()

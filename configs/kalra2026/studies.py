@@ -60,7 +60,7 @@ DESK = {
     "embedding_rate": {"seeds": 3},
     "frozen_embedding": {"seeds": 3},
     "warmup": {"warmup": (0.0, 0.2, 0.4), "seeds": 2},
-    "fixed_tokens": {"widths": (32, 48, 64, 96, 128), "seeds": 2},
+    "fixed_tokens": {"widths": (32, 48, 64, 96, 128), "decay": (0.0, 1e-3), "seeds": 2},
     "fixed_tokens_timescale": {"widths": (32, 48, 64, 96, 128), "seeds": 2},
     "first_layer": {"seeds": 3},
 }

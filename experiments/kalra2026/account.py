@@ -24,7 +24,7 @@ from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
 from mujax.transfer.rows import load_rows
-from mujax.transfer.summary import Measured, compare, make_studies, measure
+from mujax.transfer.summary import Measured, Study, compare, make_studies, measure
 from mujax.transfer.tables import parse_columns, read_table
 from mujax.transfer.text import estimate_text
 
@@ -39,9 +39,28 @@ def load(folder: Path) -> dict[str, list[Measured]]:
     rows = {name: load_rows(folder / name)[0] for name in STUDIES if (folder / name).is_dir()}
     if not rows:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
-    measured, _ = compare([measure(study) for study in make_studies(rows)])
-    found = {name: [m for m in measured if m.study.source == name] for name in rows}
-    return found if len(rows) > 1 else {name: measured for name in rows}
+    studies = make_studies(rows)
+    measured = {study.name: measure(study) for study in studies if has_seeds(study)}
+    noise = seed_noise(list(measured.values()))
+    measured |= {study.name: measure(study, noise) for study in studies if study.name not in measured}
+    compared, _ = compare([measured[study.name] for study in studies])
+    found = {name: [m for m in compared if m.study.source == name] for name in rows}
+    return found if len(rows) > 1 else {name: compared for name in rows}
+
+
+def has_seeds(study: Study) -> bool:
+    """Whether some learning rate was tried with several."""
+    return any(max(curve.num_seeds) > 1 for curve in study.curves)
+
+
+def seed_noise(measured: Sequence[Measured]) -> float | None:
+    """Standard deviation of a run's loss near its optimum, nats: root mean square over transformers with seeds.
+
+    With one seed a point it would be what parabolas leave, of four widths too little to tell a curvature from 0.
+    """
+    transformers = [m for m in measured if m.study.source != "first_layer"]
+    sigmas = [o.noise.sigma for m in transformers if (o := m.optima[0]) and o.noise]
+    return math.sqrt(statistics.fmean(sigma**2 for sigma in sigmas)) if sigmas else None
 
 
 def published() -> list[PhasePoint]:
@@ -87,12 +106,12 @@ def study_table(measured: Sequence[Measured]) -> str:
             loss = f"{minimum:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
-        word = m.verdict.word if has_seeds(m) else "one seed"
+        word = m.verdict.word if every_optimum_has_seeds(m) else "one seed"
         lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers])
     return aligned(lines)
 
 
-def has_seeds(m: Measured) -> bool:
+def every_optimum_has_seeds(m: Measured) -> bool:
     """Whether at every width the best learning rate was tried with several seeds: no verdict is told from one."""
     return all(
         o is not None and curve.num_seeds[curve.log2_lrs.index(o.log2_lr)] > 1
@@ -218,6 +237,11 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
     if rates := found.get("embedding_rate"):
         parts.append("Is it most of it? The same with three seeds\n" + embedding_share(rates))
     parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
+    if noise := seed_noise([m for measured in found.values() for m in measured if has_seeds(m.study)]):
+        parts.append(
+            f"Noise of one run near its optimum, from the seeds: {noise:.4f} nats, so that E is at least about "
+            f"{noise**2:.1e} where each point is one run."
+        )
     return "\n\n".join(parts)
 
 
