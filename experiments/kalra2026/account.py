@@ -24,13 +24,14 @@ from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
 from mujax.transfer.rows import load_rows
-from mujax.transfer.summary import Measured, Study, compare, make_studies, measure
+from mujax.transfer.summary import Measured, compare, make_studies, measure
 from mujax.transfer.tables import parse_columns, read_table
 from mujax.transfer.text import estimate_text
 
 HERE = Path(__file__).parent
 WORDS = {"attn": "Attn", "embd": "Embd", "ln": "LN", "last": "Last"}  # in the paper's order
 SWITCHES = tuple(WORDS)
+METRICS = ("E", "kappa", "R(inf)")
 COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
 
 
@@ -39,28 +40,9 @@ def load(folder: Path) -> dict[str, list[Measured]]:
     rows = {name: load_rows(folder / name)[0] for name in STUDIES if (folder / name).is_dir()}
     if not rows:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
-    studies = make_studies(rows)
-    measured = {study.name: measure(study) for study in studies if has_seeds(study)}
-    noise = seed_noise(list(measured.values()))
-    measured |= {study.name: measure(study, noise) for study in studies if study.name not in measured}
-    compared, _ = compare([measured[study.name] for study in studies])
-    found = {name: [m for m in compared if m.study.source == name] for name in rows}
-    return found if len(rows) > 1 else {name: compared for name in rows}
-
-
-def has_seeds(study: Study) -> bool:
-    """Whether some learning rate was tried with several."""
-    return any(max(curve.num_seeds) > 1 for curve in study.curves)
-
-
-def seed_noise(measured: Sequence[Measured]) -> float | None:
-    """Standard deviation of a run's loss near its optimum, nats: root mean square over transformers with seeds.
-
-    With one seed a point it would be what parabolas leave, of four widths too little to tell a curvature from 0.
-    """
-    transformers = [m for m in measured if m.study.source != "first_layer"]
-    sigmas = [o.noise.sigma for m in transformers if (o := m.optima[0]) and o.noise]
-    return math.sqrt(statistics.fmean(sigma**2 for sigma in sigmas)) if sigmas else None
+    measured, _ = compare([measure(study) for study in make_studies(rows)])
+    found = {name: [m for m in measured if m.study.source == name] for name in rows}
+    return found if len(rows) > 1 else {name: measured for name in rows}
 
 
 def published() -> list[PhasePoint]:
@@ -85,7 +67,7 @@ def short(m: Measured) -> str:
     table = m.study.facets["parameterization"]
     plain = switches(table.replace("+sqrt_embd", "").replace("+sqrt_decay", ""))
     name = paper_name(table) if plain is not None and "sqrt" not in table else table.replace("factorial", "SP")
-    return m.study.name.removeprefix(f"{m.study.source}: ").replace(table, name)
+    return m.study.name.removeprefix(f"{m.study.source}: ").replace(table, name).replace("weight_decay=", "decay ")
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -94,8 +76,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def study_table(measured: Sequence[Measured]) -> str:
-    """A line a study: where its optimum is and moves, and what that costs."""
-    lines = [["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", "E", "kappa", "R(inf)"]]
+    """A line a study: where its optimum is and moves, and what that costs; seeds: nats that they are apart there."""
+    lines = [["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", *METRICS, "seeds"]]
     for m in measured:
         best = " ".join("-" if o is None else f"{o.log2_lr:g}" for o in m.optima)
         last = m.optima[-1]
@@ -106,12 +88,14 @@ def study_table(measured: Sequence[Measured]) -> str:
             loss = f"{minimum:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
-        word = m.verdict.word if every_optimum_has_seeds(m) else "one seed"
-        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers])
+        word = m.verdict.word if has_seeds(m) else "one seed"
+        noise = next((o.noise for o in m.optima if o), None)
+        apart = f"{noise.sigma:.3f}" if noise and noise.source.startswith("seeds") else "-"
+        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, apart])
     return aligned(lines)
 
 
-def every_optimum_has_seeds(m: Measured) -> bool:
+def has_seeds(m: Measured) -> bool:
     """Whether at every width the best learning rate was tried with several seeds: no verdict is told from one."""
     return all(
         o is not None and curve.num_seeds[curve.log2_lrs.index(o.log2_lr)] > 1
@@ -237,11 +221,6 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
     if rates := found.get("embedding_rate"):
         parts.append("Is it most of it? The same with three seeds\n" + embedding_share(rates))
     parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
-    if noise := seed_noise([m for measured in found.values() for m in measured if has_seeds(m.study)]):
-        parts.append(
-            f"Noise of one run near its optimum, from the seeds: {noise:.4f} nats, so that E is at least about "
-            f"{noise**2:.1e} where each point is one run."
-        )
     return "\n\n".join(parts)
 
 
@@ -303,9 +282,9 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
 def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
     """Where the optimum is against width, by the parabola of the tables, hollow where flagged; a panel a question."""
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
-    columns = min(3, len(shown))
+    columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 3.0 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, (name, measured) in zip(axes.flat, shown.items(), strict=False):
@@ -323,7 +302,7 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
         axis.set_xticks(sorted({n for m in measured for n in m.study.widths}))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set(title=name, xlabel="width", ylabel=r"optimal $\log_2\eta$")
-        axis.legend(frameon=False, fontsize=6.5)
+        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         axis.grid(alpha=0.25)
     return figure
 

@@ -1,0 +1,82 @@
+"""The account of Kalra & Barkeshli 2026 finds what synthetic rows were made to show."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.kalra2026 import account
+
+SIGMA = 0.003
+WIDTHS, DECAYS, RATES = (32, 64, 128, 256), (0.0, 0.05), range(-7, 2)
+FACTORIAL = ("factorial", "factorial+embd", "factorial+last", "factorial+embd+last")
+RATIOS = {"factorial": 0.0, "factorial+embd": -0.08, "factorial+embd+ln+attn+last": -0.1}  # nats against SP
+
+
+def loss(table, width, x, offset=0.0):
+    """Minimum 2 + 4 / n; Embd takes 0.07 off it, Last adds 0.05. Embd stops a drift of -0.4 a doubling of width."""
+    on = account.switches(table)
+    best = -2 if "embd" in on else -2 - 0.4 * math.log2(width / 32)
+    height = 2 + 4 / width + offset - 0.07 * ("embd" in on) + 0.05 * ("last" in on)
+    return height + 0.1 / 2 * (math.log(2) * (x - best)) ** 2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write(study, points):
+        rows = []
+        for number, (table, decay, width, x, seed, value) in enumerate(points):
+            overrides = {"parameterization.name": table, "optim.weight_decay": decay, "model.d_model": width}
+            rows.append({
+                "id": f"{study} {number}", "status": "ok", "diverged_at_step": None, "width": width, "seed": seed,
+                "parameterization": table, "weight_decay": decay, "learning_rate": 2.0**x, "tokens": 512,
+                "data_fingerprint": "text", "final_loss": value + SIGMA * rng.normal(), "overrides": overrides,
+            })  # fmt: skip
+        (tmp_path / study).mkdir()
+        (tmp_path / study / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("factorial", [
+        (table, decay, width, x, 0, loss(table, width, x))
+        for table, decay, width, x in itertools.product(FACTORIAL, DECAYS, WIDTHS, RATES)
+    ])  # fmt: skip
+    write("embedding_rate", [
+        (table, 0.0, width, x, seed, loss("factorial", width, x, offset))
+        for (table, offset), width, x, seed in itertools.product(RATIOS.items(), WIDTHS, RATES, range(3))
+    ])  # fmt: skip
+    return tmp_path
+
+
+def cells(text, first):
+    """Of the line of a table that begins so, its cells."""
+    (line,) = [line for line in text.splitlines() if line.startswith(first + "  ")]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def number(cell):
+    return float(cell.split()[0])
+
+
+def test_effects_and_share_are_those_of_the_rows(folder):
+    found = account.load(folder)
+    effects = account.effects(found["factorial"], account.published())
+    embd, last = cells(effects, "embd"), cells(effects, "last")
+    assert number(embd[-2]) == pytest.approx(-0.4, abs=0.05)  # the size of the drift
+    assert number(last[-2]) == pytest.approx(0, abs=0.05)
+    assert number(embd[-1]) == pytest.approx(-0.07, abs=0.005)  # the loss at the widest
+    assert number(last[-1]) == pytest.approx(0.05, abs=0.005)
+
+    (share,) = [line for line in account.embedding_share(found["embedding_rate"]).splitlines() if line.startswith("0 ")]
+    assert number(cells(share, "0")[-1]) == pytest.approx(0.8, abs=0.05)
+    assert number(cells(share, "0")[-2]) == pytest.approx(1, abs=0.15)  # all three drift alike
+
+
+def test_one_seed_is_no_verdict(folder):
+    found = account.load(folder)
+    one, three = (account.study_table(found[name]).splitlines()[1:] for name in ("factorial", "embedding_rate"))
+    assert all("  one seed  " in line and line.endswith("  -") for line in one)
+    assert all("  drifts  " in line for line in three)
+    assert [float(line.split()[-1]) for line in three] == pytest.approx([SIGMA] * len(three), abs=0.001)
