@@ -62,8 +62,9 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
         others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
-        # Without a last line that is still being written
-        (folder / "results.jsonl").write_text("".join(text[: text.rfind("\n") + 1] for text in others))
+        # Each row once, without a last line that is still being written
+        lines = dict.fromkeys(line for text in others for line in text[: text.rfind("\n") + 1].splitlines())
+        (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
     # Studies that differ in numbers alone are one program
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
     command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}", *flags]

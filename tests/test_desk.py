@@ -98,6 +98,9 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(desk.subprocess, "run", lambda command, **kwargs: type("Done", (), {"returncode": 0})())
     desk.run("lingle2024", "baseline")
+    assert (runs / "baseline" / "results.jsonl").read_text() == (runs / "sp" / "results.jsonl").read_text()
+    desk.run_sweep("lingle2024", "biases", "biases")  # of two that have the same
+    assert (runs / "biases" / "results.jsonl").read_text() == (runs / "sp" / "results.jsonl").read_text()
     points = {"b": {"overrides": {"seed": 7}}}
     (runs / "baseline" / "manifest.json").write_text(json.dumps({"config": {}, "refinement": [], "points": points}))
     desk.keep("lingle2024", "baseline")
