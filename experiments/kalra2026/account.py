@@ -36,13 +36,14 @@ COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
 
 
 def load(folder: Path) -> dict[str, list[Measured]]:
-    """What each study that is there shows. R is above the envelope of all studies of one budget."""
-    rows = {name: load_rows(folder / name)[0] for name in STUDIES if (folder / name).is_dir()}
-    if not rows:
+    """What each study that is there shows. R is above the lower envelope of the study it is in."""
+    folders = {name: folder / name for name in STUDIES if (folder / name).is_dir()}
+    if not folders:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
-    measured, _ = compare([measure(study) for study in make_studies(rows)])
-    found = {name: [m for m in measured if m.study.source == name] for name in rows}
-    return found if len(rows) > 1 else {name: measured for name in rows}
+    found = {}
+    for name, path in folders.items():
+        found[name], _ = compare([measure(study) for study in make_studies({name: load_rows(path)[0]})])
+    return found
 
 
 def published() -> list[PhasePoint]:
@@ -63,11 +64,11 @@ def paper_name(table: str) -> str:
 
 
 def short(m: Measured) -> str:
-    """A study's name without the source and with the paper's word for its table."""
+    """A study's name with the paper's word for its table."""
     table = m.study.facets["parameterization"]
     plain = switches(table.replace("+sqrt_embd", "").replace("+sqrt_decay", ""))
     name = paper_name(table) if plain is not None and "sqrt" not in table else table.replace("factorial", "SP")
-    return m.study.name.removeprefix(f"{m.study.source}: ").replace(table, name).replace("weight_decay=", "decay ")
+    return m.study.name.replace(table, name).replace("weight_decay=", "decay ")
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
