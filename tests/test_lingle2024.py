@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from configs.lingle2024.ablations import ABLATIONS, HEAD_OF, get_config
+from configs.lingle2024.ablations import ABLATIONS, HEAD_OF, REASONS, get_config
 from mujax.data.loader import load_batches
 from mujax.grid import expand_sweep
 from mujax.points import make_points
@@ -48,6 +48,19 @@ def test_every_config_resolves(name):
         assert len(points) == len(widths) * (3 if large else 5)
         assert {p.tokens for p in points} == {90_000 * 2**21 if large else 125_000 * 2**18}
         assert len(make_points(tree(f"{name},profile={profile},scale=desk"))) == 4 * 3
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_a_reason_is_asked_at_desk_scale_alone(name):
+    """There it is what it asks about but for what its line names; the published runs have no such study."""
+    about = name.rpartition("_")[0]
+    (ours, theirs) = (make_points(tree(f"{n},scale=desk")) for n in (name, about))
+    assert [(p.run.cfg.model.d_model, p.run.cfg.optim.learning_rate) for p in ours] == [
+        (p.run.cfg.model.d_model, p.run.cfg.optim.learning_rate) for p in theirs
+    ]
+    assert not {p.id for p in ours} & {p.id for p in theirs}
+    with pytest.raises(ValueError, match=f"{name},scale=desk"):
+        get_config(name)
 
 
 def test_published_meshes():

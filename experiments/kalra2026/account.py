@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from configs.kalra2026.studies import EMBD, MUP, SP, SQRT_EMBD, STUDIES
+from configs.kalra2026.studies import EMBD, FROZEN, MUP, SP, SQRT_EMBD, STUDIES
 from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
@@ -68,7 +68,8 @@ def short(m: Measured) -> str:
     table = m.study.facets["parameterization"]
     plain = switches(table.replace("+sqrt_embd", "").replace("+sqrt_decay", ""))
     name = paper_name(table) if plain is not None and "sqrt" not in table else table.replace("factorial", "SP")
-    return m.study.name.replace(table, name).replace("weight_decay=", "decay ")
+    said = m.study.name.replace(table, name).replace("weight_decay=", "decay ").replace(", override=[]", "")
+    return said.replace(f"override={list(FROZEN)}", "frozen")
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -254,6 +255,7 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
                     scale("log")
                 elif name == "r_inf":
                     scale("symlog", linthresh=LINEAR_R)
+                    (axis.xaxis if name == x else axis.yaxis).set_ticks((-1, 0, 0.1, 1, 10))
             for p in points:
                 on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
                 values = [getattr(p, name) for name in (x, y)]
