@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
 SOURCES = {"lingle2024": "configs/lingle2024/ablations.py", "kalra2026": "configs/kalra2026/studies.py"}
 STUDIES = {"lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS), "kalra2026": tuple(kalra2026.STUDIES)}
-# The two narrowest widths of what has seeds are run with more: their runs are cheap, and their optima flat
+# A second sweep adds seeds: of what has some, at the two narrowest widths, whose runs are cheap and optima flat; of the
+# factorial, which has one a point, without decay
 NARROW_SEEDS = {"lingle2024": 9, "kalra2026": 3}
 TOLERANCE = 1e-3  # nats, of a point that is trained again on the same kind of device
 # What a committed row says: what a report reads, and what made it
@@ -45,14 +46,21 @@ def which(paper: str, name: str) -> str:
 
 
 def run(paper: str, name: str) -> int:
-    """Exit code of the study's two sweeps, of which the second adds seeds to the narrow widths."""
+    """Exit code of the study's sweep and, if there is one, of that which adds seeds."""
+    sweeps = [(name, []), *more_seeds(paper, name)]
+    return next((code for folder, flags in sweeps if (code := run_sweep(paper, name, folder, *flags))), 0)
+
+
+def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
+    """Folder and flags of the second sweep, if any."""
+    if name == "factorial":
+        return [(f"{name}-no_decay", ["--config.sweep.optim.weight_decay=(0.0,)", "--config.refine.num_seeds=3"])]
     config = MODULES[paper].get_config(f"{name},scale=desk")
     widths, seeds = config.sweep.get("model", {}).get("d_model", ()), NARROW_SEEDS[paper]
-    code = run_sweep(paper, name, name)
-    if code or not widths or not 0 < config.refine.num_seeds < seeds:
-        return code
-    narrow = [f"--config.sweep.model.d_model={widths[:2]}", f"--config.refine.num_seeds={seeds}"]
-    return run_sweep(paper, name, f"{name}-narrow", *narrow)
+    if not widths or not 0 < config.refine.num_seeds < seeds:
+        return []
+    flags = [f"--config.sweep.model.d_model={widths[:2]}", f"--config.refine.num_seeds={seeds}"]
+    return [(f"{name}-narrow", flags)]
 
 
 def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
@@ -78,7 +86,7 @@ def keep(paper: str, name: str) -> bool:
     """Rows and config of a study, without its training curves; False, and nothing is kept, if points are missing."""
     source, target = ROOT / "runs" / "desk" / paper / name, ROOT / "experiments" / paper / "desk" / name
     points, by_id, manifests = {}, {}, {}
-    for folder in (source, source.with_name(f"{name}-narrow")):
+    for folder in (source, *(source.with_name(other) for other, _ in more_seeds(paper, name))):
         if (folder / "manifest.json").exists():
             manifests[folder.name] = json.loads((folder / "manifest.json").read_text())
             points |= manifests[folder.name]["points"]

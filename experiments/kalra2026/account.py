@@ -220,8 +220,6 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
         ]
-    if rates := found.get("embedding_rate"):
-        parts.append("Is it most of it? The same with three seeds\n" + embedding_share(rates))
     parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
     return "\n\n".join(parts)
 
