@@ -23,6 +23,7 @@ FACTORIAL = tuple(
     for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("", "+last")
 )  # fmt: skip
 DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
+STEPS = {"full": 10_000, "desk": 200}  # where a study names no tokens a parameter
 TOKENS = {"full": 20, "desk": 0.6}  # a parameter (ours)
 FROZEN = ("input.lr=0",)  # tokens and positions stay as drawn; without a rate there is no decay either
 
@@ -130,7 +131,7 @@ def _set_gpt(c) -> None:
     c.mesh.fsdp = 64  # for v4:4x4x4, 64 chips
     c.train.update(batch_size=256, eval_batches=16, log_interval=100)
     c.data.update(name="shards", path="data/fineweb", seq_len=1024, vocab_size=50_304)
-    c.update_from_flattened_dict(_horizon(10_000))
+    c.update_from_flattened_dict(_horizon(STEPS["full"]))
 
 
 def _set_desk(c) -> None:
@@ -138,7 +139,7 @@ def _set_desk(c) -> None:
     c.mesh.fsdp = 1
     c.train.update(batch_size=16, eval_batches=24, log_interval=10)
     c.data.update(name="embedded", path="", seq_len=32, vocab_size=256)
-    c.update_from_flattened_dict(_horizon(200))
+    c.update_from_flattened_dict(_horizon(STEPS["desk"]))
 
 
 def _set_cnn(c, is_desk: bool) -> None:
@@ -147,7 +148,7 @@ def _set_cnn(c, is_desk: bool) -> None:
     c.train.update(batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100)
     if not is_desk:
         c.data.update(name="images", path="data/cifar10.npz", seq_len=3 * 32 * 32)
-    c.update_from_flattened_dict(_horizon(200 if is_desk else 10_000))
+    c.update_from_flattened_dict(_horizon(STEPS["desk" if is_desk else "full"]))
 
 
 def _horizon(steps: int) -> dict[str, int]:
@@ -171,4 +172,4 @@ def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
 
 def _decay(value: float, steps: float) -> float:
     """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of training."""
-    return round(value * 10_000 / steps, 8)
+    return round(value * STEPS["full"] / steps, 8)

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from configs.kalra2026.studies import EMBD, FROZEN, MUP, SP, SQRT_EMBD, STUDIES
+from configs.kalra2026.studies import EMBD, FROZEN, MUP, SP, SQRT_EMBD, STEPS, STUDIES
 from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
@@ -122,6 +122,21 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
     return aligned(lines)
 
 
+def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
+    """Does weight decay make for better fits? Medians over the parameterizations that have all three, at each decay."""
+    lines = [["decay", "published", "E", "published", "R(inf)", "published", "kappa", "published", "slices"]]
+    for decay in dict.fromkeys(m.study.facets["weight decay"] for m in ours):
+        same_shrinking = float(decay) * STEPS["desk"] / STEPS["full"]
+        points = phase_points([m for m in ours if m.study.facets["weight decay"] == decay])
+        same = [p for p in theirs if math.isclose(float(p.facets["weight decay"]), same_shrinking)]
+        medians_of = [
+            f"{statistics.median(getattr(p, field).value for p in of):.3g}" if of else "-"
+            for field in ("e", "r_inf", "kappa") for of in (points, same)
+        ]  # fmt: skip
+        lines.append([decay, f"{same_shrinking:g}", *medians_of, f"{len(points)} of 16"])
+    return aligned(lines)
+
+
 def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
     """What each switch does to E, to the size of the drift, and to the loss at the widest, over pairs."""
     on_e, paper = ({e.switch: e for e in main_effects(points)} for points in (phase_points(ours), theirs))
@@ -216,6 +231,7 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
         parts += [
             "Medians over weight decay, beside the published (8 decays, widths 128 to 2048)\n"
             + medians(slices, theirs),
+            "Medians over the parameterizations, at each weight decay\n" + by_decay(slices, theirs),
             "What a switch does, over pairs that differ in it alone\n" + effects(slices, theirs),
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
