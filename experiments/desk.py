@@ -91,6 +91,8 @@ def keep(paper: str, name: str) -> bool:
             manifests[folder.name] = json.loads((folder / "manifest.json").read_text())
             points |= manifests[folder.name]["points"]
             by_id |= {row["id"]: row for row in map(json.loads, (folder / "results.jsonl").read_text().splitlines())}
+        elif manifests:
+            print(f"{name}: {folder.name}, which adds seeds, has not been run", file=sys.stderr)
     if missing := points.keys() - by_id.keys():
         print(f"{name}: {len(missing)} of {len(points)} points have not finished; not kept", file=sys.stderr)
         return False

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.kalra2026 import account
 
-SIGMA = 0.003
+SIGMA, DECAYED = 0.003, 0.02  # nats: of a run's loss; what weight decay adds to it
 WIDTHS, DECAYS, RATES = (32, 64, 128, 256), (0.0, 0.05), range(-7, 2)
 FACTORIAL = ("factorial", "factorial+embd", "factorial+last", "factorial+embd+last")
 RATIOS = {"factorial": 0.0, "factorial+embd": -0.08, "factorial+embd+ln+attn+last": -0.1}  # nats against SP
@@ -40,7 +40,7 @@ def folder(tmp_path):
         (tmp_path / study / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write("factorial", [
-        (table, decay, width, x, 0, loss(table, width, x))
+        (table, decay, width, x, 0, loss(table, width, x, DECAYED * (decay > 0)))
         for table, decay, width, x in itertools.product(FACTORIAL, DECAYS, WIDTHS, RATES)
     ])  # fmt: skip
     write("embedding_rate", [
@@ -70,8 +70,22 @@ def test_effects_and_share_are_those_of_the_rows(folder):
     assert number(last[-1]) == pytest.approx(0.05, abs=0.005)
 
     (share,) = [line for line in account.embedding_share(found["embedding_rate"]).splitlines() if line.startswith("0 ")]
-    assert number(cells(share, "0")[-1]) == pytest.approx(0.8, abs=0.05)
-    assert number(cells(share, "0")[-2]) == pytest.approx(1, abs=0.15)  # all three drift alike
+    e_share, drift, mup, embd, of_loss = cells(share, "0")[-5:]
+    assert number(mup) == pytest.approx(-0.1, abs=0.005) and number(embd) == pytest.approx(-0.08, abs=0.005)
+    assert number(of_loss) == pytest.approx(0.8, abs=0.05)
+    assert number(drift) == pytest.approx(1, abs=0.15)  # all three drift alike
+    assert e_share == "-"  # and fit alike, so there is no gain to have a share of
+
+    assert account.share(np.array([0.1, 0.2, 0.3]), np.array([0.9, 1.0, 1.1])) == "-"  # nor in a harm
+
+
+def test_what_decay_does_is_told_of_pairs_with_as_many_seeds(folder):
+    found = account.load(folder)
+    line = cells(account.by_decay(found["factorial"], account.published()), "0 to 0.05")
+    assert number(line[-1]) == pytest.approx(DECAYED, abs=0.003)
+    assert number(line[2]) == pytest.approx(1, abs=0.7) and line[3].endswith("of 4")
+    # Published, and read off its file here: of the 14 with both decays, 12 fit better with 0.001 than without
+    assert line[5] == "12 of 14"
 
 
 def test_one_seed_is_no_verdict(folder):

@@ -62,7 +62,7 @@ ABLATIONS = {
 }
 # At desk scale alone: where a verdict there is not the paper's, is this why?
 REASONS = {
-    # Its decay forgets: weights shrink over a tenth of training, rather than over five times as long
+    # Its decay forgets: weights shrink over a fifth of training, rather than over five times as long
     "wd_coupled_strong": {**_COUPLED, "optim.weight_decay": 2.5},
     # Its attention scale is sqrt(128) times muP's, ours 4 times, as heads are of 16
     "qkscale_large": {"parameterization.override": ("attention=0.7071",)},

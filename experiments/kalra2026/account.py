@@ -8,6 +8,7 @@ flagged (too few widths, an exponent at its bound, an optimum that is not bracke
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import sys
@@ -66,8 +67,8 @@ def paper_name(table: str) -> str:
 def short(m: Measured) -> str:
     """A study's name with the paper's word for its table."""
     table = m.study.facets["parameterization"]
-    plain = switches(table.replace("+sqrt_embd", "").replace("+sqrt_decay", ""))
-    name = paper_name(table) if plain is not None and "sqrt" not in table else table.replace("factorial", "SP")
+    name = paper_name(table.replace("sqrt_embd", "embd").replace("+sqrt_decay", ""))
+    name += " (Embd by sqrt n)" * ("sqrt_embd" in table) + " (hidden decay by sqrt n)" * ("sqrt_decay" in table)
     said = m.study.name.replace(table, name).replace("weight_decay=", "decay ").replace(", override=[]", "")
     return said.replace(f"override={list(FROZEN)}", "frozen")
 
@@ -78,8 +79,14 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def study_table(measured: Sequence[Measured]) -> str:
-    """A line a study: where its optimum is and moves, and what that costs; seeds: nats that they are apart there."""
-    lines = [["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", *METRICS, "seeds"]]
+    """A line a study: where its optimum is and moves, and what that costs.
+
+    noise: standard deviation of a run's loss that the intervals go by, "*" where the parabolas miss the points by more
+    than seeds explain and it is widened to that. seeds: standard deviation among them at the best learning rates.
+    """
+    lines = [
+        ["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", *METRICS, "noise", "seeds"]
+    ]
     for m in measured:
         best = " ".join("-" if o is None else f"{o.log2_lr:g}" for o in m.optima)
         last = m.optima[-1]
@@ -92,9 +99,19 @@ def study_table(measured: Sequence[Measured]) -> str:
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
         word = m.verdict.word if has_seeds(m) else "one seed"
         noise = next((o.noise for o in m.optima if o), None)
-        apart = f"{noise.sigma:.3f}" if noise and noise.source.startswith("seeds") else "-"
-        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, apart])
+        sigma = f"{noise.sigma:.3f}" + "*" * ("widened" in noise.source) if noise else "-"
+        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m)])
     return aligned(lines)
+
+
+def seeds_apart(m: Measured) -> str:
+    at_best = [
+        curve.seed_losses[curve.log2_lrs.index(o.log2_lr)]
+        for curve, o in zip(m.study.curves, m.optima, strict=True)
+        if o
+    ]
+    variances = [np.var(losses, ddof=1) for losses in at_best if len(losses) > 1]
+    return f"{math.sqrt(np.mean(variances)):.3f}" if variances else "-"
 
 
 def has_seeds(m: Measured) -> bool:
@@ -106,8 +123,8 @@ def has_seeds(m: Measured) -> bool:
 
 
 def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Medians over weight decay, ours beside the published ones."""
-    lines = [["", "E", "published", "R(inf)", "published", "kappa", "published", "drift"]]
+    """Medians over weight decay, ours beside the published ones; "?" where all of them are flagged."""
+    lines = [["", "E", "published", "R(inf)", "published", "kappa", "published", "fits", "drift", "of"]]
     for table in dict.fromkeys(m.study.facets["parameterization"] for m in ours):
         members = [m for m in ours if m.study.facets["parameterization"] == table]
         points = phase_points(members)
@@ -115,26 +132,46 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         cells = [paper_name(table)]
         for field in ("e", "r_inf", "kappa"):
             for of in (points, same):
-                values = [getattr(p, field).value for p in of]
-                cells.append(f"{statistics.median(values):.3g}" if values else "-")
-        drifts = [m.drift.value for m in members if m.drift]
-        lines.append([*cells, f"{statistics.median(drifts):+.2f}" if drifts else "-"])
-    return aligned(lines)
+                cells.append(median_text([getattr(p, field) for p in of], ".3g"))
+        drifts = [m.drift for m in members if m.drift]
+        lines.append([*cells, f"{len(points)}", median_text(drifts, "+.2f"), f"{len(drifts)}"])
+    return f"{aligned(lines)}\nfits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+
+
+def median_text(estimates: Sequence[Estimate], form: str) -> str:
+    if not estimates:
+        return "-"
+    return f"{statistics.median(e.value for e in estimates):{form}}" + " ?" * all(e.flags for e in estimates)
 
 
 def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Does weight decay make for better fits? Medians over the parameterizations that have all three, at each decay."""
-    lines = [["decay", "published", "E", "published", "R(inf)", "published", "kappa", "published", "slices"]]
-    for decay in dict.fromkeys(m.study.facets["weight decay"] for m in ours):
-        same_shrinking = float(decay) * STEPS["desk"] / STEPS["full"]
-        points = phase_points([m for m in ours if m.study.facets["weight decay"] == decay])
-        same = [p for p in theirs if math.isclose(float(p.facets["weight decay"]), same_shrinking)]
-        medians_of = [
-            f"{statistics.median(getattr(p, field).value for p in of):.3g}" if of else "-"
-            for field in ("e", "r_inf", "kappa") for of in (points, same)
-        ]  # fmt: skip
-        lines.append([decay, f"{same_shrinking:g}", *medians_of, f"{len(points)} of 16"])
+    """Does more weight decay make for better fits? Over pairs that differ in it alone and have as many seeds."""
+    by_key = {(m.study.facets["weight decay"], m.study.facets["parameterization"]): m for m in ours}
+    paper = {(float(p.facets["weight decay"]), p.facets["parameterization"]): [p] for p in theirs}
+    lines = [["weight decay", "published", "E times", "lower in", "published", "lower in", "loss at the widest by"]]
+    for low, high in itertools.pairwise(dict.fromkeys(decay for decay, _ in by_key)):
+        pairs = [(m, by_key[high, table]) for (decay, table), m in by_key.items() if decay == low]
+        fair = [phase_points(pair) for pair in pairs if has_seeds(pair[0]) == has_seeds(pair[1])]
+        shrinking = [round(float(decay) * STEPS["desk"] / STEPS["full"], 8) for decay in (low, high)]
+        same = [
+            paper.get((shrinking[0], table), []) + paper.get((shrinking[1], table), [])
+            for table in dict.fromkeys(table for _, table in paper)
+        ]
+        cells = [f"{low} to {high}", "{:g} to {:g}".format(*shrinking)]
+        for found in (fair, same):
+            logs = [math.log(pair[1].e.value / pair[0].e.value) for pair in found if len(pair) == 2]
+            cells += [factor_text(logs), f"{sum(x < 0 for x in logs)} of {len(logs)}"] if logs else ["-", "-"]
+        losses = [loss_draws(second) - loss_draws(first) for first, second in pairs]
+        finite = [float(np.mean(x)) for x in losses if np.isfinite(x).all()]
+        lines.append([*cells, estimate_text(mean_interval(finite), 2)])
     return aligned(lines)
+
+
+def factor_text(logs: Sequence[float]) -> str:
+    """'0.57 (0.38 to 0.91)': geometric mean and its 68% interval, of natural logarithms."""
+    said = mean_interval(logs)
+    bars = " ({:.2g} to {:.2g})".format(*map(math.exp, said.interval)) if said.interval else ""
+    return f"{math.exp(said.value):.3g}{bars}"
 
 
 def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
@@ -167,10 +204,14 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
 def embedding_share(ours: Sequence[Measured]) -> str:
     """Is the embedding's learning rate most of what muP has over SP? By decay; intervals by draws from the estimates'.
 
-    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd goes.
+    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd goes; "-" where muP is
+    not ahead by twice its error.
     """
     by_key = {(m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours}
-    lines = [["weight decay", "E, SP+Embd / SP", "share", "|drift|, SP+Embd / SP", "share of the loss"]]
+    lines = [[
+        "weight decay", "E, muP / SP", "SP+Embd / SP", "share", "|drift|, SP+Embd / SP", "loss, muP - SP",
+        "SP+Embd - SP", "share",
+    ]]  # fmt: skip
     for decay in dict.fromkeys(decay for _, decay in by_key):
         found = [by_key.get((table, decay)) for table in (SP, EMBD, MUP)]
         if None in found:
@@ -179,10 +220,16 @@ def embedding_share(ours: Sequence[Measured]) -> str:
         drifts = [np.abs(drift_draws(m)) for m in found[:2] if m]
         losses = [loss_draws(m) for m in found if m]
         lines.append([
-            decay or "0", spread(np.exp(embd - sp)), spread((embd - sp) / (mup - sp)), spread(drifts[1] / drifts[0]),
-            spread((losses[1] - losses[0]) / (losses[2] - losses[0])),
+            decay or "0", spread(np.exp(mup - sp)), spread(np.exp(embd - sp)), share(embd - sp, mup - sp),
+            spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3), spread(losses[1] - losses[0], 3),
+            share(losses[1] - losses[0], losses[2] - losses[0]),
         ])  # fmt: skip
     return aligned(lines)
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> str:
+    """Of a gain, which is below 0."""
+    return spread(part / whole) if np.mean(whole) < -2 * np.std(whole) else "-"
 
 
 def draws(m: Measured, what: str, value: float, error: float) -> np.ndarray:
@@ -205,17 +252,17 @@ def loss_draws(m: Measured) -> np.ndarray:
     return draws(m, "loss", *((parabola.minimum, parabola.error(0)) if parabola else (math.nan, math.nan)))
 
 
-def spread(values: np.ndarray) -> str:
+def spread(values: np.ndarray, digits: int = 2) -> str:
     """'0.31 (0.20 to 0.48)': median and 68% interval."""
     low, middle, high = np.percentile(values, (16, 50, 84))
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})" if math.isfinite(middle) else "-"
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" if math.isfinite(middle) else "-"
 
 
 TITLES = {
     "embedding_rate": "Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n), n",
     "frozen_embedding": "A frozen embedding",
     "warmup": "Warm-up, in steps",
-    "fixed_tokens": "Fixed tokens a parameter, decay lambda n",
+    "fixed_tokens": "Fixed tokens a parameter, decay lambda n; without decay the fourth is muP itself",
     "fixed_tokens_timescale": "Fixed tokens a parameter, decay lambda n / steps",
     "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), n",
     "path": "From SP to muP, a switch at a time",
@@ -231,7 +278,7 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
         parts += [
             "Medians over weight decay, beside the published (8 decays, widths 128 to 2048)\n"
             + medians(slices, theirs),
-            "Medians over the parameterizations, at each weight decay\n" + by_decay(slices, theirs),
+            "What more weight decay does\n" + by_decay(slices, theirs),
             "What a switch does, over pairs that differ in it alone\n" + effects(slices, theirs),
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),

@@ -172,6 +172,11 @@ def study_table(studies: Sequence[Study]) -> str:
                 [f"{width}", study.source, *cells, "-" if best is None else f"2^{best:g}", text + "*" * bool(flagged)]
             )
             flags += [f"* {study.source}, width {width}: {'; '.join(flagged)}"] if flagged else []
+        noise = next((optimum.noise for optimum in study.optima() if optimum), None)
+        if noise and "widened" in noise.source:
+            flags.append(
+                f"* {study.source}: the noise of a run, {noise.sigma:.3f} nats, is from {noise.source} of the fits"
+            )
     notes = [note for study in studies for note in study.notes]
     head = studies[0].name + (f" ({'; '.join(notes)})" if notes else "")
     return "\n".join([head, *aligned(lines), *flags])
