@@ -28,7 +28,10 @@ from mujax.cli.cores import make_cores_devices
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
 SOURCES = {"lingle2024": "configs/lingle2024/ablations.py", "kalra2026": "configs/kalra2026/studies.py"}
-STUDIES = {"lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS), "kalra2026": tuple(kalra2026.STUDIES)}
+STUDIES = {
+    "lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS),
+    "kalra2026": tuple(kalra2026.STUDIES | kalra2026.REASONS),
+}
 # A second sweep adds seeds: of what has some, at the two narrowest widths, whose runs are cheap and optima flat; of the
 # factorial, which has one a point, without decay
 NARROW_SEEDS = {"lingle2024": 9, "kalra2026": 3}

@@ -194,6 +194,22 @@ def test_golden_tables(request):
         assert (GOLDEN / f"{case}.txt").read_text() == text
 
 
+def test_the_longer_runs_differ_in_length_alone():
+    """Four times the steps of the same slices of the path, and of each phase of the schedule."""
+    ours, theirs = (
+        {(p.run.cfg.parameterization.name, p.run.cfg.model.d_model): p.run.cfg for p in points}
+        for points in (make_points(tree(f"{n},scale=desk", optim__learning_rate=(1.0,))) for n in ("longer", "path"))
+    )
+    assert len(ours) == 3 * 3
+    for key, cfg in ours.items():
+        other = theirs[key]
+        assert cfg.train.steps == 4 * other.train.steps == 800
+        assert (cfg.schedule.warmup_steps, cfg.schedule.decay_steps) == (160, 160)
+        assert (cfg.model, cfg.optim, cfg.data, cfg.train.batch_size) == (
+            other.model, other.optim, other.data, other.train.batch_size,
+        )  # fmt: skip
+
+
 THIRD = ("frozen_embedding", "tied", "fixed_tokens", "first_layer")
 
 
@@ -241,6 +257,7 @@ def test_published_metrics_are_of_the_factorial():
     [
         ("factorail", "no study 'factorail'; one of factorial, path"),
         ("tied,scale=huge", "'scale=huge' is neither scale=full nor scale=desk"),
+        ("longer", "longer is at desk scale alone: longer,scale=desk"),
     ],
 )
 def test_wrong_names_give_one_line(argument, message):

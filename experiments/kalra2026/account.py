@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from configs.kalra2026.studies import EMBD, FROZEN, MUP, SP, SQRT_EMBD, STEPS, STUDIES
+from configs.kalra2026.studies import EMBD, FROZEN, MUP, REASONS, SP, SQRT_EMBD, STEPS, STUDIES
 from mujax.errors import UserError
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
@@ -38,7 +38,7 @@ COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
 
 def load(folder: Path) -> dict[str, list[Measured]]:
     """What each study that is there shows. R is above the lower envelope of the study it is in."""
-    folders = {name: folder / name for name in STUDIES if (folder / name).is_dir()}
+    folders = {name: folder / name for name in STUDIES | REASONS if (folder / name).is_dir()}
     if not folders:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
     found = {}
@@ -265,6 +265,7 @@ TITLES = {
     "fixed_tokens": "Fixed tokens a parameter, decay lambda n; without decay the fourth is muP itself",
     "fixed_tokens_timescale": "Fixed tokens a parameter, decay lambda n / steps",
     "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), n",
+    "longer": "Four times as many steps",
     "path": "From SP to muP, a switch at a time",
     "path_embd_last": "From SP to muP, the embedding last",
     "tied": "Tied embeddings",
@@ -279,7 +280,12 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
             "Medians over weight decay, beside the published (8 decays, widths 128 to 2048)\n"
             + medians(slices, theirs),
             "What more weight decay does\n" + by_decay(slices, theirs),
-            "What a switch does, over pairs that differ in it alone\n" + effects(slices, theirs),
+            "What a switch does without weight decay, over pairs that differ in it alone\n"
+            + effects(
+                [m for m in slices if m.study.facets["weight decay"] == "0"],
+                [p for p in theirs if p.facets["weight decay"] == "0"],
+            ),
+            "What a switch does, over all weight decays\n" + effects(slices, theirs),
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
         ]
