@@ -397,7 +397,7 @@ def test_spectral_norm_of_logical_matrices():
 @pytest.mark.parametrize(
     ("table", "changes"),
     [
-        ("mup", {"optim__name": "sgd", "optim__learning_rate": 0.5}),
+        pytest.param("mup", {"optim__name": "sgd", "optim__learning_rate": 0.5}, marks=pytest.mark.slow),
         pytest.param("mup_table9", {"optim__name": "lion", "optim__learning_rate": 0.003}, marks=pytest.mark.slow),
         pytest.param("mup", {"optim__name": "adafactor", "optim__learning_rate": 0.05}, marks=pytest.mark.slow),
         ("mup", {"optim__name": "muon", "optim__learning_rate": 0.02}),

@@ -63,7 +63,7 @@ def run_here(monkeypatch, capsys, *args):
     return code, capsys.readouterr().err
 
 
-TAKE_MINUTES = ("prepare", "plan")  # which have tests of their own
+TAKE_MINUTES = ("prepare", "plan", "check")  # which have tests of their own
 
 
 def named(group):
