@@ -280,12 +280,14 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
             "Medians over weight decay, beside the published (8 decays, widths 128 to 2048)\n"
             + medians(slices, theirs),
             "What more weight decay does\n" + by_decay(slices, theirs),
-            "What a switch does without weight decay, over pairs that differ in it alone\n"
-            + effects(
-                [m for m in slices if m.study.facets["weight decay"] == "0"],
-                [p for p in theirs if p.facets["weight decay"] == "0"],
+            *(
+                f"What a switch does {word} weight decay, over pairs that differ in it alone\n"
+                + effects(
+                    [m for m in slices if (m.study.facets["weight decay"] == "0") == is_zero],
+                    [p for p in theirs if (p.facets["weight decay"] == "0") == is_zero],
+                )
+                for word, is_zero in (("without", True), ("with", False))
             ),
-            "What a switch does, over all weight decays\n" + effects(slices, theirs),
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
         ]
