@@ -1,5 +1,6 @@
 """TFDS by way of seqio: a dataset built here with TFRecord files goes through a Task to shards, and trains."""
 
+import functools
 import json
 import os
 import subprocess
@@ -29,9 +30,9 @@ seqio.MixtureRegistry.add("tiny_mixture", ["tiny_pieces"], default_rate=1.0)
 """
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A TFDS dataset of three TFRecord files and a validation split."""
+@functools.cache
+def tiny_text():
+    """A class that TFDS registers, which it takes once a process."""
     import tensorflow_datasets as tfds
 
     class TinyText(tfds.core.GeneratorBasedBuilder):
@@ -48,8 +49,16 @@ def data_dir(tmp_path_factory):
             for i, text in enumerate(documents()[start:stop]):
                 yield i, {"text": text, "url": str(i)}
 
+    return TinyText
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A TFDS dataset of three TFRecord files and a validation split."""
+    import tensorflow_datasets as tfds
+
     folder = tmp_path_factory.mktemp("tfds")
-    builder = TinyText(data_dir=str(folder))
+    builder = tiny_text()(data_dir=str(folder))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
     return folder
 
