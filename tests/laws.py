@@ -24,8 +24,9 @@ def clean(widths, grid, **changes):
     ]  # fmt: skip
 
 
-def draws(num, widths, grid, sigma, seed=0, **changes):
-    """`num` noisy copies of clean losses, one seed a point."""
-    rng, truth = np.random.default_rng(seed), np.array(clean(widths, grid, **changes))
+def draws(num, widths, grid, sigma, seed=0, seeds=3, **changes):
+    """`num` noisy copies of clean losses with `seeds` runs per point; sigma is the error of their mean."""
+    rng, truth = np.random.default_rng(seed), np.array(clean(widths, grid, **changes))[..., None]
     for _ in range(num):
-        yield (truth + sigma * rng.standard_normal(truth.shape)).tolist()
+        losses = truth + math.sqrt(seeds) * sigma * rng.standard_normal((*truth.shape[:2], seeds))
+        yield [[tuple(cell) for cell in curve] for curve in losses.tolist()]

@@ -20,7 +20,8 @@ def measure(widths, grid, losses, noise=None, **options):
 
 def test_exact_laws():
     widths, grid = WIDTHS[7], GRIDS[17]
-    optima, laws = measure(widths, grid, clean(widths, grid), 1e-6)
+    alike = [[(y, y, y) for y in curve] for curve in clean(widths, grid)]
+    optima, laws = measure(widths, grid, alike, 1e-6)
     for kind, name in KINDS.items():
         assert abs(laws[kind].exponent.value - TRUTH[name]) < 1e-4
     np.testing.assert_allclose(
@@ -35,7 +36,7 @@ def test_exact_laws():
 def check_coverage(num, num_widths, num_lrs, sigma, given, low=0.58, high=0.78, bias=0.35, **options):
     widths, grid, seen = WIDTHS[num_widths], GRIDS[num_lrs], {}
     for losses in draws(num, widths, grid, sigma):
-        optima, laws = measure(widths, grid, losses, sigma if given else None, **options)
+        optima, laws = measure(widths, grid, losses, 3**0.5 * sigma if given else None, **options)
         estimates = {name: laws[kind].exponent for kind, name in KINDS.items()}
         estimates["kappa"], estimates["l_inf"] = kappa(laws, optima), laws["loss"].limit
         for name, e in estimates.items():
@@ -52,7 +53,7 @@ def check_coverage(num, num_widths, num_lrs, sigma, given, low=0.58, high=0.78, 
 
 
 def test_intervals_cover_quickly():
-    check_coverage(60, 5, 17, 0.003, given=False, low=0.5, high=0.86, bias=0.5)
+    check_coverage(40, 5, 17, 0.003, given=False, low=0.5, high=0.9, bias=0.5)
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_degenerate_truths_are_flagged(name, num=100):
+def test_degenerate_truths_are_flagged(name, num=30):
     kind, changes = DEGENERATE[name]
     widths, grid, flagged = WIDTHS[5], GRIDS[17], []
     for losses in draws(num, widths, grid, 0.01, **changes):
@@ -90,7 +91,7 @@ def test_degenerate_truths_are_flagged(name, num=100):
 )
 def test_what_cannot_be_judged_is_undecided(changes, widths):
     undecided = []
-    for losses in draws(60, widths, GRIDS[17], 0.01, **changes):
+    for losses in draws(30, widths, GRIDS[17], 0.01, **changes):
         optima, laws = measure(widths, GRIDS[17], losses)
         undecided.append(judge(widths, optima).word == "undecided")
         assert len(widths) > 2 or laws == {}
@@ -117,16 +118,13 @@ def test_bootstrap_agrees_with_the_profile():
     widths, grid = WIDTHS[5], GRIDS[17]
     (losses,) = draws(1, widths, grid, 0.003)
     optima, laws = measure(widths, grid, losses)
-    drawn = bootstrap(widths, [grid] * 5, losses)
+    drawn = bootstrap(widths, optima)
     assert bootstrap_intervals(drawn)["beta"] == tuple(np.percentile(drawn["beta"], (16, 84)))
-    assert bootstrap_intervals({"beta": np.array([1.0, np.nan] * 50)}) == {}
     for name, e in {**{n: laws[k].exponent for k, n in KINDS.items()}, "kappa": kappa(laws, optima)}.items():
-        low, high = np.nanpercentile(drawn[name], (16, 84))
-        assert 0.6 < (high - low) / (e.interval[1] - e.interval[0]) < 1.6, name
-        assert abs(np.nanmedian(drawn[name]) - e.value) < (high - low) / 2, name
-    assert bootstrap(widths, [grid] * 5, clean(widths, grid, h_0=0.0), 0.01) == {}
-    cells = [[[y + d for d in (-0.003, 0.0, 0.003)] for y in curve] for curve in clean(widths, grid)]
-    assert np.nanstd(bootstrap(widths, [grid] * 5, cells)["alpha"]) > 0
+        low, high = np.percentile(drawn[name], (16, 84))
+        assert 0.5 < (high - low) / (e.interval[1] - e.interval[0]) < 2, name
+        assert abs(np.median(drawn[name]) - e.value) < (high - low) / 2, name
+    assert bootstrap(widths, fit_optima([grid] * 5, clean(widths, grid, h_0=0.0), 0.01)) == {}
 
 
 @pytest.mark.parametrize("loss", ["linear", "soft_l1"])
@@ -143,7 +141,7 @@ def test_joint_law(loss):
     assert not joint.flags
 
 
-def test_joint_intervals_cover(num=60):
+def test_joint_intervals_cover(num=40):
     """Those of the parameters the truth, that of E its mean over draws: sigma^2 times (1 - 8 parameters / points)."""
     widths, grid, sigma = WIDTHS[5], GRIDS[17], 0.003
     joints = []
@@ -163,13 +161,13 @@ def test_joint_intervals_cover(num=60):
 
 def test_joint_law_of_few_points_and_at_its_bound():
     widths, grid = WIDTHS[5], GRIDS[17]
-    (losses,) = draws(1, widths, grid, 0.003, b=0.0, x_inf=-6.0, l_inf=0.0, alpha=0.1, a=6.0)
+    (losses,) = draws(1, widths, grid, 0.003, seeds=1, b=0.0, x_inf=-6.0, l_inf=0.0, alpha=0.1, a=6.0)
     _, laws = measure(widths, grid, losses)
     joint = fit_joint(widths, [grid] * 5, losses, laws)
     assert joint.flags == ("l_inf at its bound",)
     assert joint.intervals["l_inf"] == pytest.approx((joint.l_inf, joint.l_inf))
     assert joint.intervals["beta"] == (0, 2)  # nothing drifts: any beta will do
-    few = [curve[8:10] for curve in losses[:4]]
+    few = [[np.mean(cell) for cell in curve[8:10]] for curve in losses[:4]]
     joint = fit_joint(widths[:4], [grid[8:10]] * 4, few, laws)
     assert joint.intervals == {}
     assert "as many parameters as points" in joint.flags

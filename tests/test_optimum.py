@@ -3,7 +3,21 @@
 import numpy as np
 import pytest
 
-from mujax.transfer.optimum import EDGE, FEW, FLAT, NO_NOISE, STEEP, UNBRACKETED, fit_optima, fit_optimum
+from mujax.transfer.laws import Estimate
+from mujax.transfer.noise import BORROWED_SPREAD
+from mujax.transfer.optimum import (
+    BORROWED,
+    COARSE,
+    CONTRADICTS,
+    EDGE,
+    FEW,
+    FLAT,
+    NO_NOISE,
+    STEEP,
+    UNBRACKETED,
+    fit_optima,
+    fit_optimum,
+)
 from mujax.transfer.parabola import KALRA, LN2, LOCAL, fit_parabolas
 
 GRID = np.linspace(-10, -2, 17)
@@ -23,8 +37,10 @@ def test_exact_parabola(step, window):
         (parabola.vertex, parabola.minimum, parabola.curvature, parabola.loss(-4)),
         (-6.2, 2.5, 0.1, bowl([-4])[0]), rtol=1e-9,
     )  # fmt: skip
-    assert parabola.interval[0] < -6.2 < parabola.interval[1]
-    assert not optimum.flags
+    assert optimum.vertex == pytest.approx(-6.2, abs=1e-4)
+    assert optimum.minimum == pytest.approx(2.5, abs=1e-6)
+    assert optimum.interval[0] < -6.2 < optimum.interval[1]
+    assert optimum.flags == ((COARSE,) if step == 2 else ())
 
 
 def test_the_default_window_is_not_pulled_by_a_lopsided_curve():
@@ -36,40 +52,55 @@ def test_the_default_window_is_not_pulled_by_a_lopsided_curve():
     assert abs(local + 6) < 0.7 * abs(wide + 6)
 
 
-@pytest.mark.parametrize(("sigma", "step"), [(0.003, 1), (0.01, 0.5), (0.01, 1)])
+@pytest.mark.parametrize(("sigma", "step"), [(0.003, 1), (0.01, 0.5)])
 @pytest.mark.parametrize("given", [True, False])
 def test_vertex_intervals_cover(sigma, step, given):
+    """Three seeds; each has luck that is common to its learning rates, and an optimum of its own."""
     rng, grid, hits = np.random.default_rng(1), np.arange(-10, -1.9, step), []
-    for _ in range(200):
-        vertex = rng.uniform(-7, -5)
-        curves = [np.array(bowl(grid, vertex)) + sigma * rng.standard_normal(len(grid)) for _ in range(3)]
-        optimum = fit_optima([grid] * 3, [c.tolist() for c in curves], sigma if given else None)[0]
-        low, high = optimum.parabola.interval
-        hits.append(low <= vertex <= high)
-    assert 0.58 <= np.mean(hits) <= 0.78
+    for _ in range(60):
+        vertices, curves = rng.uniform(-7, -5, 3), []
+        for vertex in vertices:
+            own = vertex + 0.2 * rng.standard_normal(3)
+            luck = 0.02 * rng.standard_normal(3)
+            runs = np.array([bowl(grid, at) for at in own]).T + luck + sigma * rng.standard_normal((len(grid), 3))
+            curves.append([tuple(cell) for cell in runs.tolist()])
+        optima = fit_optima([grid] * 3, curves, sigma if given else None)
+        hits += [o.interval[0] <= vertex <= o.interval[1] for o, vertex in zip(optima, vertices, strict=True)]
+    assert 0.6 <= np.mean(hits) <= 0.78
 
 
 def test_noise_comes_from_the_caller_the_seeds_or_the_residuals():
     rng, sigma = np.random.default_rng(5), 0.01
-    seeds = (np.array(bowl(GRID))[:, None] + sigma * rng.standard_normal((17, 5))).tolist()
+    luck = np.array([0.05, -0.02, 0.0, 0.04, -0.06])
+    seeds = (np.array(bowl(GRID))[:, None] + luck + sigma * rng.standard_normal((17, 5))).tolist()
     single = [cell[0] for cell in seeds]
     cases = ((single, 0.01), (seeds, None), (single, None))
     optima = [fit_optimum(GRID, losses, noise) for losses, noise in cases]
     found = [o.noise for o in optima]
     assert [n.source for n in found] == ["given", "seeds", "residuals"]
-    assert [n.dof for n in found] == [None, 40, 7]
-    # By hand: pooled over the seeds of the points kept; what the kept points leave of a parabola
-    low, high = optima[1].parabola.span
-    pooled = np.sqrt(np.mean([np.var(c, ddof=1) for x, c in zip(GRID, seeds, strict=True) if low <= x <= high]))
-    kept = [(x, y) for x, y in zip(GRID, single, strict=True) if np.clip(x, *optima[2].parabola.span) == x]
-    x, y = np.transpose(kept)
-    left = y - np.polyval(np.polyfit(x, y, 2), x)
-    residual = np.sqrt(left @ left / (len(x) - 3))
-    np.testing.assert_allclose([n.sigma for n in found], [sigma, pooled, residual], rtol=1e-6)
-    five, one = (fit_optimum(GRID, losses, sigma).parabola.error(1) for losses in (seeds, single))
-    assert 1.5 < one / five < 3.5  # five seeds, errors smaller by sqrt(5)
+    # By hand: what is left of the seeds' losses without their means, their luck, and a shift of their optima
+    near = np.array([cell for x, cell in zip(GRID, seeds, strict=True) if abs(x - optima[1].log2_lr) <= 3])
+    left = near - near.mean(1, keepdims=True)
+    slope = np.array([x + 6.2 for x in GRID if abs(x - optima[1].log2_lr) <= 3])
+    left = left - np.stack([np.polyval(np.polyfit(slope, column, 1), slope) for column in left.T], 1)
+    dof = (len(near) - 2) * 4
+    assert found[1].dof == dof
+    assert found[1].sigma == pytest.approx(np.sqrt((left**2).sum() / dof), rel=0.01)
+    assert 0.03 < found[1].offset < 0.06  # the luck's standard deviation is 0.046
+    assert found[1].spread < 0.1
+    assert (found[2].spread, found[2].spread_dof) == (BORROWED_SPREAD, None)
+    assert BORROWED in optima[2].cautions
+    assert BORROWED not in optima[1].cautions
+    assert 0.005 < found[2].sigma < 0.02
     assert "widened" in fit_optimum(GRID, single, 1e-4).noise.source
     assert NO_NOISE in fit_optimum([-8, -6, -4], [2.6, 2.5, 2.7]).flags
+
+
+def test_few_seeds_have_wide_tails():
+    """With two degrees of freedom a 95% interval is 3.3 times the 68% one, by Student's quantiles, and not twice."""
+    e = Estimate(0.0, (-1.0, 1.0), (), 2)
+    assert e.within()[1] == pytest.approx(4.303 / 1.321, rel=1e-3)  # t tables: 0.975 and 0.8413 at 2 degrees
+    assert Estimate(0.0, (-1.0, 1.0)).within()[1] == pytest.approx(1.96, abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +112,7 @@ def test_noise_comes_from_the_caller_the_seeds_or_the_residuals():
         ([-8, -6], [2.6, 2.5], FEW),
         ([-8, -6, -4], [2.501, 2.5, 2.501], FLAT),
         ([-8, -6, -4], [2.52, 2.5, 3.5], STEEP),
+        ([-8, -6, -4], [2.6, 2.5, 2.6], COARSE),
     ],
 )
 def test_flags(grid, losses, flag):
@@ -90,7 +122,7 @@ def test_flags(grid, losses, flag):
 def test_diverged_points_do_not_enter():
     losses = bowl(GRID)
     hurt = [None if x > -4.4 else y for x, y in zip(GRID, losses, strict=True)]
-    assert abs(fit_optimum(GRID, hurt, 0.01).parabola.vertex + 6.2) < 1e-9
+    assert abs(fit_optimum(GRID, hurt, 0.01).vertex + 6.2) < 1e-3
     assert fit_optimum(GRID, [None] * 17) is None
     again = fit_parabolas(GRID, np.array([losses, [np.nan if y is None else y for y in hurt]]), np.ones(17))
     np.testing.assert_allclose(again.summaries()[0][:, 1], -6.2)
@@ -100,3 +132,13 @@ def test_flat_curves_are_flagged():
     rng = np.random.default_rng(3)
     flagged = [bool(fit_optimum(GRID, (2.5 + 0.01 * rng.standard_normal(17)).tolist(), 0.01).flags) for _ in range(200)]
     assert np.mean(flagged) >= 0.95
+
+
+def test_a_fit_that_contradicts_the_points_is_flagged():
+    """A plateau beside the lowest point, in noise that is known to be small: no valley fits, and it is said."""
+    grid = [-10.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0]
+    losses = [2.60, 2.58, 2.56, 2.30, 2.55, 2.57, 2.59]
+    sharp, smooth = fit_optimum(grid, losses, 0.001), fit_optimum(grid, bowl(grid), 0.001)
+    assert "widened" in sharp.noise.source
+    assert sharp.error > 5 * smooth.error - 1
+    assert CONTRADICTS not in smooth.flags

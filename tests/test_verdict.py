@@ -52,15 +52,69 @@ def test_argmin_verdict_wants_every_cell_and_names_the_close_calls():
     ("word", "changes"),
     [("transfers", {"b": 0.0, "x_inf": -6.0}), ("drifts", {"beta": 0.001, "b": 1000.0, "x_inf": -999.0})],
 )
-def test_verdicts_on_draws(word, changes):
+def test_verdicts_on_draws(word, changes, num=40):
     widths, words, hits = WIDTHS[5], [], []
     truth = 0.0 if word == "transfers" else -0.69
-    for losses in draws(100, widths, GRIDS[17], 0.01, **changes):
+    for losses in draws(num, widths, GRIDS[17], 0.01, **changes):
         verdict = judge(widths, fit_optima([GRIDS[17]] * 5, losses))
         words.append(verdict.word)
         hits.append(verdict.drift.interval[0] <= truth <= verdict.drift.interval[1])
-    assert words.count(word) >= 90
-    assert 0.55 <= np.mean(hits) <= 0.81
+    assert words.count(word) >= 0.9 * num
+    assert 0.5 <= np.mean(hits) <= 0.86
+
+
+def curves(widths, vertex, bend=0.022, seeds=3, sigma=0.0005):
+    """Parabolas with `seeds` runs per point; vertex: width's index -> log2 LR."""
+    rng, grid = np.random.default_rng(0), np.arange(-12.0, -1.0)
+    means = [[3 + bend * (x - vertex(i)) ** 2 for x in grid] for i in range(len(widths))]
+    return [grid.tolist()] * len(widths), [[tuple(y + sigma * rng.standard_normal(seeds)) for y in c] for c in means]
+
+
+def test_a_small_drift_over_many_doublings_that_costs_is_no_transfer():
+    """0.21 log2 LR per doubling is within the tolerance; over 7 doublings it is 1.5, and costs 0.022 * 1.5^2 nats."""
+    widths = [32 * 2**i for i in range(8)]
+    verdict = judge(widths, fit_optima(*curves(widths, lambda i: -5 - 0.21 * i)))
+    assert verdict.word == "drifts"
+    assert abs(verdict.drift.value + 0.21) < 0.01
+    assert verdict.movement.value == pytest.approx(-0.21 * 7, abs=0.05)
+    assert verdict.cost.value == pytest.approx(0.022 * (0.21 * 7) ** 2, rel=0.05)
+    assert "more than 0.02" in verdict.reasons[1]
+
+
+def test_a_proven_movement_that_costs_nothing_has_a_word_of_its_own_and_the_range_asked_for_decides():
+    widths = [32, 64, 128, 256]
+    optima = fit_optima(*curves(widths, lambda i: -5 - 0.1 * i))
+    assert judge(widths, optima).word == "moves at no cost"
+    far = judge(widths, optima, target=32 * 2**12)  # 12 doublings: 1.2 log2 LR, 0.032 nats
+    assert far.word == "drifts"
+    assert far.cost.value == pytest.approx(0.022 * 1.2**2, rel=0.15)
+    assert "to 131072" in far.reasons[0]
+    assert judge(widths, fit_optima(*curves(widths, lambda i: -5))).word == "transfers"
+
+
+def test_losses_below_zero_have_the_verdict_of_the_same_curves_shifted():
+    """A table of negative log likelihoods per symbol may be negative; only differences of losses count."""
+    widths = [64, 128, 256]
+    grids, losses = curves(widths, lambda i: -5 - 0.05 * i)
+    low = [[tuple(y - 6 for y in cell) for cell in curve] for curve in losses]
+    high, below = judge(widths, fit_optima(grids, losses)), judge(widths, fit_optima(grids, low))
+    assert high.word == below.word
+    assert high.drift.value == pytest.approx(below.drift.value, abs=1e-6)
+    assert high.cost.value == pytest.approx(below.cost.value, abs=1e-6)
+
+
+def test_disagreeing_estimators_are_said():
+    """Asymmetry that turns with the width moves parabolas' vertices by 0.3 per doubling; the optimum is at rest."""
+    widths, grid, rng = [32, 64, 128, 256], np.arange(-10.0, -1.0), np.random.default_rng(1)
+    losses = []
+    for a in np.linspace(-0.6, 0.6, 4):
+        d = grid + 6
+        mean = 3 + 0.022 * d**2 * (1 + a * np.tanh(d / 1.5))
+        losses.append([tuple(y + 0.001 * rng.standard_normal(3)) for y in mean])
+    verdict = judge(widths, fit_optima([grid.tolist()] * 4, losses))
+    assert abs(verdict.drift.value) < 0.1
+    assert verdict.word in ("transfers", "moves at no cost")
+    assert any("estimators disagree" in reason for reason in verdict.reasons)
 
 
 def test_a_flagged_width_leaves_it_undecided():
@@ -78,9 +132,9 @@ def test_penalty_price_and_stable_range():
     losses = clean(widths, grid, b=0.0, x_inf=-6.0)
     losses[-1] = clean(widths, grid, b=0.0, x_inf=-5.0)[-1]
     found = penalties(widths, fit_optima([grid] * 5, losses, 0.001))
-    np.testing.assert_allclose([p.value for p in found[:-1]], 0, atol=1e-9)
+    np.testing.assert_allclose([p.value for p in found[:-1]], 0, atol=1e-6)
     expected = losses[-1][grid.index(-6.0)] - losses[-1][grid.index(-5.0)]
-    assert abs(found[-1].value - expected) < 1e-9
+    assert abs(found[-1].value - expected) < 1e-3
     assert found[-1].interval[0] < expected < found[-1].interval[1]
     assert loss_at([-8, -6, -4], [3.0, 2.0, None], -7) == 2.5
     assert loss_at([-8, -6, -4], [3.0, 2.0, None], -5) is None

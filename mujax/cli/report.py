@@ -17,7 +17,9 @@ Flags
                            Or E, R_inf and kappa, for the phase diagrams alone. A column that bears
                            one of these names need not be named
   --noise=NATS             standard deviation of the loss of one run over seeds; without it, it is
-                           estimated from the seeds, else from what the parabolas leave
+                           estimated from the seeds, else from what the fitted curves leave
+  --target_width=N         a width beyond the widest that was trained: the verdict then also asks what
+                           the narrowest width's optimum costs there, if the optimum moves on as it does
 
 Prints the table of optima, drifts and verdicts, and leaves in DIR
   report.html              loss against learning rate, laws of optimum, loss and curvature in width,
@@ -30,14 +32,24 @@ from mujax.cli.flags import number
 from mujax.cli.verb import FINISHED, Verb
 
 
-def run(workdir: str, sources: str | None, input: str | None, columns: str | None, noise: str | None) -> int:
+def run(
+    workdir: str,
+    sources: str | None,
+    input: str | None,
+    columns: str | None,
+    noise: str | None,
+    target_width: str | None,
+) -> int:
     from mujax.check.tensors import tensor_tables
     from mujax.transfer.report import report
 
     level = None if noise is None else number("noise", noise, 0.0, 0)
-    print(report(workdir, sources.split(",") if sources else (), input, columns, level, tensor_tables))
+    target = None if target_width is None else number("target_width", target_width, 1, 1)
+    print(report(workdir, sources.split(",") if sources else (), input, columns, level, tensor_tables, target))
     print(f"\n{workdir}/report.html")
     return FINISHED
 
 
-VERB = Verb("report", __doc__, run, required=("workdir",), optional=("sources", "input", "columns", "noise"))
+VERB = Verb(
+    "report", __doc__, run, required=("workdir",), optional=("sources", "input", "columns", "noise", "target_width")
+)

@@ -10,8 +10,12 @@ from typing import Literal
 import numpy as np
 
 from mujax.transfer.laws import BOUNDS, NAMES, Estimate, Kind, Law, fit_law, profile
-from mujax.transfer.optimum import Cell, Optimum, cell_means, fit_optima, usable
-from mujax.transfer.parabola import LOCAL, Window, fit_parabolas
+from mujax.transfer.optimum import Optimum, Parabola
+
+
+def usable(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[tuple[int, Optimum, Parabola]]:
+    """Returns what laws may be fitted to: the widths whose optimum has errors and no flag, with their parabola."""
+    return [(n, o, o.parabola) for n, o in zip(widths, optima, strict=True) if o and o.usable and o.parabola]
 
 
 def fit_laws(
@@ -20,24 +24,30 @@ def fit_laws(
     minima: Literal["fitted", "grid"] = "fitted",
     robust: bool = False,
 ) -> dict[Kind, Law]:
-    """The three laws of one study, by kind, from its unflagged optima; none with fewer than 3 of them.
+    """Fits the three laws of one study, by kind, to its unflagged optima.
 
-    minima: L* from the parabolas' minima, or the lowest points of the grids as in the paper; these are biased by the
-      noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
+    None with fewer than 3 of them, nor with losses at or below 0, which have no law whose limit is at least 0.
+
+    Args:
+      minima: L* from the fitted curves, or the lowest points of the grids as in the paper; these are biased by the
+        noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
+      robust: see laws.fit_law.
     """
     found = usable(widths, optima)
-    if len(found) < 3:
+    if len(found) < 3 or min(o.loss for _, o, _ in found) <= 0:
         return {}
-    kept, good, dof = [n for n, _, _ in found], [p for _, p, _ in found], found[0][2].dof
-    lowest, error = [p.minimum for p in good], [p.error(0) for p in good]
+    kept, dof = [n for n, _, _ in found], next(o.noise.dof for _, o, _ in found if o.noise)
+    lowest, error = [o.minimum for _, o, _ in found], [o.minimum_error for _, o, _ in found]
     if minima == "grid":
-        at = {n: o.loss for n, o in zip(widths, optima, strict=True) if o}
-        lowest, error = [at[n] for n in kept], [noise.sigma for _, _, noise in found]
-    vertices, bowls = [p.vertex for p in good], [p.curvature for p in good]
+        lowest, error = [o.loss for _, o, _ in found], [o.noise.sigma for _, o, _ in found if o.noise]
+    places = [(o.vertex, o.fit.own_error(o.index), o.fit.dof) for _, o, _ in found if o.fit and o.vertex is not None]
+    vertices, apart = [place for place, _, _ in places], [own for _, own, _ in places]
     return {
         "loss": fit_law("loss", kept, lowest, error, dof, robust),
-        "optimum": fit_law("optimum", kept, vertices, [p.error(1) for p in good], dof, robust),
-        "curvature": fit_law("curvature", kept, bowls, [p.error(2) for p in good], dof, robust),
+        "optimum": fit_law("optimum", kept, vertices, apart, places[0][2], robust),
+        "curvature": fit_law(
+            "curvature", kept, [p.curvature for _, _, p in found], [p.error(2) for _, _, p in found], dof, robust
+        ),
     }
 
 
@@ -59,7 +69,7 @@ def combine(estimates: Sequence[Estimate], coefficients: Sequence[float], correl
 
 def correlations(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> np.ndarray:
     """Of (alpha, beta, gamma), through those of each parabola's minimum, vertex and curvature."""
-    good = [p for _, p, _ in usable(range(len(optima)), optima)]
+    good = [p for _, _, p in usable(range(len(optima)), optima)]
     influence_3W = np.array([laws[kind].influence for kind in BOUNDS])
     error_W3 = np.array([[p.error(i) for i in range(3)] for p in good])
     within_W33 = np.array([p.covariance for p in good]) / (error_W3[:, :, None] * error_W3[:, None, :])
@@ -80,55 +90,38 @@ def fast_transfer(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) ->
 
 
 def bootstrap(
-    widths: Sequence[int],
-    log2_lrs: Sequence[Sequence[float]],
-    losses: Sequence[Sequence[Cell]],
-    noise: float | None = None,
-    num_draws: int = 400,
-    seed: int = 0,
-    window: Window = LOCAL,
+    widths: Sequence[int], optima: Sequence[Optimum | None], num_draws: int = 400, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Draws of alpha, beta, gamma and kappa, (D,) each, nan where a draw has no minimum at some width.
+    """Draws alpha, beta, gamma and kappa anew, (D,) each, from the optima and their errors.
 
-    A check of the profile intervals, which stand beside it in a report. Means over seeds are drawn anew: from the
-    seeds of each point where all have at least 3, else as the parabola plus normal noise within the window, and
-    as the measured loss plus the same noise beyond it. Empty if the optimum of a width is flagged.
+    A check of the profile intervals, which stand beside it in a report: it follows the bends of the laws. Empty if the
+    optimum of a width is flagged.
     """
-    optima, rng = fit_optima(log2_lrs, losses, noise, window), np.random.default_rng(seed)
-    if len(usable(widths, optima)) < max(len(widths), 3):
+    found, rng = usable(widths, optima), np.random.default_rng(seed)
+    if len(found) < max(len(widths), 3) or min(o.loss for _, o, _ in found) <= 0:
         return {}
-    values_WD3, units_W33 = [], []
-    for grid, curve, optimum in zip(log2_lrs, losses, optima, strict=True):
-        x_X, (mean_X, seeds_X, cells) = np.asarray(grid, float), cell_means(curve)
-        assert optimum is not None and optimum.parabola is not None and optimum.noise is not None
-        if seeds_X.min() >= 3:
-            draw_DX = np.stack([rng.choice(c, (num_draws, c.size)).mean(1) for c in cells], 1)
-        else:
-            fit = fit_parabolas(x_X, mean_X[None], seeds_X, window)
-            smooth_X = [optimum.parabola.loss(x) for x in grid]
-            center_X = np.where(fit.keep_DX[0], smooth_X, mean_X)
-            draw_DX = center_X + rng.normal(0, optimum.noise.sigma / np.sqrt(seeds_X), (num_draws, len(x_X)))
-        value_D3, _ = fit_parabolas(x_X, draw_DX, seeds_X, window).summaries()
-        value_D3[~(value_D3[:, 2] > 0)] = math.nan
-        values_WD3.append(value_D3)
-        units_W33.append(np.diag(np.array(optimum.parabola.covariance)))
-    found, error_W3 = {}, np.array(units_W33)
-    for i, (kind, (low, high)) in enumerate(BOUNDS.items()):
-        p_P, y_DW = np.linspace(low, high, 301), np.array(values_WD3)[:, :, i].T
-        chi2_DP = profile(kind, p_P, widths, np.nan_to_num(y_DW), 1 / error_W3[:, i]).chi2_DP
-        found[NAMES[kind]] = np.where(np.isfinite(y_DW).all(1), _lowest(p_P, chi2_DP), math.nan)
-    return found | {"kappa": found["alpha"] - 2 * found["beta"] + found["gamma"]}
+    fit = found[0][1].fit
+    assert fit is not None
+    pick = np.ix_([o.index for _, o, _ in found], [o.index for _, o, _ in found])
+    centers = {"loss": [o.minimum for _, o, _ in found], "optimum": [o.vertex for _, o, _ in found]}
+    centers["curvature"] = [p.curvature for _, _, p in found]
+    covariances = {
+        "loss": np.diag([o.minimum_error**2 for _, o, _ in found]), "optimum": fit.covariance_WW[pick],
+        "curvature": np.diag([p.error(2) ** 2 for _, _, p in found]),
+    }  # fmt: skip
+    drawn = {}
+    for kind, (low, high) in BOUNDS.items():
+        p_P = np.linspace(low, high, 301)
+        y_DW = rng.multivariate_normal(centers[kind], covariances[kind], num_draws, method="svd")
+        weight_W = 1 / np.maximum(np.diag(covariances[kind]), 1e-24)
+        drawn[NAMES[kind]] = _lowest(p_P, profile(kind, p_P, widths, y_DW, weight_W).chi2_DP)
+    return drawn | {"kappa": drawn["alpha"] - 2 * drawn["beta"] + drawn["gamma"]}
 
 
 def bootstrap_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[float, float]]:
-    """68% of the draws that have a minimum at each width; none if that is less than nine in ten of them."""
-    kept = {name: d[np.isfinite(d)] for name, d in drawn.items()}
-    return {
-        name: (float(low), float(high))
-        for name, d in kept.items()
-        if len(d) >= 0.9 * len(drawn[name])
-        for low, high in [np.percentile(d, (16, 84))]
-    }
+    """Returns the middle 68% of the draws, by name."""
+    ends = {name: np.percentile(d, (16, 84)) for name, d in drawn.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def _lowest(p_P: np.ndarray, chi2_DP: np.ndarray) -> np.ndarray:

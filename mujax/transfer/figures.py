@@ -62,7 +62,7 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
     if measured:
         drawn["transfer"] = lambda: _draw_curves(measured[:MAX_PANELS])
         drawn["optimum"] = lambda: _draw_law(measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}")
-    if any(o and o.parabola for m in measured for o in m.optima):
+    if any(o and o.vertex is not None for m in measured for o in m.optima):
         drawn["loss"] = lambda: _draw_law(measured[:MAX_STUDIES], "loss", "loss at the optimum (nats/token)")
         drawn["curvature"] = lambda: _draw_law(measured[:MAX_STUDIES], "curvature", "curvature, nats per (ln LR)$^2$")
     if points:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from mujax.transfer.optimum import Noise
+from mujax.transfer.noise import student
 
 Kind = Literal["loss", "optimum", "curvature"]
 BOUNDS: dict[Kind, tuple[float, float]] = {"loss": (0.001, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
@@ -31,18 +31,33 @@ WIDEST = 0.5  # an exponent known to less is not known
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number, its 68% interval (None: unbounded or unknown), and what is wrong with it, in words."""
+    """A number, its 68% interval (None: unbounded or unknown), and what is wrong with it, in words.
+
+    dof: degrees of freedom of its error, None for many.
+    """
 
     value: float
     interval: tuple[float, float] | None
     flags: tuple[str, ...] = ()
+    dof: float | None = None
 
-    def below(self, x: float, z: float = 2.0) -> bool:
-        """Surely below x: unflagged, and so is the upper end of the interval made z times as wide."""
-        return not self.flags and self.interval is not None and self.value + z * (self.interval[1] - self.value) < x
+    def within(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Returns the two-sided interval at another level, by the quantiles of Student's t."""
+        if self.interval is None:
+            return None
+        wider = student(float(stats.norm.ppf((1 + level) / 2)), self.dof) / student(1, self.dof)
+        low, high = (self.value + wider * (end - self.value) for end in self.interval)
+        return low, high
 
-    def above(self, x: float, z: float = 2.0) -> bool:
-        return not self.flags and self.interval is not None and self.value - z * (self.value - self.interval[0]) > x
+    def below(self, x: float) -> bool:
+        """Returns whether it is surely below x: unflagged, and so is the upper end of its 95% interval."""
+        ends = self.within()
+        return not self.flags and ends is not None and ends[1] < x
+
+    def above(self, x: float) -> bool:
+        """Returns whether it is surely above x: unflagged, and so is the lower end of its 95% interval."""
+        ends = self.within()
+        return not self.flags and ends is not None and ends[0] > x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +136,7 @@ def fit_law(
     widths: Sequence[int],
     values: Sequence[float],
     errors: Sequence[float] | None = None,
-    dof: int | None = None,
+    dof: float | None = None,
     robust: bool = False,
 ) -> Law:
     """Fits one law to a value a width.
@@ -148,7 +163,7 @@ def fit_law(
     unit, freedom = _noise_of_law(chi2, spare, errors is None, dof)
 
     def threshold(z: float) -> float:
-        return (Noise(1.0, freedom, "").quantile(z)) ** 2 * unit
+        return student(z, freedom) ** 2 * unit
 
     delta_P = found.chi2_DP[0] - chi2
     value = float(p_P[best])
@@ -183,7 +198,7 @@ def fit_law(
     )  # fmt: skip
 
 
-def _noise_of_law(chi2: float, spare: int, unknown: bool, dof: int | None) -> tuple[float, int | None]:
+def _noise_of_law(chi2: float, spare: int, unknown: bool, dof: float | None) -> tuple[float, float | None]:
     """(variance in units of the errors, its degrees of freedom)."""
     if unknown:
         return (chi2 / spare, spare) if spare else (0.0, None)

@@ -1,8 +1,9 @@
-"""The optimum of loss against learning rate: the best grid point, beside it a local parabola with its error.
+"""The optimum of loss against learning rate: the best grid point, and where the curve is lowest, with its error.
 
-Positions are log2 learning rates, losses nats a token. Curvature is d2L/dx2 with x = ln(learning rate), as in
-Kalra & Barkeshli (arXiv 2605.21486). Axes: D draws, X learning rates, S seeds. A diverged run is None here, nan in
-arrays, and never a number; one diverged seed makes its whole point diverged.
+Positions are log2 learning rates, losses nats per token. Curvature is d2L/dx2 with x = ln(learning rate), as in
+Kalra & Barkeshli (arXiv 2605.21486). Axes: D draws, X learning rates, S seeds, W curves. A diverged run is None here,
+nan in arrays, and never a number; one diverged seed makes its whole point diverged. A point that was not run is not
+there.
 """
 
 import dataclasses
@@ -12,46 +13,43 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from mujax.transfer.parabola import LN2, LOCAL, Fits, Window, fit_parabolas, parabola_vertex
+from mujax.transfer.noise import Noise, SeedCurve, noise_from_seeds, student
+from mujax.transfer.parabola import LN2, LOCAL, Fits, Window, fit_parabolas
+from mujax.transfer.valley import Bowl, Valleys
 
-# Losses at one learning rate: of one run, or of each seed
+# Losses at one learning rate: of one run, or of each seed, in the same order at every learning rate
 Cell = float | None | Sequence[float | None]
 
 # Flags: what is wrong with an optimum, in words. A verdict never rests on a flagged one.
 EDGE = "the best point is at the edge of the grid"
 UNBRACKETED = "a neighbour of the best point diverged"
 FEW = "fewer than 3 points to fit"
+COARSE = "fewer than 4 points around the best: the curve's shape, and so its optimum, cannot be told"
 NONCONVEX = "not convex around the best point"
 FLAT = "curvature cannot be told from 0"
-OUTSIDE = "the parabola's vertex is outside the points fitted"
-STEEP = "a neighbour of the best point is above the loss bound: the grid is too coarse"
-NO_NOISE = "noise unknown: one seed a point and too few points to estimate it"
+CONTRADICTS = "the fitted optimum contradicts the measured points"
+STEEP = "a neighbour of the best point is more than 0.4 nats above it: the grid is too coarse"
+NO_NOISE = "noise unknown: one seed per point and too few points to estimate it"
 
+# Said of an optimum, but no reason to leave a verdict undecided: its interval allows for it
+BORROWED = "one seed: how far seeds move the optimum is borrowed from other studies, 0.2 log2 LR"
+DISAGREE = "a parabola's vertex is elsewhere"
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """Standard deviation of one run's loss, nats; dof: degrees of freedom it was estimated with, None if given."""
-
-    sigma: float
-    dof: int | None
-    source: str
-
-    def quantile(self, z: float) -> float:
-        """The value of Student's t as improbable as z standard deviations of a normal."""
-        return z if self.dof is None else float(stats.t.ppf(stats.norm.cdf(z), self.dof))
+BOWL = 3.0  # log2 LR to each side of the best point that the shared shape is fitted to
+RISE = 0.4  # nats above the best point, beyond which a curve is a cliff
+_NEEDED = 4  # points that tell a shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted to the kept points.
+    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted to the points within 2.5 log2 LR.
 
-    vertex: log2 LR. interval: its 68% interval (Fieller's, exact for a ratio), None where unbounded.
-    curvature: nats per (ln LR)^2. covariance: of (minimum, vertex in log2, curvature), nats and log2; None with
-      unknown noise.
+    Curvature and its error are measured with it; its vertex is a second opinion on the optimum, biased where a curve
+    is steeper on one side. vertex: log2 LR. curvature: nats per (ln LR)^2. covariance: of (minimum, vertex in log2,
+    curvature), nats and log2; None with unknown noise.
     """
 
     vertex: float
-    interval: tuple[float, float] | None
     minimum: float
     curvature: float
     covariance: tuple[tuple[float, ...], ...] | None
@@ -59,38 +57,112 @@ class Parabola:
     span: tuple[float, float]
 
     def loss(self, log2_lr: float) -> float:
+        """Returns the parabola's loss at a log2 learning rate, nats."""
         return self.minimum + self.curvature / 2 * (LN2 * (log2_lr - self.vertex)) ** 2
 
     def error(self, i: int) -> float:
-        """Standard error of (minimum, vertex, curvature)[i]; nan with unknown noise."""
+        """Returns the standard error of (minimum, vertex, curvature)[i]; nan with unknown noise."""
         return math.sqrt(self.covariance[i][i]) if self.covariance else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimum:
-    """The best point of a curve.
+class Fit:
+    """What the curves of one study were fitted with together.
 
-    log2_lr, loss: of the best grid point. vertex: log2 LR of the parabola through it and its two neighbours,
-    None unless both are there and finite. on_edge: it is the first or the last of the grid, so the
-    optimum may lie outside.
-    parabola: the local least-squares fit, None where there is none. noise: what its errors rest on.
-    flags: what is wrong with it.
+    covariance_WW: of the vertices, log2 LR squared: noise, what the shape leaves open, and how far seeds move the
+    optimum. dof: effective degrees of freedom of the errors (Satterthwaite), None for many.
+    """
+
+    valleys: Valleys
+    covariance_WW: np.ndarray
+    dof: float | None
+
+    def own_error(self, index: int) -> float:
+        """Returns the standard error of a vertex less what all curves have in common, which moves no trend, log2 LR."""
+        size, variance = len(self.covariance_WW), float(self.covariance_WW[index, index])
+        if size == 1:
+            return math.sqrt(variance)
+        common = (self.covariance_WW.sum() - np.trace(self.covariance_WW)) / (size * (size - 1))
+        return math.sqrt(max(variance - max(float(common), 0.0), 0.1 * variance))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """The best point of a curve, and where the curve is lowest.
+
+    log2_lr, loss: of the best grid point; on_edge: it is the first or the last of the grid, so the optimum may lie
+    outside. vertex: log2 LR where the fitted curve is lowest; None where nothing can be fitted. error: its standard
+    error, interval: its 68% interval. minimum, minimum_error: fitted loss there, nats. parabola: the local
+    least-squares parabola. noise: what the errors rest on. flags: what is wrong; cautions: what else must be said.
+    fit, index: the fit of all curves of the study, and which one of them this is.
     """
 
     log2_lr: float
     loss: float
-    vertex: float | None
     on_edge: bool
+    vertex: float | None
+    error: float
+    minimum: float
+    minimum_error: float
     parabola: Parabola | None
     noise: Noise | None
     flags: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
+    fit: Fit | None = None
+    index: int = 0
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 68% interval of the vertex; None with unknown noise."""
+        if self.vertex is None or self.fit is None or self.noise is None:
+            return None
+        half = self.error * student(1, self.fit.dof)
+        return self.vertex - half, self.vertex + half
+
+    @property
+    def usable(self) -> bool:
+        """Whether anything may rest on this optimum: it has a vertex with an error, and no flag."""
+        return self.vertex is not None and self.noise is not None and not self.flags
 
 
 def cell_means(losses: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Means over seeds (nan where one diverged), numbers of seeds, and the losses themselves."""
+    """Returns means over seeds (nan where one diverged), numbers of seeds, and the losses themselves."""
     cells = [np.atleast_1d(np.asarray(cell, dtype=float)) for cell in losses]
     means = np.array([cell.mean() if cell.size else math.nan for cell in cells])
     return np.where(np.isfinite(means), means, math.nan), np.array([max(cell.size, 1) for cell in cells]), cells
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """One curve, its parabola, and the points that the shared shape is fitted to: a slice around the best."""
+
+    x_X: np.ndarray
+    mean_X: np.ndarray
+    seeds_X: np.ndarray
+    cells: list[np.ndarray]
+    parabola: Fits
+    best: int
+    near: slice
+
+    def seed_curve(self) -> SeedCurve:
+        """Returns the losses of the points near the best that have the most seeds."""
+        most = self.seeds_X[self.near].max()
+        at = [i for i in range(self.near.start, self.near.stop) if self.seeds_X[i] == most]
+        _, vertex, curvature = self.parabola.summaries()[0][0]
+        offset_X = self.x_X[at] - vertex
+        return SeedCurve(offset_X, LN2**2 * curvature * offset_X, np.array([self.cells[i] for i in at]))
+
+    def bowl(self, noise: Noise | None) -> Bowl:
+        """Returns the points to fit; the optimum is looked for between those worse than the best by 3 errors."""
+        x_X, mean_X, count_X = self.x_X[self.near], self.mean_X[self.near], self.seeds_X[self.near]
+        best, sigma = self.best - self.near.start, noise.sigma if noise else 0.0
+        worse_X = mean_X - mean_X[best] > 3 * sigma * np.sqrt(1 / count_X + 1 / count_X[best])
+        low = max((i for i in range(best) if worse_X[i]), default=0)
+        high = min((i for i in range(best + 1, len(x_X)) if worse_X[i]), default=len(x_X) - 1)
+        _, vertex, curvature = self.parabola.summaries()[0][0]
+        start = float(np.clip(vertex, x_X[low], x_X[high]))
+        grow_X = np.exp((noise.growth if noise else 0.0) * (x_X - start))
+        return Bowl(x_X, mean_X, grow_X / grow_X.mean() / count_X, start, x_X[low], x_X[high], LN2**2 * curvature / 2)
 
 
 def fit_optima(
@@ -99,113 +171,143 @@ def fit_optima(
     noise: float | None = None,
     window: Window = LOCAL,
 ) -> list[Optimum | None]:
-    """Optima of several curves, such as the widths of one study, that share their noise; None: all diverged.
+    """Finds the optima of several curves, such as the widths of one study, that share their noise and their shape.
 
-    log2_lrs: ascending, a list a curve. losses: likewise.
-    noise: standard deviation of one run's loss, nats. Without it, it is estimated over all curves, from the seeds
-      of the points kept or, with one seed a point, from what the parabolas leave.
+    Args:
+      log2_lrs: ascending, a list per curve. losses: likewise.
+      noise: standard deviation of one run's loss, nats. Without it, it is estimated over all curves, from the seeds
+        of the points around the optima or, with one seed per point, from what the fitted curves leave.
+      window: points that the parabolas are fitted to.
+
+    Returns: an optimum per curve; None where every point diverged.
     """
-    cells = [cell_means(curve) for curve in losses]
-    grids = [np.asarray(grid, float) for grid in log2_lrs]
-    fits = [
-        fit_parabolas(grid, means[None], seeds, window) if np.isfinite(means).any() else None
-        for grid, (means, seeds, _) in zip(grids, cells, strict=True)
-    ]
-    found = pool_noise([(fit, c[2]) for fit, c in zip(fits, cells, strict=True) if fit], noise)
-    return [
-        None if fit is None else _optimum(grid, c[0], fit, found, window)
-        for grid, c, fit in zip(grids, cells, fits, strict=True)
-    ]
+    curves = [_curve(grid, curve, window) for grid, curve in zip(log2_lrs, losses, strict=True)]
+    flags = [_structure(curve) if curve else () for curve in curves]
+    index = [i for i, curve in enumerate(curves) if curve and not flags[i]]
+    good = [curve for i, curve in enumerate(curves) if curve and i in index]
+    found = noise_from_seeds([curve.seed_curve() for curve in good])
+    if noise is not None:
+        found = dataclasses.replace(found or Noise(0.0, None, ""), sigma=max(noise, 1e-12), dof=None, source="given")
+    fit, found = _fit_together(good, found) if good else (None, found)
+    optima: list[Optimum | None] = []
+    for i, curve in enumerate(curves):
+        if curve is None:
+            optima.append(None)
+        elif i in index and fit is not None:
+            optima.append(_optimum(curve, fit, index.index(i), found))
+        else:
+            optima.append(_unfitted(curve, flags[i], found))
+    return optima
 
 
 def fit_optimum(
     log2_lrs: Sequence[float], losses: Sequence[Cell], noise: float | None = None, window: Window = LOCAL
 ) -> Optimum | None:
-    """The optimum of one curve; None if every point diverged. See fit_optima."""
+    """Finds the optimum of one curve; None if every point diverged. See fit_optima."""
     return fit_optima([log2_lrs], [losses], noise, window)[0]
 
 
-def pool_noise(curves: Sequence[tuple[Fits, list[np.ndarray]]], given: float | None) -> Noise | None:
-    """One noise level for all curves; None where nothing tells it.
-
-    A level that is given or comes from seeds is widened where the parabolas miss the points by more (p < 0.01).
-    """
-    kept = [cell for fit, cells in curves for cell, keep in zip(cells, fit.keep_DX[0], strict=True) if keep]
-    seed_dof = sum(cell.size - 1 for cell in kept)
-    fitted = [fit for fit, _ in curves if fit.count_D[0] > 3]
-    rss, dof = sum(float(fit.rss_D[0]) for fit in fitted), sum(int(fit.count_D[0]) - 3 for fit in fitted)
-    if given is not None:
-        noise = Noise(max(given, 1e-12), None, "given")
-    elif seed_dof >= 2:
-        squares = sum(float(((cell - cell.mean()) ** 2).sum()) for cell in kept)
-        noise = Noise(math.sqrt(squares / seed_dof) or 1e-12, seed_dof, "seeds")
-    elif dof >= 2:
-        return Noise(math.sqrt(rss / dof) or 1e-12, dof, "residuals")
-    else:
+def _curve(grid: Sequence[float], losses: Sequence[Cell], window: Window) -> _Curve | None:
+    x_X, (mean_X, seeds_X, cells) = np.asarray(grid, float), cell_means(losses)
+    if not np.isfinite(mean_X).any():
         return None
-    if dof:
-        ratio = rss / dof / noise.sigma**2
-        if stats.f.sf(ratio, dof, noise.dof or 10**6) < 0.01:
-            return Noise(math.sqrt(rss / dof), dof, f"{noise.source}, widened to the residuals")
-    return noise
+    parabola = fit_parabolas(x_X, mean_X[None], seeds_X, window)
+    best, last = int(np.nanargmin(mean_X)), len(x_X) - 1
+    step = max(x_X[min(best + 1, last)] - x_X[best], x_X[best] - x_X[max(best - 1, 0)])
+    reach, low, high = max(BOWL, 1.5 * step) + 1e-9, best, best
+
+    def belongs(i: int) -> bool:
+        is_next = abs(i - best) == 1
+        return bool(
+            np.isfinite(mean_X[i])
+            and (is_next or abs(x_X[i] - x_X[best]) <= reach and mean_X[i] <= mean_X[best] + RISE)
+        )
+
+    while low > 0 and belongs(low - 1):
+        low -= 1
+    while high < last and belongs(high + 1):
+        high += 1
+    return _Curve(x_X, mean_X, seeds_X, cells, parabola, best, slice(low, high + 1))
 
 
-def _optimum(x_X: np.ndarray, mean_X: np.ndarray, fit: Fits, noise: Noise | None, window: Window) -> Optimum:
-    best, keep_X = int(fit.best_D[0]), fit.keep_DX[0]
-    on_edge, flags, vertex = best in (0, len(x_X) - 1), [], None
-    if on_edge:
-        flags.append(EDGE)
-    elif not np.isfinite(mean_X[best - 1 : best + 2]).all():
-        flags.append(UNBRACKETED)
-    else:
-        near = slice(best - 1, best + 2)
-        vertex = float(parabola_vertex(x_X[near].tolist(), mean_X[near].tolist()))
-    if (mean_X[max(best - 1, 0) : best + 2] > window.loss_ratio * mean_X[best]).any():
+def _structure(curve: _Curve) -> tuple[str, ...]:
+    """Flags of a curve that has no bowl to fit."""
+    best, mean_X = curve.best, curve.mean_X
+    if best in (0, len(mean_X) - 1):
+        return (EDGE, *((FEW,) if curve.parabola.count_D[0] < 3 else ()))
+    if not np.isfinite(mean_X[best - 1 : best + 2]).all():
+        return (UNBRACKETED,)
+    if curve.parabola.count_D[0] < 3:
+        return (FEW,)
+    return (NONCONVEX,) if curve.parabola.coef_D3[0, 2] <= 0 else ()
+
+
+def _fit_together(curves: Sequence[_Curve], noise: Noise | None) -> tuple[Fit, Noise | None]:
+    """Fits the shared shape. Noise that is known is widened where the curves miss the points by more (p < 0.05)."""
+    valleys = Valleys([curve.bowl(noise) for curve in curves], noise.sigma if noise else None)
+    wider = 1.0
+    if noise is None:
+        noise = Noise(valleys.sigma, valleys.spare, "residuals") if valleys.spare >= 2 else None
+    elif valleys.spare > 0 and stats.f.sf(valleys.misfit, valleys.spare, noise.dof or 10**6) < 0.05:
+        wider = valleys.misfit
+        noise = dataclasses.replace(
+            noise,
+            sigma=noise.sigma * math.sqrt(wider),
+            dof=valleys.spare,
+            source=f"{noise.source}, widened to the residuals",
+        )
+    seeds_W = np.array([curve.seeds_X[curve.near].max() for curve in curves])
+    spread_W = (noise.spread if noise else 0.0) ** 2 / seeds_W
+    covariance_WW = wider * valleys.covariance_WW + np.diag(spread_W)
+    dof = None
+    if noise:
+        share = float(spread_W.sum() / np.trace(covariance_WW))
+        parts = [(1 - share, noise.dof), (share, noise.spread_dof)]
+        spent = sum(part**2 / freedom for part, freedom in parts if freedom)
+        dof = max(1 / spent, 1.0) if spent else None
+    return Fit(valleys, covariance_WW, dof), noise
+
+
+def _parabola(curve: _Curve, noise: Noise | None) -> Parabola | None:
+    if curve.parabola.count_D[0] < 3 or curve.parabola.coef_D3[0, 2] <= 0:
+        return None
+    value, unit = (a[0] for a in curve.parabola.summaries())
+    kept = curve.x_X[curve.parabola.keep_DX[0]]
+    covariance = None if noise is None else tuple(map(tuple, (noise.sigma**2 * unit).tolist()))
+    minimum, vertex, curvature = map(float, value)
+    return Parabola(vertex, minimum, curvature, covariance, len(kept), (float(kept[0]), float(kept[-1])))
+
+
+def _unfitted(curve: _Curve, flags: tuple[str, ...], noise: Noise | None) -> Optimum:
+    x, loss = float(curve.x_X[curve.best]), float(curve.mean_X[curve.best])
+    return Optimum(x, loss, EDGE in flags, None, math.nan, math.nan, math.nan, _parabola(curve, noise), noise, flags)
+
+
+def _optimum(curve: _Curve, fit: Fit, index: int, noise: Noise | None) -> Optimum:
+    best, valleys = curve.best, fit.valleys
+    vertex, minimum = float(valleys.vertex_W[index]), float(valleys.minimum_W[index])
+    error, minimum_error = math.sqrt(fit.covariance_WW[index, index]), float(valleys.minimum_error_W[index])
+    minimum_error = math.hypot(minimum_error, (noise.offset if noise else 0.0) / math.sqrt(curve.seeds_X[best]))
+    bowl, parabola = valleys.bowls[index], _parabola(curve, noise)
+    flags, cautions = [], []
+    if (curve.mean_X[best - 1 : best + 2] > curve.mean_X[best] + RISE).any():
         flags.append(STEEP)
-    c0, c1, c2 = fit.coef_D3[0]
-    parabola = None
-    if keep_X.sum() < 3:
-        flags.append(FEW)
-    elif c2 <= 0:
-        flags.append(NONCONVEX)
-    else:
-        parabola, more = _parabola(x_X[keep_X], fit, noise)
-        flags += more
-    loss, log2_lr = float(mean_X[best]), float(x_X[best])
-    return Optimum(log2_lr, loss, vertex, on_edge, parabola, noise, tuple(flags))
-
-
-def _parabola(kept: np.ndarray, fit: Fits, noise: Noise | None) -> tuple[Parabola, list[str]]:
-    value, unit = (a[0] for a in fit.summaries())
-    span, flags, interval = (float(kept[0]), float(kept[-1])), [], None
-    if not span[0] <= value[1] <= span[1]:
-        flags.append(OUTSIDE)
+    if len(bowl.x) < _NEEDED:
+        flags.append(COARSE)
     if noise is None:
         flags.append(NO_NOISE)
     else:
-        if value[2] < noise.quantile(3) * noise.sigma * math.sqrt(unit[2, 2]):
+        if parabola and parabola.curvature < noise.quantile(3) * parabola.error(2):
             flags.append(FLAT)
-        interval = _fieller(fit, noise)
-    covariance = None if noise is None else tuple(map(tuple, (noise.sigma**2 * unit).tolist()))
-    minimum, vertex, curvature = map(float, value)
-    return Parabola(vertex, interval, minimum, curvature, covariance, len(kept), span), flags
-
-
-def _fieller(fit: Fits, noise: Noise) -> tuple[float, float] | None:
-    """68% interval of -c1 / (2 c2), in log2 LR: where (c1 + 2 c2 v)^2 <= q var(c1 + 2 c2 v)."""
-    (_, c1, c2), s, q = fit.coef_D3[0], fit.unit_D33[0], (noise.sigma * noise.quantile(1)) ** 2
-    a, b, c = 4 * (c2**2 - q * s[2, 2]), 4 * (c1 * c2 - q * s[1, 2]), c1**2 - q * s[1, 1]
-    if a <= 0:
-        return None
-    root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-    low, high = ((sign * root - b) / (2 * a) for sign in (-1, 1))
-    return float((low + fit.origin_D[0]) / LN2), float((high + fit.origin_D[0]) / LN2)
-
-
-def usable(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[tuple[int, Parabola, Noise]]:
-    """What may be measured with: the widths whose optimum has a parabola with errors, and no flag."""
-    return [
-        (n, o.parabola, o.noise)
-        for n, o in zip(widths, optima, strict=True)
-        if o and o.parabola and o.noise and not o.flags
-    ]
+        allowed = 3 * math.hypot(noise.sigma / math.sqrt(curve.seeds_X[best]), minimum_error)
+        at_end = min(vertex - bowl.low, bowl.high - vertex) < 1e-3
+        if at_end or minimum > curve.mean_X[best] + allowed:
+            flags.append(CONTRADICTS)
+        if noise.spread_dof is None:
+            cautions.append(BORROWED)
+    if parabola and abs(parabola.vertex - vertex) > max(0.25, 2 * error):
+        cautions.append(f"{DISAGREE}, at {parabola.vertex:.2f}")
+    return Optimum(
+        float(curve.x_X[best]), float(curve.mean_X[best]), False, vertex, error, minimum, minimum_error, parabola,
+        noise, tuple(flags), tuple(cautions), fit, index,
+    )  # fmt: skip

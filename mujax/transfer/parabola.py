@@ -5,7 +5,6 @@ Axes: D draws, X learning rates.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +16,7 @@ class Window:
     """Which points of a curve its parabola is fitted to.
 
     half_width: distance to the vertex in log2 LR, at least 1.5 grid steps so that there are 3 points.
-    loss_ratio: kept losses are below this multiple of the lowest.
+    rise: kept losses are at most this much above the lowest, nats. loss_ratio: and below this multiple of it.
     contiguous: nothing beyond a point that is left out.
 
     The default is local, since real curves are lopsided (slow below the optimum, a cliff above) and a wide parabola's
@@ -26,12 +25,13 @@ class Window:
     """
 
     half_width: float = 2.5
-    loss_ratio: float = 1.15
+    rise: float = 0.4
+    loss_ratio: float = math.inf
     contiguous: bool = True
 
 
 LOCAL = Window()
-KALRA = Window(math.inf, 1.35, contiguous=False)  # the filter of arXiv 2605.21486
+KALRA = Window(math.inf, math.inf, 1.35, contiguous=False)  # the filter of arXiv 2605.21486
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,10 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
     step_D = np.maximum(high_D - x_X[best_D], x_X[best_D] - low_D)
     half_D = np.maximum(window.half_width, 1.5 * step_D)[:, None]
     neighbour_DX = finite_DX & (x_X >= low_D[:, None]) & (x_X <= high_D[:, None])
-    inside_DX = neighbour_DX | (y_DX <= window.loss_ratio * y_DX[rows, best_D][:, None])
+    lowest_D1 = y_DX[rows, best_D][:, None]
+    inside_DX = neighbour_DX | (y_DX <= lowest_D1 + window.rise)
+    if math.isfinite(window.loss_ratio):
+        inside_DX &= neighbour_DX | (y_DX <= window.loss_ratio * lowest_D1)
     if window.contiguous:
         out_DX = np.cumsum(~inside_DX, 1)  # constant from the best point up to the first that is left out
         reach_DX = np.concatenate([np.zeros_like(out_DX[:, :1]), out_DX[:, :-1]], 1)
@@ -98,16 +101,3 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
     rss_D = (keep_DX * seeds_X * (y_DX - np.einsum("dxi,di->dx", design_DX3, coef_D3)) ** 2).sum(1)
     coef_D3[~enough_D] = unit_D33[~enough_D] = rss_D[~enough_D] = math.nan
     return Fits(best_D, keep_DX, LN2 * x_X[best_D], coef_D3, unit_D33, rss_D)
-
-
-def parabola_vertex(x: Sequence[float], y: Sequence[float]) -> float:
-    """x of the minimum of the parabola through three points, the middle one lowest; any spacing.
-
-    On a flat bottom (all three equal) it is the middle one.
-    """
-    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
-    if left == right:
-        return x[1]
-    # The secant slopes hold at the midpoints of their intervals; the vertex is where the slope is zero.
-    first, last = (x[0] + x[1]) / 2, (x[1] + x[2]) / 2
-    return first - left * (last - first) / (right - left)

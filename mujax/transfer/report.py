@@ -26,13 +26,15 @@ def report(
     columns: str | None = None,
     noise: float | None = None,
     parameters: Parameters | None = None,
+    target_width: int | None = None,
 ) -> str:
     """Writes report.html, figures/ and transfer.json into `workdir`; returns the table as text.
 
     Args:
       sources: workdirs, or patterns of them, to compare, with that of `workdir` if it has results.
       input: a CSV or JSONL file instead; columns: what its columns are, see tables.parse_columns.
-      noise: standard deviation of the loss of one run, nats; None: from seeds, else from the parabolas' residuals.
+      noise: standard deviation of the loss of one run, nats; None: from seeds, else from the fits' residuals.
+      target_width: a width that was not trained, at which the verdict asks what the narrowest width's optimum costs.
 
     Raises:
       UserError: see rows.load_rows and tables.read_table; or the plotting packages are not installed.
@@ -46,7 +48,9 @@ def report(
     if columns and not input:
         raise UserError("--columns says what the columns of --input=FILE are; give that too")
     found, notes, points = _load(workdir, sources, input, columns)
-    measured, references = compare([measure(study, noise) for study in make_studies(_rows(found))])
+    measured, references = compare([measure(study, noise, target_width) for study in make_studies(_rows(found))])
+    if any(o and o.loss <= 0 for m in measured for o in m.optima):
+        notes.append("losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0")
     points = points + [point for m in measured if (point := m.phase_point())]
     if len({m.study.budget for m in measured}) > 1:
         notes.append("studies differ in text or tokens; R and the price against SP are within one of them only")

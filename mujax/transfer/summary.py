@@ -12,7 +12,7 @@ from mujax.transfer.curves import Curve, make_curves, study_name, varying_fields
 from mujax.transfer.exponents import bootstrap, bootstrap_intervals, fast_transfer, fit_laws, kappa
 from mujax.transfer.joint import JointLaw, asymptotic_regret, fit_joint, reference_envelope, regret
 from mujax.transfer.laws import Estimate, Kind, Law
-from mujax.transfer.optimum import Optimum, fit_optima
+from mujax.transfer.optimum import Cell, Optimum, fit_optima
 from mujax.transfer.phase import PhasePoint
 from mujax.transfer.rows import Row
 from mujax.transfer.verdict import (
@@ -126,16 +126,25 @@ def _budget(rows: Sequence[Row]) -> tuple | None:
     return tuple(sorted({str(row.get("data_fingerprint")) for row in rows})), tuple(sorted({r["tokens"] for r in rows}))
 
 
-def measure(study: Study, noise: float | None = None) -> Measured:
-    """One study alone. noise: standard deviation of a run's loss, nats; None: from its seeds or residuals."""
+def measure(study: Study, noise: float | None = None, target: int | None = None) -> Measured:
+    """Measures one study alone.
+
+    Args:
+      noise: standard deviation of a run's loss, nats; None: from its seeds or residuals.
+      target: a width up to which the verdict follows the optimum; None: the widest.
+    """
     widths, grids, losses = study.widths, study.grids, study.losses
     optima = fit_optima(grids, losses, noise)
     laws = fit_laws(widths, optima)
+    verdict = judge(widths, optima, target=target if target and widths and target > widths[-1] else None)
+    if alone := seed_drifts(widths, grids, losses):
+        said = "each seed alone: " + ", ".join(f"{drift:+.2f}" for drift in alone)
+        verdict = dataclasses.replace(verdict, reasons=(*verdict.reasons, said))
     return Measured(
         study,
         tuple(optima),
         drift_per_doubling(widths, optima),
-        judge(widths, optima),
+        verdict,
         argmin_verdict(widths, grids, losses),
         tuple(penalties(widths, optima)),
         tuple(stable_range(grid, loss, STABLE) for grid, loss in zip(grids, losses, strict=True)),
@@ -143,7 +152,7 @@ def measure(study: Study, noise: float | None = None) -> Measured:
         kappa(laws, optima) if laws else None,
         fast_transfer(laws, optima) if laws else None,
         fit_joint(widths, grids, losses, laws) if laws else None,
-        bootstrap_intervals(bootstrap(widths, grids, losses, noise)) if laws else {},
+        bootstrap_intervals(bootstrap(widths, optima)) if laws else {},
     )
 
 
@@ -158,7 +167,7 @@ def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | 
         members = [m for m in measured if m.study.budget == budget]
         widths = sorted({width for m in members for width in m.study.widths})
         minima = [[_minimum(m, width) for width in widths] for m in members]
-        errors = [o.parabola.error(0) for m in members for o in m.optima if _good(o) and o and o.parabola]
+        errors = [o.minimum_error for m in members for o in m.optima if o and o.usable]
         if sum(any(column[i] is not None for column in minima) for i in range(len(widths))) >= 3:
             references[budget] = reference_envelope(widths, minima, float(np.sqrt(np.mean(np.square(errors)))))
     done = []
@@ -173,14 +182,22 @@ def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | 
     return done, references
 
 
-def _good(optimum: Optimum | None) -> bool:
-    return bool(optimum and optimum.parabola and optimum.noise and not optimum.flags)
-
-
 def _minimum(m: Measured, width: int) -> float | None:
-    """L* of a width, from its parabola; None where it is flagged."""
+    """L* of a width, from its fitted curve; None where it is flagged."""
     optimum = m.optima[m.study.widths.index(width)] if width in m.study.widths else None
-    return optimum.parabola.minimum if optimum and optimum.parabola and _good(optimum) else None
+    return optimum.minimum if optimum and optimum.usable else None
+
+
+def seed_drifts(
+    widths: Sequence[int], grids: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
+) -> list[float]:
+    """Measures the drift of each seed alone, log2 LR per doubling; empty unless each point has the same seeds."""
+    counts = {np.atleast_1d(np.asarray(cell)).size for curve in losses for cell in curve}
+    if len(counts) != 1 or counts == {1}:
+        return []
+    alone = [[[np.atleast_1d(np.asarray(cell))[i] for cell in curve] for curve in losses] for i in range(counts.pop())]
+    drifts = [drift_per_doubling(widths, fit_optima(grids, own)) for own in alone]
+    return [drift.value for drift in drifts if drift]
 
 
 def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
@@ -195,7 +212,7 @@ def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
     same = [o.study for o in others if _is_sp(o.study) and _rest(o.study) == rest and o.study.budget == study.budget]
     same.sort(key=lambda s: s.source != study.source)
     first = m.optima[0]
-    proxy = first.parabola.vertex if first.parabola and not first.flags else first.log2_lr
+    proxy = first.vertex if first.usable and first.vertex is not None else first.log2_lr
     found = {}
     for curve in study.curves[1:]:
         for sp in same[:1]:
@@ -215,18 +232,22 @@ def _rest(study: Study) -> dict[str, str]:
 
 
 def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float, bool] | None:
-    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where no parabola is."""
+    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where nothing is fitted."""
     if optimum is None:
         return None
-    p, flagged = optimum.parabola, bool(optimum.flags)
-    if p is None:
+    flagged, noise, parabola = not optimum.usable, optimum.noise, optimum.parabola
+    if optimum.vertex is None:
         value = {"optimum": optimum.log2_lr, "loss": optimum.loss, "curvature": None}[kind]
         return None if value is None else (value, value, value, True)
     if kind == "optimum":
-        low, high = p.interval or (p.vertex, p.vertex)
-        return p.vertex, low, high, flagged or p.interval is None
-    value, error = (p.minimum, p.error(0)) if kind == "loss" else (p.curvature, p.error(2))
-    half = error * optimum.noise.quantile(1) if optimum.noise and math.isfinite(error) else 0.0
+        low, high = optimum.interval or (optimum.vertex, optimum.vertex)
+        return optimum.vertex, low, high, flagged
+    value, error = optimum.minimum, optimum.minimum_error
+    if kind == "curvature":
+        if parabola is None:
+            return None
+        value, error = parabola.curvature, parabola.error(2)
+    half = error * noise.quantile(1) if noise and math.isfinite(error) else 0.0
     return value, value - half, value + half, flagged
 
 
@@ -248,8 +269,11 @@ def as_json(value: Any) -> Any:
 def study_json(m: Measured) -> dict[str, Any]:
     """JSON values of one study: curves, optima with their width, drift, and all else that is measured."""
     found = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name not in ("study", "optima")}
+    parts = [f.name for f in dataclasses.fields(Optimum) if f.name not in ("fit", "index")] + ["interval"]
     optima = [
-        {"width": n, **dataclasses.asdict(o)} for n, o in zip(m.study.widths, m.optima, strict=True) if o is not None
+        {"width": n, **{name: getattr(o, name) for name in parts}}
+        for n, o in zip(m.study.widths, m.optima, strict=True)
+        if o
     ]
     return as_json({
         "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves, "sizes": m.study.sizes,

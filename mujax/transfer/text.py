@@ -10,7 +10,7 @@ from mujax.transfer.rows import Row
 from mujax.transfer.summary import Measured
 
 OPTIMUM_HEADER = ("parameterization", "width", "best LR", "log2", "interpolated", "loss", "runs", "diverged", "note")
-MAX_REASONS = 2  # of a verdict in a terminal; the page has all
+MAX_REASONS = 4  # of a verdict in a terminal; the page has all
 UNITS: Mapping[Kind, str] = {"loss": "nats", "optimum": "log2 LR", "curvature": "nats per (ln LR)^2"}
 
 
@@ -24,7 +24,7 @@ def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
                 table.append((study, f"{curve.width}", "-", "-", "-", "-", runs, diverged, "every point diverged"))
                 continue
             vertex = "-" if optimum.vertex is None else f"{optimum.vertex:.2f}"
-            note = "at the edge of the grid: widen it" if optimum.on_edge else ""
+            note = "at the edge of the grid: widen it" if optimum.on_edge else "; ".join(optimum.flags)
             lr = f"{2**optimum.log2_lr:.4g}"
             loss = f"{optimum.loss:.4f}"
             table.append((study, f"{curve.width}", lr, f"{optimum.log2_lr:g}", vertex, loss, runs, diverged, note))
@@ -147,19 +147,19 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
     """Lines under WIDTH_HEADER; a penalty is the loss of using the narrowest width's optimum."""
     lines = []
     for i, (width, o) in enumerate(zip(m.study.widths, m.optima, strict=True)):
-        p = o.parabola if o else None
-        where = "-"
-        if p:
-            where = f"{p.vertex:.2f}" + (f" ({p.interval[0]:.2f} to {p.interval[1]:.2f})" if p.interval else "")
+        p, where = o.parabola if o else None, "-"
+        if o and o.vertex is not None:
+            where = f"{o.vertex:.2f}" + (f" ({o.interval[0]:.2f} to {o.interval[1]:.2f})" if o.interval else "")
         stable, sizes = m.stable[i], m.study.sizes.get(width, {})
         lines.append((
-            m.study.name, f"{width}", where, f"{p.minimum:.4f}" if p else "-", f"{p.curvature:.3g}" if p else "-",
+            m.study.name, f"{width}", where, f"{o.minimum:.4f}" if o and o.vertex is not None else "-",
+            f"{p.curvature:.3g}" if p else "-",
             estimate_text(m.penalties[i], 2),
             f"{'<' if stable.open_low else ''}{stable.low:.2f} to {'>' if stable.open_high else ''}{stable.high:.2f}"
             if stable else "-",
             *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret, m.price)),
             *(f"{sizes[name]:,.0f}" if name in sizes else "-" for name in ("n_params", "tokens")),
-            "; ".join(o.flags) if o else "every point diverged",
+            "; ".join((*o.flags, *o.cautions)) if o else "every point diverged",
         ))  # fmt: skip
     return lines
 

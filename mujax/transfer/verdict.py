@@ -12,17 +12,25 @@ import numpy as np
 from scipy import stats
 
 from mujax.transfer.laws import Estimate
-from mujax.transfer.optimum import Cell, Noise, Optimum, cell_means, usable
-from mujax.transfer.parabola import LN2
+from mujax.transfer.noise import student
+from mujax.transfer.optimum import Cell, Optimum, cell_means
+
+Word = Literal["transfers", "moves at no cost", "drifts", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """word: transfers, drifts or undecided; reasons: why, in words."""
+    """Whether the optimum transfers, and why, in words.
 
-    word: Literal["transfers", "drifts", "undecided"]
+    movement: of the optimum from the narrowest width to the widest or the one asked for, log2 LR. cost: loss of using
+    the narrowest width's optimum there, nats.
+    """
+
+    word: Word
     reasons: tuple[str, ...]
     drift: Estimate | None
+    movement: Estimate | None = None
+    cost: Estimate | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +62,49 @@ def argmin_verdict(
 
 
 def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) -> Estimate | None:
-    """Slope of the optimal log2 LR against log2 width, weighted by the vertices' errors, with its 68% interval.
+    """Measures the slope of the optimal log2 LR against log2 width, with its 68% interval.
 
-    Where a straight line misses the vertices (p < 0.01), its error is widened. Flagged if an optimum is; None with
-    fewer than two widths to draw a line through.
+    The line is weighted by the vertices' covariance. Where it misses them (p < 0.01), its error is widened. Flagged if
+    an optimum is; None with fewer than two widths to draw a line through.
     """
-    flags = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else ["diverged"])]
-    found = usable(widths, optima)
-    if len({n for n, _, _ in found}) < 2:
+    line = _line(widths, optima)
+    if line is None:
         return None
+    flags = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else ["diverged"])]
     if len(widths) < 3:
         flags.append("too few widths: two always lie on a line")
-    t, x = np.log2([n for n, _, _ in found]), np.array([p.vertex for _, p, _ in found])
-    w = np.array([p.error(1) for _, p, _ in found]) ** -2
-    t0 = t - np.average(t, weights=w)
-    slope = float((w * t0 * x).sum() / (w * t0**2).sum())
-    spread, spare, noise = float((w * t0**2).sum()) ** -0.5, len(x) - 2, found[0][2]
-    chi2 = float((w * (x - np.average(x, weights=w) - slope * t0) ** 2).sum())
-    if spare and stats.f.sf(chi2 / spare, spare, noise.dof or 10**6) < 0.01:
-        spread, noise = spread * math.sqrt(chi2 / spare), Noise(1.0, spare, "line")
-    half = spread * noise.quantile(1)
-    return Estimate(slope, (slope - half, slope + half), tuple(flags))
+    half = line.error * student(1, line.dof)
+    return Estimate(line.slope, (line.slope - half, line.slope + half), tuple(flags), line.dof)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A line through the optima: slope and its standard error, and the slope through the parabolas' vertices."""
+
+    slope: float
+    error: float
+    dof: float | None
+    parabolas: float
+
+
+def _line(widths: Sequence[int], optima: Sequence[Optimum | None]) -> _Line | None:
+    found = [(n, o) for n, o in zip(widths, optima, strict=True) if o and o.usable]
+    if len({n for n, _ in found}) < 2:
+        return None
+    fit = found[0][1].fit
+    assert fit is not None
+    pick = np.ix_([o.index for _, o in found], [o.index for _, o in found])
+    t, x = np.log2([n for n, _ in found]), np.array([o.vertex for _, o in found], float)
+    second = np.array([o.parabola.vertex if o.parabola else o.vertex for _, o in found], float)
+    design = np.stack([np.ones_like(t), t - t.mean()], 1)
+    weight = np.linalg.inv(fit.covariance_WW[pick] + 1e-12 * np.eye(len(t)))
+    unit = np.linalg.inv(design.T @ weight @ design)
+    solve, error, dof, spare = unit @ design.T @ weight, math.sqrt(unit[1, 1]), fit.dof, len(x) - 2
+    left = x - design @ (solve @ x)
+    misses = float(left @ weight @ left)
+    if spare and stats.f.sf(misses / spare, spare, dof or 10**6) < 0.01:
+        error, dof = error * math.sqrt(misses / spare), float(spare)
+    return _Line(float(solve[1] @ x), error, dof, float(solve[1] @ second))
 
 
 def judge(
@@ -82,54 +112,126 @@ def judge(
     optima: Sequence[Optimum | None],
     tolerance: float = 0.25,
     loss_tolerance: float = 0.02,
+    target: int | None = None,
 ) -> Verdict:
-    """Transfers or drifts where twice the 68% interval of the drift lies inside or outside +-tolerance.
+    """Judges the movement of the optimum over the whole range of widths, and what it costs there.
 
-    tolerance: log2 LR per doubling of width (SP drifts by about 1, perfect transfer by 0).
-    loss_tolerance: nats; an optimum that moves, but at a smaller loss at every width than this, is said to.
-    A flagged optimum leaves it undecided: a curve that ends before its optimum could hide any drift.
+    All by 95% intervals, and with D the movement per doubling of width, C the loss at any other width of using the
+    narrowest one's optimum:
+      drifts: D lies beyond the tolerance; or the optimum surely moves and C is above the loss tolerance.
+      transfers: D lies within the tolerance, C below the loss tolerance, and the optimum may not move at all.
+      moves at no cost: the optimum surely moves, D is not beyond the tolerance, and C below the loss tolerance.
+      undecided: neither, or an optimum is flagged: a curve that ends before its optimum could hide any drift.
+
+    Args:
+      tolerance: log2 LR per doubling of width (SP drifts by about 1, perfect transfer by 0).
+      loss_tolerance: nats.
+      target: a width beyond the widest, up to which the optimum is taken to move on by D per doubling.
     """
     drift = drift_per_doubling(widths, optima)
     if drift is None:
         flagged = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else [])]
         return Verdict("undecided", (*flagged, "fewer than two widths have an optimum"), None)
-    if drift.flags or drift.interval is None:
+    drifted = drift.within()
+    if drift.flags or drifted is None:
         return Verdict("undecided", drift.flags, drift)
-    low, high = (drift.value + 2 * (end - drift.value) for end in drift.interval)
-    said = f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width (95%: {low:+.3f} to {high:+.3f})"
-    worst = max((p.value for p in penalties(widths, optima) if p), default=math.nan)
-    cost = f"the narrowest width's optimum costs at most {worst:.4f} nats at the other widths"
-    cost += f", {'less' if worst < loss_tolerance else 'more'} than {loss_tolerance:g}"
-    if -tolerance < low and high < tolerance:
-        return Verdict("transfers", (said + f", within {tolerance:g}", cost), drift)
-    if low > tolerance or high < -tolerance:
-        return Verdict("drifts", (said + f", beyond {tolerance:g}", cost), drift)
-    return Verdict("undecided", (said + f", on both sides of {tolerance:g}", cost), drift)
+    far = target or widths[-1]
+    doublings = math.log2(far / widths[0])
+    movement = _scaled(drift, doublings)
+    costs = [cost for cost in penalties(widths, optima)[1:] if cost]
+    if target:
+        costs.append(_cost_beyond(optima[-1], movement))
+    cost = max(costs, key=lambda c: c.value)
+    low, high = drifted
+    moves, beyond, inside = low > 0 or high < 0, min(abs(low), abs(high)), max(abs(low), abs(high)) < tolerance
+    ends = [c.within(0.95) or (0.0, math.inf) for c in costs]
+    cheapest, dearest = max(end[0] for end in ends), max(end[1] for end in ends)
+    if moves and (beyond > tolerance or cheapest > loss_tolerance):
+        word = "drifts"
+    elif dearest < loss_tolerance and (moves or inside):
+        word = "moves at no cost" if moves else "transfers"
+    else:
+        word = "undecided"
+    side = "within" if inside else "beyond" if moves and beyond > tolerance else "on both sides of"
+    reasons = [
+        f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width (95%: {low:+.3f} to {high:+.3f}), "
+        f"{side} {tolerance:g}: x{2**movement.value:.2f} from width {widths[0]} to {far}",
+        f"the narrowest width's optimum costs at most {cost.value:.4f} nats at the other widths "
+        f"(95%: {cheapest:.4f} to {dearest:.4f}), "
+        + (
+            "less than"
+            if dearest < loss_tolerance
+            else "more than"
+            if cheapest > loss_tolerance
+            else "on both sides of"
+        )
+        + f" {loss_tolerance:g}",
+        *_said(widths, optima, drift),
+    ]
+    return Verdict(word, tuple(reasons), drift, movement, cost)
+
+
+def _scaled(e: Estimate, by: float) -> Estimate:
+    interval = None if e.interval is None else (e.interval[0] * by, e.interval[1] * by)
+    return Estimate(e.value * by, interval, e.flags, e.dof)
+
+
+def _said(widths: Sequence[int], optima: Sequence[Optimum | None], drift: Estimate) -> list[str]:
+    """What a reader must know beside the verdict: estimators that disagree, errors that are borrowed."""
+    said, line, ends = [], _line(widths, optima), drift.within()
+    if line and ends and not ends[0] <= line.parabolas <= ends[1]:
+        said.append(f"estimators disagree: the vertices of local parabolas move by {line.parabolas:+.3f} per doubling")
+    cautions: dict[str, list[int]] = {}
+    for width, optimum in zip(widths, optima, strict=True):
+        for caution in optimum.cautions if optimum else ():
+            cautions.setdefault(caution, []).append(width)
+    for caution, at in cautions.items():
+        said.append(caution if len(at) == len(widths) else f"width {', '.join(map(str, at))}: {caution}")
+    return said
 
 
 def penalties(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[Estimate | None]:
-    """Loss at each width of using the first (narrowest) width's optimum: H/2 (x_proxy - x*)^2, nats; 68% intervals.
+    """Measures the loss at each width of using the first (narrowest) width's optimum, nats; 68% intervals.
 
-    From the local parabola, so flagged where the proxy's optimum is outside the points it was fitted to.
+    From the fitted curve, at the ends of the interval of the distance between the optima; flagged where the proxy's
+    optimum is outside the points that the curve was fitted to.
     """
-    proxy = optima[0].parabola if optima[0] else None
-    found: list[Estimate | None] = []
+    proxy, found = optima[0], []
     for optimum in optima:
-        here = optimum.parabola if optimum else None
-        if proxy is None or here is None or optimum is None or optima[0] is None or optimum.noise is None:
+        if proxy is None or optimum is None or proxy.vertex is None or optimum.vertex is None or optimum.noise is None:
             found.append(None)
-            continue
-        gap, inside = LN2 * (proxy.vertex - here.vertex), here.span[0] <= proxy.vertex <= here.span[1]
-        flags = (*optima[0].flags, *optimum.flags, *(() if inside else ("beyond the points of the parabola",)))
-        if here is proxy:
-            found.append(Estimate(0.0, (0.0, 0.0), flags))
-            continue
-        # The gap's interval carries over to its square, so the penalty's has an end at 0 where the gap's holds 0.
-        half = LN2 * optimum.noise.quantile(1) * math.hypot(proxy.error(1), here.error(1))
-        near, far = max(abs(gap) - half, 0.0), abs(gap) + half
-        ends = (here.curvature / 2 * near**2, here.curvature / 2 * far**2)
-        found.append(Estimate(here.curvature / 2 * gap**2, ends, flags))
+        elif optimum is proxy:
+            found.append(Estimate(0.0, (0.0, 0.0), optimum.flags))
+        else:
+            assert optimum.fit is not None
+            pair = optimum.fit.covariance_WW[np.ix_([optimum.index, proxy.index], [optimum.index, proxy.index])]
+            error = math.sqrt(max(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1], 0.0))
+            found.append(_cost(optimum, proxy.vertex - optimum.vertex, error, (*proxy.flags, *optimum.flags)))
     return found
+
+
+def _cost(optimum: Optimum, gap: float, error: float, flags: tuple[str, ...]) -> Estimate:
+    """Excess loss at a distance `gap` from an optimum, log2 LR, known to `error`."""
+    fit, vertex = optimum.fit, optimum.vertex
+    assert fit is not None and vertex is not None
+    bowl = fit.valleys.bowls[optimum.index]
+
+    def excess(x: float) -> float:
+        return fit.valleys.excess(optimum.index, x)
+
+    half = error * student(1, fit.dof)
+    value, ends = excess(vertex + gap), [excess(vertex + gap + side * half) for side in (-1, 1)]
+    low = 0.0 if abs(gap) <= half else min(value, *ends)
+    if not bowl.x[0] <= vertex + gap <= bowl.x[-1]:
+        flags = (*flags, "beyond the points of the fit")
+    return Estimate(value, (low, max(value, *ends)), flags, fit.dof)
+
+
+def _cost_beyond(widest: Optimum | None, movement: Estimate) -> Estimate:
+    """Excess loss of the narrowest width's optimum at a width that was not trained, by the widest curve's shape."""
+    assert widest is not None and movement.interval is not None
+    error = (movement.interval[1] - movement.interval[0]) / 2 / student(1, movement.dof)
+    return _cost(widest, -movement.value, error, ())
 
 
 def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> float | None:
