@@ -82,8 +82,9 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
 
 
 def _plain(name: str) -> str:
-    """A name in which matplotlib sees no formula, and that fits over a panel."""
+    """A name in which matplotlib sees no formula, that it leaves in a legend, and that fits over a panel."""
     name = name.replace("$", r"\$")
+    name = f" {name}" if name.startswith("_") else name  # labels with an underscore in front are left out
     return name if len(name) <= 60 else name[:59] + "…"
 
 

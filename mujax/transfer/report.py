@@ -47,7 +47,7 @@ def report(
         raise UserError("--input and --sources: give one of them")
     if columns and not input:
         raise UserError("--columns says what the columns of --input=FILE are; give that too")
-    found, notes, points = _load(workdir, sources, input, columns)
+    found, notes, points, averaged = _load(workdir, sources, input, columns)
     measured, references = compare([measure(study, noise, target_width) for study in make_studies(_rows(found))])
     if any(o and o.loss <= 0 for m in measured for o in m.optima):
         notes.append("losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0")
@@ -64,6 +64,7 @@ def report(
     rows = [row for own in found.values() for row in own[1]]
     facts = provenance(rows) if rows else {}
     facts |= {"rows from": ", ".join(str(folder) for folder, _ in found.values())} if sources or input else {}
+    facts |= {"averaged": averaged} if averaged else {}
     manifests = {name: _manifest(folder) for name, (folder, _) in found.items()}
     configs = {name: json.dumps(m["config"], indent=1) for name, (_, m) in manifests.items() if "config" in m}
     text = page.render(
@@ -92,6 +93,7 @@ def report(
     for e in main_effects(points):
         bars = " ({:.3g} to {:.3g})".format(*e.interval) if e.interval else ""
         table.append(f"{e.switch}: E x{e.factor:.3g}{bars}, lower in {e.better} of {e.pairs} pairs")
+    table += [averaged] if averaged else []
     return "\n".join([*table, *(f"Warning: {line}" for line in notes)])
 
 
@@ -104,21 +106,20 @@ def _rows(found: Found) -> dict[str, list[Row]]:
 
 def _load(
     workdir: str | Path, sources: Sequence[str], input: str | None, columns: str | None
-) -> tuple[Found, list[str], list[PhasePoint]]:
-    """(folder and rows by source, warnings, points of the phase diagrams)."""
+) -> tuple[Found, list[str], list[PhasePoint], str]:
+    """(folder and rows by source, warnings, points of the phase diagrams, how many runs of a table were averaged)."""
     if input:
         table = read_table(input, parse_columns(columns))
-        notes = [f"{table.repeated} rows of {input} say what another says and count once"] if table.repeated else []
-        return {Path(input).name: (Path(input), table.rows)}, notes, table.points
+        return {Path(input).name: (Path(input), table.rows)}, table.warnings, table.points, table.averaged
     if not sources:
         rows, repeated = load_rows(workdir)
         root = files.local_path(workdir)
-        return {root.resolve().name: (root, rows)}, warnings(root, rows, repeated), []
+        return {root.resolve().name: (root, rows)}, warnings(root, rows, repeated), [], ""
     loaded, folders, repeated = load_sources(workdir, sources)
     found = {name: (folders[name], rows) for name, rows in loaded.items()}
     notes = [f"{name}: {line}" for name, (folder, rows) in found.items() for line in warnings(folder, rows)]
     notes += [f"{repeated} rows repeat the id of another; the first of each counts"] if repeated else []
-    return found, [*notes, *mixed([row for rows in loaded.values() for row in rows])], []
+    return found, [*notes, *mixed([row for rows in loaded.values() for row in rows])], [], ""
 
 
 def _training(found: Found, measured: Sequence[Measured]) -> tuple[list[tuple[str, TrainingCurve]], int]:

@@ -1,208 +1,246 @@
-"""Results from elsewhere: a CSV or JSONL file whose columns are named on the command line."""
+"""Results from elsewhere: a table whose columns are named on the command line, as rows like those of a sweep."""
 
-import csv
 import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from mujax.errors import UserError, suggest
+from mujax.transfer import records
+from mujax.transfer.alike import FACTS, WHOLE, Run, join_runs
 from mujax.transfer.phase import PhasePoint
+from mujax.transfer.records import Records, read_records
 from mujax.transfer.rows import Row
 
 # What a column may be, and what it is called where --columns does not say
-RUNS = ("study", "parameterization", "weight_decay", "width", "learning_rate", "log2_learning_rate", "loss", "seed")
-RUNS += ("tokens", "steps", "n_params")
+TEXTS = ("study", "parameterization", "seed", "status")
+RUNS = (*TEXTS, "weight_decay", "width", "learning_rate", "log2_learning_rate", "loss", *FACTS)
 METRICS = ("study", "parameterization", "weight_decay", "E", "R_inf", "kappa")
-_DIVERGED = ("", "nan", "inf", "+inf", "-inf", "infinity", "null", "none", "na", "n/a", "diverged")
+KNOWN = tuple(dict.fromkeys(RUNS + METRICS))
+SEVERAL = ("study", "seed")  # what several columns may say together
+MOST = 1e30  # of a loss, and of whatever else a table counts
+FEW = 3  # lines that a note names
+
+Columns = dict[str, tuple[str, ...]]  # by our name: the columns that hold it; none where it is to be left out
+_QUOTED = r'"(?:[^"]|"")*"'
+_PART = re.compile(rf'\s*([^,="]*?)\s*=\s*((?:{_QUOTED}|[^,"])*?)\s*(?:,|$)')
+_PIECE = re.compile(rf'\s*({_QUOTED}|[^+"]*?)\s*(?:\+|$)')
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
-    """'width=n,loss=val_loss' -> {'width': 'n', 'loss': 'val_loss'}.
+def parse_columns(text: str | None) -> Columns:
+    """'width=n,study=a+b,loss="loss, val",tokens=' -> {'width': ('n',), 'study': ('a', 'b'), 'loss': ('loss, val',),
+    'tokens': ()}.
 
     Raises:
       UserError: it is something else, or names a quantity twice or that we do not know.
     """
-    columns: dict[str, str] = {}
-    for part in text.split(",") if text else ():
-        name, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and column):
-            raise UserError(f"--columns: {part!r} is not NAME=COLUMN, e.g. --columns=width=n,loss=val_loss")
-        if name not in RUNS + METRICS:
-            raise UserError(f"--columns: {name!r} is nothing we know{suggest(name, dict.fromkeys(RUNS + METRICS))}")
+    columns: Columns = {}
+    at, text = 0, text or ""
+    while at < len(text):
+        if not ((found := _PART.match(text, at)) and found[1]):
+            rest = text[at:].partition(",")[0]
+            raise UserError(
+                f"--columns: {rest!r} is not NAME=COLUMN, e.g. --columns=width=n,loss=val_loss; "
+                "a column with a comma in its name stands in double quotes"
+            )
+        at, name = found.end(), found[1]
+        if name not in KNOWN:
+            raise UserError(f"--columns: {name!r} is nothing we know{suggest(name, KNOWN)}")
         if name in columns:
             raise UserError(f"--columns names {name} twice")
-        columns[name] = column
-    if {"learning_rate", "log2_learning_rate"} <= set(columns):
+        columns[name] = _pieces(found[2])
+    if columns.get("learning_rate") and columns.get("log2_learning_rate"):
         raise UserError("--columns: learning_rate and log2_learning_rate: give one of them")
     return columns
 
 
+def _pieces(text: str) -> tuple[str, ...]:
+    """'a+"b+c"' -> ('a', 'b+c')."""
+    pieces, at = [], 0
+    while at < len(text):
+        found = _PIECE.match(text, at)
+        if not found or not found[1]:
+            raise UserError(f"--columns: {text!r} is neither a column nor several with + between them")
+        quoted = found[1].startswith('"')
+        pieces.append(found[1][1:-1].replace('""', '"').strip() if quoted else found[1])
+        at = found.end()
+    return tuple(pieces)
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a file holds: runs or points of the phase diagrams. repeated: how many rows say what another says."""
+    """What a file holds: runs or points of the phase diagrams.
+
+    warnings: what a reader must know of it. averaged: how many runs a point of a curve is the mean of, and by which
+    columns they differ; empty where each is one run.
+    """
 
     rows: list[Row]
     points: list[PhasePoint]
-    repeated: int
+    warnings: list[str]
+    averaged: str
 
 
-def read_table(file: str, columns: Mapping[str, str]) -> Table:
-    """Rows as a sweep writes them, or, where the file has E, R_inf and kappa instead of losses, points of the phase
-    diagrams. A loss that is empty or not finite is a diverged run. Names in `columns` are of RUNS or METRICS.
+def read_table(file: str, columns: Columns) -> Table:
+    """Reads rows like those of a sweep or, from a file with E, R_inf and kappa instead of losses, phase points.
+
+    A loss that is not finite is a diverged run; a row without a loss is left out, and a warning says so.
 
     Raises:
-      UserError: the file cannot be read, lacks a column, or has a cell that is not what its column is.
+      UserError: the file cannot be read, lacks a column, has a cell that is not what its column is, or says several
+        things of one run.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"--input={file}: no such file")
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--input={file}: the name must end in .csv or .jsonl")
-    try:
-        records = list(_csv(file, path) if path.suffix == ".csv" else _jsonl(file, path))
-    except UnicodeDecodeError:
-        raise UserError(f"--input={file} is not UTF-8 text") from None
-    if not records:
-        raise UserError(f"--input={file} holds no rows")
-    present = dict.fromkeys(key for _, record in records for key in record)
-    for name, column in columns.items():
-        if column not in present:
-            raise UserError(
-                f"--input={file} has no column {column!r}, which --columns names for {name}" + _known(present)
-            )
-    plain = {name: name for name in RUNS + METRICS if name in present}
-    if "log2_learning_rate" in columns:
-        plain.pop("learning_rate", None)
-    if "learning_rate" in columns:
-        plain.pop("log2_learning_rate", None)
-    named = {**plain, **columns}
-    cells = _Cells(file, named)
-    is_metrics = {"E", "R_inf", "kappa"} <= set(named) and not {"loss", "width"} & set(named)
-    if is_metrics:
-        return Table([], [cells.phase_point(line, record) for line, record in records], 0)
-    wanted = ["width", "loss", *([] if "log2_learning_rate" in named else ["learning_rate"])]
-    for name in wanted:
+    found = read_records(file)
+    named = _name_columns(found, columns)
+    cells = _Cells(found, named)
+    if {"E", "R_inf", "kappa"} <= set(named) and not {"loss", "width"} & set(named):
+        return Table([], [cells.phase_point(line, record) for line, record in found.rows], [], "")
+    for name in ("width", "loss", *([] if "log2_learning_rate" in named else ["learning_rate"])):
         if name not in named:
-            raise UserError(f"--input={file}: which column is the {name}? --columns={name}=COLUMN" + _known(present))
-    rows = cells.rows(records)
-    return Table(rows, [], len(records) - len(rows))
+            known = ", ".join(found.columns)
+            raise UserError(
+                f"--input={file}: which column is the {name}? --columns={name}=COLUMN; there are {known}"
+                + ("; no comma, semicolon or tab divides its cells" if len(found.columns) == 1 else "")
+            )
+    runs, missing = cells.runs()
+    joined = join_runs(found, named, runs)
+    return Table(joined.rows, [], [*missing, *joined.warnings], joined.averaged)
 
 
-def _known(present: Mapping[str, None]) -> str:
-    return f"; there are {', '.join(present)}"
-
-
-def _csv(file: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
-        try:
-            for record in reader:
-                if None in record or None in record.values():
-                    raise UserError(f"--input={file}, line {reader.line_num}: not as many cells as the header has")
-                yield reader.line_num, {str(key).strip(): value for key, value in record.items()}
-        except csv.Error as e:
-            raise UserError(f"--input={file}, line {reader.line_num}: {e}") from None
-
-
-def _jsonl(file: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as e:
-                raise UserError(f"--input={file}, line {number} is not JSON: {e}") from None
-            if not isinstance(record, dict):
-                raise UserError(f"--input={file}, line {number} is not a JSON object")
-            yield number, record
+def _name_columns(found: Records, columns: Columns) -> Columns:
+    """Adds to `columns` those that bear one of our names and are not named as something else."""
+    named: Columns = {}
+    for name, pieces in columns.items():
+        if (whole := "+".join(pieces)) in found.columns:  # a + may be part of a name
+            pieces = (whole,)
+        if len(pieces) > 1 and name not in SEVERAL:
+            raise UserError(
+                f"--columns: {name} is in one column; several with + between them may be {', '.join(SEVERAL)}"
+            )
+        for column in pieces:
+            if column not in found.columns:
+                known = ", ".join(found.columns)
+                said = f"--input={found.file} has no column {column!r}, which --columns names for {name}"
+                raise UserError(f"{said}; there are {known}")
+        named[name] = pieces
+    taken = {column for name, pieces in named.items() if name != "study" for column in pieces}
+    if named.get("log2_learning_rate"):
+        taken.add("learning_rate")
+    if named.get("learning_rate"):
+        taken.add("log2_learning_rate")
+    plain = {name: (name,) for name in KNOWN if name in found.columns and name not in taken | set(named)}
+    return {name: pieces for name, pieces in {**plain, **named}.items() if pieces}
 
 
 class _Cells:
     """Cells by our names, with the place of what is wrong."""
 
-    def __init__(self, file: str, named: Mapping[str, str]):
-        self.file, self.named = file, named
+    def __init__(self, found: Records, named: Columns):
+        self.found, self.named = found, named
+        numbers = [column for name, pieces in named.items() if name not in TEXTS for column in pieces]
+        self.decimal_commas = found.has_decimal_commas(numbers)
 
-    def _wrong(self, line: int, name: str, value: Any, right: str) -> UserError:
-        column = f"column {self.named[name]!r}" + (f" ({name})" if self.named[name] != name else "")
-        return UserError(f"--input={self.file}, line {line}: {column} is {value!r}, not {right}")
+    def _wrong(self, line: int, record: Mapping[str, Any], name: str, right: str) -> UserError:
+        column = self.named[name][0]
+        cell, said = record.get(column), f"column {column!r}" + (f" ({name})" if column != name else "")
+        if records.is_missing(cell) and name in ("weight_decay", *FACTS):
+            right += f"; --columns={name}= reads the table without it"
+        elif "," in str(cell) and self.found.delimiter == ",":
+            right += "; decimal commas are read from files divided by semicolons or tabs"
+        elif "," in str(cell):
+            right += "; are its commas decimal ones? Write all numbers of the file with points, and no thousands apart"
+        return UserError(f"--input={self.found.file}, line {line}: {said} is {_short(cell)}, not {right}")
 
     def number(self, line: int, record: Mapping[str, Any], name: str, whole: bool = False) -> float | None:
         """A finite number; None where there is no such column."""
         if name not in self.named:
             return None
-        cell = record.get(self.named[name])
-        try:
-            value = math.nan if isinstance(cell, bool) else float(cell)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value) or (whole and value != int(value)):
-            raise self._wrong(line, name, cell, "a whole number" if whole else "a finite number")
-        return int(value) if whole else value
-
-    def loss(self, line: int, record: Mapping[str, Any]) -> float | None:
-        cell = record.get(self.named["loss"])
-        if cell is None or str(cell).strip().lower() in _DIVERGED:
-            return None
-        return self.number(line, record, "loss")
+        value = records.number(record.get(self.named[name][0]), self.decimal_commas)
+        if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):  # NaN is not
+            right = "a whole number" if whole else "a finite number"
+            raise self._wrong(line, record, name, right + (" that a run may have" if abs(value) > MOST else ""))
+        return value
 
     def text(self, record: Mapping[str, Any], name: str) -> str | None:
-        return str(record.get(self.named[name], "")).strip() if name in self.named else None
+        """The words of a column, or those of several with their names; None where there is no such column."""
+        if name not in self.named:
+            return None
+        columns = self.named[name]
+        if len(columns) == 1:
+            return records.text(record.get(columns[0]))
+        words = [(column, records.text(record.get(column))) for column in columns]
+        return ", ".join(f"{column}={word}" if word else f"no {column}" for column, word in words)
 
     def phase_point(self, line: int, record: Mapping[str, Any]) -> PhasePoint:
-        values = {name: self.number(line, record, name) for name in ("E", "R_inf", "kappa")}
-        if not (values["E"] or 0) > 0:
-            raise self._wrong(line, "E", record.get(self.named["E"]), "above 0, as a mean square is")
+        values = {name: self.number(line, record, name) or 0.0 for name in ("E", "R_inf", "kappa")}
+        if not values["E"] > 0:
+            raise self._wrong(line, record, "E", "above 0, as a mean square is")
         names = {name: self.text(record, name) for name in ("study", "parameterization")}
         facets = {"parameterization": names["parameterization"] or names["study"] or "all"}
         if (decay := self.number(line, record, "weight_decay")) is not None:
             facets["weight decay"] = f"{decay:g}"
         name = ", ".join(filter(None, dict.fromkeys([*names.values(), *list(facets.values())[1:]]))) or "all"
-        return PhasePoint.plain(name, facets, values["E"] or 0.0, values["R_inf"] or 0.0, values["kappa"] or 0.0)
+        return PhasePoint.plain(name, facets, values["E"], values["R_inf"], values["kappa"])
 
-    def rows(self, records: list[tuple[int, dict[str, Any]]]) -> list[Row]:
-        """Rows in the form of results.jsonl. A row that repeats another is left out; one that contradicts it is not."""
-        seen: dict[tuple, tuple[int, float | None]] = {}
-        rows: list[Row] = []
-        for line, record in records:
-            width, loss = self.number(line, record, "width", whole=True), self.loss(line, record)
-            if not width or width < 1:
-                raise self._wrong(line, "width", record.get(self.named["width"]), "at least 1")
-            rate = self._rate(line, record)
-            study, table = self.text(record, "study"), self.text(record, "parameterization")
-            decay, seed = self.number(line, record, "weight_decay"), self.number(line, record, "seed", whole=True)
-            overrides: dict[str, Any] = {} if decay is None else {"optim.weight_decay": decay}
-            if study is not None and table is not None:
-                overrides["study"] = study
-            facts = {name: self.number(line, record, name) for name in ("tokens", "steps", "n_params")}
-            key = (study, table, decay, *facts.values(), width, rate, seed)
-            if key in seen:
-                before, other = seen[key]
-                if other != loss:
-                    raise UserError(
-                        f"--input={self.file}: lines {before} and {line} give two losses for one width, learning rate "
-                        "and study; name the column that tells them apart, e.g. --columns=seed=COLUMN"
-                    )
+    def runs(self) -> tuple[list[Run], list[str]]:
+        """The runs of which a loss or a divergence is known, and a warning that says which rows have neither."""
+        runs: list[Run] = []
+        holes: list[str] = []
+        for line, record in self.found.rows:
+            cell, status = record.get(self.named["loss"][0]), self.text(record, "status") or ""
+            is_missing = records.is_missing(cell)
+            diverged = records.is_diverged(cell) or records.is_diverged(status) or (is_missing and status == "stopped")
+            if is_missing and not diverged:
+                rate = self.named.get("log2_learning_rate") or self.named["learning_rate"]
+                shown = [
+                    f"{column} {records.text(record.get(column)) or 'empty'}"
+                    for column in (*self.named["width"], *rate)
+                ]
+                holes.append(f"line {line} ({', '.join(shown)})")
                 continue
-            seen[key] = line, loss
-            rows.append({
-                "id": f"line {line}", "status": "diverged" if loss is None else "ok", "diverged_at_step": None,
-                "width": width, "parameterization": table or study or "all", "learning_rate": rate, "seed": seed or 0,
-                "final_loss": loss, "overrides": overrides,
-                **{name: value for name, value in {**facts, "weight_decay": decay}.items() if value is not None},
-            })  # fmt: skip
-        return rows
+            width = self.number(line, record, "width", whole=True)
+            if not width or width < 1:
+                raise self._wrong(line, record, "width", "at least 1")
+            runs.append(
+                Run(
+                    line, record, self._name(record, "study"), self._name(record, "parameterization"), int(width),
+                    self._rate(line, record), self.number(line, record, "weight_decay"), self.text(record, "seed"),
+                    self._facts(line, record),
+                    None if diverged else self.number(line, record, "loss"),
+                )
+            )  # fmt: skip
+        column = self.named["loss"][0]
+        if not runs:
+            raise UserError(f"--input={self.found.file}: column {column!r} holds no loss, in none of {len(holes)} rows")
+        if not holes:
+            return runs, []
+        more = f" and {len(holes) - FEW} more" if len(holes) > FEW else ""
+        return runs, [
+            f"{len(holes)} rows have no loss in column {column!r} and are left out: {', '.join(holes[:FEW])}{more}; "
+            "where a run diverged write nan"
+        ]
+
+    def _name(self, record: Mapping[str, Any], name: str) -> str | None:
+        """A part of a study's name; of an empty cell it says that."""
+        word = self.text(record, name)
+        return f"no {self.named[name][0]}" if word == "" else word
+
+    def _facts(self, line: int, record: Mapping[str, Any]) -> dict[str, float]:
+        """Tokens, steps and parameters; without a decimal point where they need none."""
+        values = {name: value for name in FACTS if (value := self.number(line, record, name)) is not None}
+        return {name: int(value) if value == int(value) else value for name, value in values.items()}
 
     def _rate(self, line: int, record: Mapping[str, Any]) -> float:
         name = "log2_learning_rate" if "log2_learning_rate" in self.named else "learning_rate"
         value = self.number(line, record, name)
         assert value is not None
         if name == "learning_rate" and value <= 0:
-            raise self._wrong(line, name, value, "above 0; for log2 of it use log2_learning_rate")
+            raise self._wrong(line, record, name, "above 0; for log2 of it use log2_learning_rate")
         if name == "log2_learning_rate" and abs(value) > 300:
-            raise self._wrong(line, name, value, "a log2 of a learning rate")
-        return value if name == "learning_rate" else 2.0**value
+            raise self._wrong(line, record, name, "a log2 of a learning rate")
+        return float(value) if name == "learning_rate" else 2.0**value
+
+
+def _short(cell: Any) -> str:
+    words = repr(cell)
+    return words if len(words) <= 60 else f"{words[:50]}... ({len(words)} characters)"
