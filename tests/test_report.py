@@ -214,7 +214,7 @@ ODD = {
     "duplicated": ([*laws("mup"), *laws("mup")], "Warning: 45 rows repeat the id of another"),
     "mixed": (
         [*laws("mup"), *(r | {"data_fingerprint": "other", "id": r["id"] + "b"} for r in laws("sp"))],
-        "Warning: studies differ in text or tokens",
+        "Warning: studies differ in text, tokens or steps",
     ),
 }
 

@@ -10,16 +10,23 @@ Flags
                            --input the folder to write the report into
   --sources=DIR,DIR,...    workdirs, or patterns of them, to compare with each other, and with DIR's
                            own rows if it has any
-  --input=FILE             a .csv or .jsonl file with results from elsewhere instead
+  --input=FILE             results from elsewhere instead: a .csv or .tsv file, divided by commas,
+                           semicolons or tabs (decimal commas are read with the latter two), or .jsonl
   --columns=NAME=COL,...   what its columns are. Needed are width, learning_rate or
-                           log2_learning_rate, and loss (empty or nan: the run diverged); further
-                           study, parameterization, weight_decay, seed, tokens, steps, n_params.
+                           log2_learning_rate, and loss; further study, parameterization,
+                           weight_decay, seed (numbers or words), tokens, steps, n_params, status.
                            Or E, R_inf and kappa, for the phase diagrams alone. A column that bears
-                           one of these names need not be named
+                           one of these names need not be named; NAME= leaves it out. study=A+B is
+                           a study for each pair; a name with a comma stands in quotes:
+                           --columns='loss="loss, val",study=optimizer+depth,tokens='
   --noise=NATS             standard deviation of the loss of one run over seeds; without it, it is
                            estimated from the seeds, else from what the fitted curves leave
   --target_width=N         a width beyond the widest that was trained: the verdict then also asks what
                            the narrowest width's optimum costs there, if the optimum moves on as it does
+
+In a table from elsewhere a loss of nan or inf, or a status of diverged, is a run that diverged; a row
+whose loss is empty, NA or the like is left out, with a warning. Runs of one width that differ in weight
+decay, tokens, steps or n_params are studies of their own; those that differ in the seed are averaged.
 
 Prints the table of optima, drifts and verdicts, and leaves in DIR
   report.html              loss against learning rate, laws of optimum, loss and curvature in width,

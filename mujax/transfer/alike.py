@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mujax.errors import UserError
-from mujax.transfer.records import Records, is_diverged, is_missing, number, text
+from mujax.transfer.foreign import Records, is_diverged, is_missing, number, text
 from mujax.transfer.rows import Row
 
 FACTS = ("tokens", "steps", "n_params")  # of a run: its budget and size
@@ -77,7 +77,12 @@ def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence
     seeds, unnamed = _number_seeds([run.seed for run in runs])
     if unnamed:
         warnings.append(f"{unnamed} of {len(runs)} rows have no seed; they count as one seed more")
-    rows = [_row(run, seeds[run.seed], splitting) for run in runs if run.line in kept]
+    budgets = {_curve(run, splitting): run.facts for run in runs if run.loss is not None}
+    rows = [
+        _row(run, budgets.get(_curve(run, splitting), run.facts), seeds[run.seed], splitting)
+        for run in runs
+        if run.line in kept
+    ]
     return Joined(rows, warnings, alike)
 
 
@@ -196,14 +201,15 @@ def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], i
     return numbers, sum(seed in nameless for seed in seeds) if values else 0
 
 
-def _row(run: Run, seed: int, splitting: Sequence[str]) -> Row:
+def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[str]) -> Row:
+    """facts: of its curve, also where the run diverged and did not come as far."""
     overrides: dict[str, Any] = {} if run.weight_decay is None else {"optim.weight_decay": run.weight_decay}
     if run.study is not None and run.parameterization is not None:
         overrides["study"] = run.study
-    overrides |= {fact: run.facts[fact] for fact in splitting}
+    overrides |= {fact: facts[fact] for fact in splitting}
     decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
     return {
         "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok", "diverged_at_step": None,
         "width": run.width, "parameterization": run.parameterization or run.study or "all", "learning_rate": run.rate,
-        "seed": seed, "final_loss": run.loss, "overrides": overrides, **run.facts, **decay,
+        "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
     }  # fmt: skip

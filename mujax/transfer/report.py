@@ -53,7 +53,7 @@ def report(
         notes.append("losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0")
     points = points + [point for m in measured if (point := m.phase_point())]
     if len({m.study.budget for m in measured}) > 1:
-        notes.append("studies differ in text or tokens; R and the price against SP are within one of them only")
+        notes.append("studies differ in text, tokens or steps; R and the price against SP are within one of them only")
     elif any(m.r_inf for m in measured) and measured[0].study.budget is None:
         notes.append("rows do not say on how many tokens they were trained; R takes it to be the same for all")
     notes += [f"a figure shows the first {figures.MAX_STUDIES} of {len(measured)} studies; the page has all"] * (

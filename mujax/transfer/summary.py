@@ -37,7 +37,8 @@ class Study:
     """A parameterization, and whatever else tells its rows from others.
 
     facets: what it may be filtered by. sizes: facts of the model and its budget, by width, where rows have them.
-    budget: text and tokens; only studies of one budget are compared in loss. None: rows do not say.
+    budget: text and tokens, or steps where rows say no tokens; only studies of one budget are compared in loss. None:
+      rows do not say.
     """
 
     name: str
@@ -121,9 +122,12 @@ def _facets(row: Row, varying: Sequence[str]) -> dict[str, str]:
 
 
 def _budget(rows: Sequence[Row]) -> tuple | None:
-    if any(row.get("tokens") is None for row in rows):
-        return None
-    return tuple(sorted({str(row.get("data_fingerprint")) for row in rows})), tuple(sorted({r["tokens"] for r in rows}))
+    text = tuple(sorted({str(row.get("data_fingerprint")) for row in rows}))
+    if all(row.get("tokens") is not None for row in rows):
+        return text, tuple(sorted({row["tokens"] for row in rows}))
+    if all(row.get("steps") is not None for row in rows):  # a table that says nothing of tokens
+        return text, tuple(f"{steps} steps" for steps in sorted({row["steps"] for row in rows}))
+    return None
 
 
 def measure(study: Study, noise: float | None = None, target: int | None = None) -> Measured:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mujax.errors import UserError, suggest
-from mujax.transfer import records
+from mujax.transfer import foreign
 from mujax.transfer.alike import FACTS, WHOLE, Run, join_runs
+from mujax.transfer.foreign import Records, read_records
 from mujax.transfer.phase import PhasePoint
-from mujax.transfer.records import Records, read_records
 from mujax.transfer.rows import Row
 
 # What a column may be, and what it is called where --columns does not say
@@ -143,7 +143,7 @@ class _Cells:
     def _wrong(self, line: int, record: Mapping[str, Any], name: str, right: str) -> UserError:
         column = self.named[name][0]
         cell, said = record.get(column), f"column {column!r}" + (f" ({name})" if column != name else "")
-        if records.is_missing(cell) and name in ("weight_decay", *FACTS):
+        if foreign.is_missing(cell) and name in ("weight_decay", *FACTS):
             right += f"; --columns={name}= reads the table without it"
         elif "," in str(cell) and self.found.delimiter == ",":
             right += "; decimal commas are read from files divided by semicolons or tabs"
@@ -155,7 +155,7 @@ class _Cells:
         """A finite number; None where there is no such column."""
         if name not in self.named:
             return None
-        value = records.number(record.get(self.named[name][0]), self.decimal_commas)
+        value = foreign.number(record.get(self.named[name][0]), self.decimal_commas)
         if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):  # NaN is not
             right = "a whole number" if whole else "a finite number"
             raise self._wrong(line, record, name, right + (" that a run may have" if abs(value) > MOST else ""))
@@ -167,8 +167,8 @@ class _Cells:
             return None
         columns = self.named[name]
         if len(columns) == 1:
-            return records.text(record.get(columns[0]))
-        words = [(column, records.text(record.get(column))) for column in columns]
+            return foreign.text(record.get(columns[0]))
+        words = [(column, foreign.text(record.get(column))) for column in columns]
         return ", ".join(f"{column}={word}" if word else f"no {column}" for column, word in words)
 
     def phase_point(self, line: int, record: Mapping[str, Any]) -> PhasePoint:
@@ -188,12 +188,12 @@ class _Cells:
         holes: list[str] = []
         for line, record in self.found.rows:
             cell, status = record.get(self.named["loss"][0]), self.text(record, "status") or ""
-            is_missing = records.is_missing(cell)
-            diverged = records.is_diverged(cell) or records.is_diverged(status) or (is_missing and status == "stopped")
+            is_missing = foreign.is_missing(cell)
+            diverged = foreign.is_diverged(cell) or foreign.is_diverged(status) or (is_missing and status == "stopped")
             if is_missing and not diverged:
                 rate = self.named.get("log2_learning_rate") or self.named["learning_rate"]
                 shown = [
-                    f"{column} {records.text(record.get(column)) or 'empty'}"
+                    f"{column} {foreign.text(record.get(column)) or 'empty'}"
                     for column in (*self.named["width"], *rate)
                 ]
                 holes.append(f"line {line} ({', '.join(shown)})")
