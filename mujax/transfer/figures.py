@@ -1,6 +1,7 @@
 """The figures of a report for papers, as PNG and PDF."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
         for suffix in ("png", "pdf"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     paths = []
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}):
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+    with plt.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a name; the page has it
         for name, draw in drawn.items():
             figure = draw()
             for suffix in ("png", "pdf"):
