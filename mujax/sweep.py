@@ -102,7 +102,7 @@ class _Study:
         if files.drop_torn_line(self._results):
             print(f"{self._results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
         recorded = files.read_jsonl(self._results) if self._results.exists() else ()
-        self.rows: dict[str, Row] = {str(row.get("id")): row for row in recorded}
+        self.rows: dict[str, Row] = files.first_by_id(recorded)
         self._check_tables(grid)
 
     def _check_tables(self, points: Sequence[Point]) -> None:

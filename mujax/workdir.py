@@ -250,6 +250,14 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
         yield _parse_object(line, f"{file}, line {number}")
 
 
+def first_by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by run id; of duplicates the first counts, wherever rows are read."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(str(row.get("id")), dict(row))
+    return found
+
+
 def _parse_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(text)

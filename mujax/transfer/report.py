@@ -10,6 +10,7 @@ from mujax.errors import UserError
 from mujax.transfer.curves import TrainingCurve
 from mujax.transfer.phase import PhasePoint, main_effects
 from mujax.transfer.rows import Row, load_rows, load_sources, load_training, mixed, warnings
+from mujax.transfer.studies import Naming
 from mujax.transfer.summary import Measured, as_json, compare, make_studies, measure, study_json
 from mujax.transfer.tables import parse_columns, read_table
 from mujax.transfer.text import format_report, provenance
@@ -48,7 +49,9 @@ def report(
     if columns and not input:
         raise UserError("--columns says what the columns of --input=FILE are; give that too")
     found, notes, points, averaged = _load(workdir, sources, input, columns)
-    measured, references = compare([measure(study, noise, target_width) for study in make_studies(_rows(found))])
+    naming = Naming(row for rows in _rows(found).values() for row in rows)
+    studies = make_studies(_rows(found), naming)
+    measured, references = compare([measure(study, noise, target_width) for study in studies])
     if any(o and o.loss <= 0 for m in measured for o in m.optima):
         notes.append("losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0")
     points = points + [point for m in measured if (point := m.phase_point())]
@@ -60,7 +63,7 @@ def report(
         len(measured) > figures.MAX_STUDIES
     )
     root = files.make_writable(files.local_path(workdir))
-    training, num_training = _training(found, measured)
+    training, num_training = _training(found, measured, naming)
     rows = [row for own in found.values() for row in own[1]]
     facts = provenance(rows) if rows else {}
     facts |= {"rows from": ", ".join(str(folder) for folder, _ in found.values())} if sources or input else {}
@@ -122,7 +125,9 @@ def _load(
     return found, [*notes, *mixed([row for rows in loaded.values() for row in rows])], [], ""
 
 
-def _training(found: Found, measured: Sequence[Measured]) -> tuple[list[tuple[str, TrainingCurve]], int]:
+def _training(
+    found: Found, measured: Sequence[Measured], naming: Naming
+) -> tuple[list[tuple[str, TrainingCurve]], int]:
     """Training curves with the names of their studies, and how many there are."""
     curves, total, several = [], 0, len(_rows(found)) > 1
     for name, (folder, rows) in found.items():
@@ -135,7 +140,7 @@ def _training(found: Found, measured: Sequence[Measured]) -> tuple[list[tuple[st
                 for n, o in zip(m.study.widths, m.optima, strict=True)
                 if o
             }
-            own, count = load_training(folder, rows, best)
+            own, count = load_training(folder, rows, best, naming)
             curves += [(prefix + run.study, run) for run in own]
             total += count
     return curves, total

@@ -8,7 +8,9 @@ from typing import Any
 
 from mujax import workdir as files
 from mujax.errors import UserError
-from mujax.transfer.curves import TrainingCurve, study_name, varying_fields
+from mujax.settings import Settings, among, belongs, is_single_run
+from mujax.transfer.curves import TrainingCurve
+from mujax.transfer.studies import Naming
 
 Row = dict[str, Any]
 MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
@@ -39,6 +41,8 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
 def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
     """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many others there were.
 
+    Each has its config, by dotted field, under `config`; None where that cannot be told.
+
     Raises:
       UserError: no workdir, no rows, or a row that is not one of ours.
     """
@@ -61,14 +65,19 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
         for field, is_right in _OPTIONAL.items():
             if row.get(field) is not None and not is_right(row[field]):
                 raise UserError(f"--{flag}={workdir}: row {number}, field {field!r} is {row[field]!r}, not a number")
-    first = {row["id"]: row for row in reversed(rows)}
-    return list(first.values())[::-1], len(rows) - len(first)
+    first, settings = files.first_by_id(rows), Settings(root)
+    for row in first.values():
+        entry = settings.entry(row)
+        row["config"] = entry.config
+        row["overrides"] = row["overrides"] if entry.overrides is None else entry.overrides
+    return list(first.values()), len(rows) - len(first)
 
 
 def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
     """Rows and folder of each source by its name, the workdir's own first if it holds any; and repeated rows.
 
-    Names are those of the folders, with as much of their paths as tells them apart.
+    Names are those of the folders, with as much of their paths as tells them apart. The row of a single run joins that
+    sweep among them whose point it is or could be; other single runs are one source.
 
     Raises:
       UserError: see load_rows.
@@ -81,29 +90,65 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
             raise UserError(f"--sources: no folder {pattern}")
         folders += found
     folders = list({folder.resolve(): folder for folder in folders})
-    depth, names = 1, [folder.name for folder in folders]
+    loaded = {folder: load_rows(folder, "sources") for folder in folders}
+    repeated = sum(again for _, again in loaded.values())
+    rows = {folder: found for folder, (found, _) in loaded.items() if not is_single_run(folder)}
+    singles = [row | {"folder": folder} for folder in folders if folder not in rows for row in loaded[folder][0]]
+    alone = []
+    for row in singles:
+        home = _join(row, rows)
+        if home is None:
+            alone.append(row)
+        elif any(row["id"] == other["id"] for other in rows[home]):
+            repeated += 1
+        else:
+            rows[home].append(row)
+    if alone:
+        bases = []
+        for row in alone:
+            row["config"], row["overrides"] = among(row["config"], bases)
+        first = files.first_by_id(alone)
+        rows[alone[0]["folder"]] = list(first.values())
+        repeated += len(alone) - len(first)
+    depth, names = 1, [folder.name for folder in rows]
     while len(set(names)) < len(names):
         depth += 1
-        names = ["/".join(folder.parts[-depth:]) for folder in folders]
-    loaded = [load_rows(folder, "sources") for folder in folders]
-    rows = {name: found for name, (found, _) in zip(names, loaded, strict=True)}
-    return rows, dict(zip(names, folders, strict=True)), sum(again for _, again in loaded)
+        names = ["/".join(folder.parts[-depth:]) for folder in rows]
+    if len(alone) > 1:
+        names[-1] = "single runs"
+    return dict(zip(names, rows.values(), strict=True)), dict(zip(names, rows, strict=True)), repeated
+
+
+def _join(row: Row, sweeps: Mapping[Path, Sequence[Row]]) -> Path | None:
+    """The sweep that a single run belongs to, if any; the row then has that sweep's config and its own overrides."""
+    for folder, others in sweeps.items():
+        settings = Settings(folder)
+        entries = [settings.entry(row)] if settings.points and row["id"] in settings.points else []
+        for config, overrides in [
+            *((entry.config, entry.overrides) for entry in entries),
+            *((c, belongs(row["config"], c, settings.own_fields(c, others))) for c in settings.configs if c),
+        ]:
+            if config is not None and overrides is not None:
+                row["config"], row["overrides"] = config, dict(overrides)
+                return folder
+    return None
 
 
 def load_training(
-    root: Path, rows: Sequence[Row], best: Mapping[tuple[str, int], float]
+    root: Path, rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
 ) -> tuple[list[TrainingCurve], int]:
     """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many there are.
 
     Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read; long ones are
     thinned, to MAX_TRAINING_POINTS over all.
     """
-    varying, found = varying_fields(rows), []
+    found = []
     for row in rows:
-        candidates = (root / "points" / row["id"] / "metrics.jsonl", root / "metrics.jsonl")
+        home = Path(row.get("folder", root))
+        candidates = (home / "points" / row["id"] / "metrics.jsonl", home / "metrics.jsonl")
         if file := next((file for file in candidates if file.exists()), None):
-            key = (study_name(row, varying), row["width"])
-            x = math.log2(row["learning_rate"])
+            key = (naming.name(row), row["width"])
+            x = math.log2(naming.rate(row))
             found.append((abs(x - best.get(key, x)), len(found), *key, x, row["seed"], file))
     chosen = sorted(sorted(found)[:MAX_RUNS], key=lambda item: item[1])
     limit, curves = max(8, min(MAX_STEPS, MAX_TRAINING_POINTS // max(len(chosen), 1))), []
@@ -132,7 +177,23 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
         found.append(f"{repeated} rows repeat the id of another; the first of each counts")
     if stopped := sum(row["status"] == "stopped" for row in rows):
         found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
+    if untold := sum(row.get("config") is None for row in rows):
+        found.append(
+            f"{untold} rows do not tell their whole config ({_why_untold(root)}); they are told from others, and counted"
+            " as seeds of each other, by what they carry themselves"
+        )
+    if lost := sum(row["status"] == "ok" and row["final_loss"] is None for row in rows):
+        found.append(f"{lost} rows have no loss although they did not diverge; they are left out")
     return found + mixed(rows)
+
+
+def _why_untold(root: Path) -> str:
+    settings = Settings(root)
+    if len(settings.configs) > 1:
+        return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
+    if settings.configs == [None]:
+        return "there is no config in manifest.json" if (root / "manifest.json").exists() else "there is no manifest.json"
+    return "they are no points of manifest.json"
 
 
 def mixed(rows: Sequence[Row]) -> list[str]:

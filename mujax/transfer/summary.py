@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from mujax.transfer.curves import Curve, make_curves, study_name, varying_fields
+from mujax.transfer.curves import Curve, make_curves
 from mujax.transfer.exponents import bootstrap, bootstrap_intervals, fast_transfer, fit_laws, kappa
 from mujax.transfer.joint import JointLaw, asymptotic_regret, fit_joint, reference_envelope, regret
 from mujax.transfer.laws import Estimate, Kind, Law
 from mujax.transfer.optimum import Cell, Optimum, fit_optima
 from mujax.transfer.phase import PhasePoint
 from mujax.transfer.rows import Row
+from mujax.transfer.studies import Naming
 from mujax.transfer.verdict import (
     ArgminVerdict,
     StableRange,
@@ -93,32 +94,25 @@ class Measured:
         return PhasePoint(self.study.name, self.study.facets, e, self.r_inf, self.kappa)
 
 
-def make_studies(sources: Mapping[str, Sequence[Row]]) -> list[Study]:
-    """Studies of each source in the order of their rows; with several sources their names begin with the source's."""
-    studies = []
+def make_studies(sources: Mapping[str, Sequence[Row]], naming: Naming | None = None) -> list[Study]:
+    """Studies of each source in the order of their rows; with several sources their names begin with the source's.
+
+    What differs between sources is told in the names too.
+    """
+    studies, naming = [], naming or Naming(row for rows in sources.values() for row in rows)
     for source, rows in sources.items():
-        varying, members = varying_fields(rows), {}
+        members: dict[str, list[Row]] = {}
         for row in rows:
-            members.setdefault(study_name(row, varying), []).append(row)
-        for name, curves in make_curves(rows).items():
+            members.setdefault(naming.name(row), []).append(row)
+        for name, curves in make_curves(rows, naming).items():
             facets = {"source": source} if len(sources) > 1 else {}
-            facets |= _facets(members[name][0], varying)
+            facets |= naming.facets(members[name][0])
             sizes: dict[int, dict[str, float]] = {}
             for row in members[name]:
                 sizes.setdefault(row["width"], {}).update({k: row[k] for k in _SIZES if row.get(k) is not None})
             name_here = f"{source}: {name}" if len(sources) > 1 else name
             studies.append(Study(name_here, source, facets, tuple(curves), sizes, _budget(members[name])))
     return studies
-
-
-def _facets(row: Row, varying: Sequence[str]) -> dict[str, str]:
-    facets = {"parameterization": row["parameterization"]}
-    if row.get("weight_decay") is not None:
-        facets["weight decay"] = f"{row['weight_decay']:g}"
-    for field in varying:
-        if field != "optim.weight_decay" or "weight decay" not in facets:
-            facets[field.rpartition(".")[2].replace("_", " ")] = str(row["overrides"].get(field))
-    return facets
 
 
 def _budget(rows: Sequence[Row]) -> tuple | None:

@@ -1,0 +1,202 @@
+"""Which rows are one study: those whose whole configs differ in nothing but the seed and what a curve plots.
+
+A study is named by its parameterization and by what else tells its rows from others.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mujax.pooling import Coupling, find_coupling, relation_texts, same_values
+from mujax.settings import FACTS, PLOTTED, comparable
+
+Row = Mapping[str, Any]
+UNKNOWN = "unknown"
+_ABSENT = object()  # a field that this row's config does not have
+_NAMED_BY_ITSELF = (*PLOTTED, "parameterization.name")
+_OPERATION = ("mesh.", "checkpoint.", "monitor.")  # how a run is done, no part of what it is
+_TEXT = ("data.path", "data.glob")  # where the text lies; its fingerprint says whether it is the same
+# What a row says of itself, where its config is not known
+_FACTS = ("model", "optimizer", "depth", "weight_decay", "steps", "tokens", "n_params")
+
+
+def field_value(row: Row, field: str) -> Any:
+    """The value of a dotted field that a row was trained with: its own, its config's, or what the row says."""
+    if field in row["overrides"]:
+        return row["overrides"][field]
+    if row.get("config") is not None:
+        return row["config"].get(field, _ABSENT)
+    return row.get(FACTS.get(field, field), UNKNOWN)
+
+
+class Naming:
+    """The names of the studies that rows belong to, told apart among all rows given."""
+
+    def __init__(self, rows: Iterable[Row]):
+        rows = list(rows)
+        self._rates = same_values(row["learning_rate"] for row in rows)
+        varying = _varying(rows)
+        self.coupled = self._find_coupled(rows, varying)
+        self._fields = [field for field in varying if field not in self.coupled]
+        self._relations = {
+            field: relation_texts(
+                coupling, [(self.rate(row), field_value(row, field)) for row in rows], _label(field, varying), "learning_rate"
+            )
+            for field, coupling in self.coupled.items()
+        }  # fmt: skip
+        self._shown = {
+            field: {comparable(value): str(value) for row in reversed(rows) if (value := field_value(row, field)) is not _ABSENT}
+            for field in self._fields
+        }  # fmt: skip
+        self._labels = {field: _label(field, varying) for field in varying}
+        self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}  # by name without them: what splits it further
+        self._find_facts(rows)
+
+    def rate(self, row: Row) -> float:
+        """The learning rate of a row; one number for those that differ in rounding alone."""
+        return self._rates[row["learning_rate"]]
+
+    def name(self, row: Row) -> str:
+        """E.g. 'mup, optimizer=sgd, weight_decay=0.1'."""
+        name = self._base_name(row)
+        facts = {label: value(row) for label, value in self._facts.get(name, {}).items()}
+        return ", ".join([name, *(f"{label}={value}" for label, value in facts.items() if value)])
+
+    def facets(self, row: Row) -> dict[str, str]:
+        """What the row's study may be filtered by."""
+        facets = {"parameterization": row["parameterization"]}
+        if row.get("weight_decay") is not None and "optim.weight_decay" not in self.coupled:
+            facets["weight decay"] = f"{row['weight_decay']:g}"
+        parts = {label: text for label, text in self._parts(row) if label.replace("_", " ") not in facets}
+        facts = {label: value(row) for label, value in self._facts.get(self._base_name(row), {}).items()}
+        return facets | {label.replace("_", " "): text for label, text in (parts | facts).items() if text}
+
+    def _parts(self, row: Row) -> list[tuple[str, str]]:
+        values = {field: field_value(row, field) for field in self._fields}
+        parts = [
+            (self._labels[field], self._shown[field][comparable(value)])
+            for field, value in values.items()
+            if value is not _ABSENT
+        ]
+        for field, texts in self._relations.items():
+            text = texts[self.rate(row), field_value(row, field)]
+            parts.append((self._labels[field], text.removeprefix(f"{self._labels[field]}=")))
+        return parts
+
+    def _base_name(self, row: Row) -> str:
+        said = [
+            text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in self._parts(row)
+        ]  # fmt: skip
+        return ", ".join([row["parameterization"], *said])
+
+    def _find_coupled(self, rows: Sequence[Row], varying: Sequence[str]) -> dict[str, Coupling]:
+        values = {field: [field_value(row, field) for row in rows] for field in varying}
+        numeric = [f for f in varying if all(type(value) in (int, float) for value in values[f])]
+        others = [field for field in varying if field not in numeric]
+        groups = [
+            (row["width"], row["parameterization"], *(comparable(values[f][i]) for f in others if values[f][i] is not _ABSENT))
+            for i, row in enumerate(rows)
+        ]  # fmt: skip
+        found = {
+            field: find_coupling(zip(groups, map(self.rate, rows), values[field], strict=True)) for field in numeric
+        }
+        return {field: coupling for field, coupling in found.items() if coupling}
+
+    def _find_facts(self, rows: Sequence[Row]) -> None:
+        """What tells rows apart that no field does: where their config is unknown, what they say of themselves."""
+        members: dict[str, list[Row]] = {}
+        for row in rows:
+            members.setdefault(self._base_name(row), []).append(row)
+        for name, found in members.items():
+            splits: dict[str, Callable[[Row], str]] = {}
+            unknown = [row for row in found if row.get("config") is None]
+            if 0 < len(unknown) < len(found):
+                splits["config"] = lambda row: UNKNOWN if row.get("config") is None else ""
+            for fact in _FACTS:
+                if _splits(unknown, lambda row: row["width"], lambda row, fact=fact: comparable(row.get(fact, UNKNOWN))):
+                    splits[fact] = lambda row, fact=fact: (
+                        str(row.get(fact, UNKNOWN)) if row.get("config") is None else ""
+                    )
+            text = lambda row: str(row.get("data_fingerprint", UNKNOWN))  # noqa: E731
+            if _splits(found, _data_fields, text):
+                splits["data_fingerprint"] = text
+            editions = _editions(found, lambda row: self._table_key(row, splits))
+            if editions:
+                splits["table_hash"] = lambda row, of=editions: of.get((row["width"], row.get("table_hash")), "")
+            if splits:
+                self._facts[name] = splits
+
+    def _table_key(self, row: Row, splits: Mapping[str, Callable[[Row], str]]) -> Hashable:
+        """What fixes the numbers of a row's table, within a study."""
+        rate = self.rate(row) if self.coupled else None  # a field that goes along with it may be the table's
+        return row["width"], rate, tuple(value(row) for value in splits.values())
+
+
+def _varying(rows: Sequence[Row]) -> list[str]:
+    """The fields that tell studies apart: several values at one width, or one each in several configs.
+
+    A field with one value at each width, e.g. steps at fixed tokens per parameter, goes along with the width, if the
+    points of one config set it so.
+    """
+    configs = list({id(row["config"]): row["config"] for row in rows if row.get("config") is not None}.values())
+    fields = dict.fromkeys(field for row in rows for field in row["overrides"])
+    first = configs[0] if configs else {}
+    for config in configs[1:]:
+        differ = [f for f in config if f in first and comparable(first[f]) != comparable(config[f])]
+        fields |= dict.fromkeys(differ)
+    one_text = len({row.get("data_fingerprint") for row in rows}) == 1 and rows[0].get("data_fingerprint") is not None
+    varying = []
+    for field in fields:
+        if field in _NAMED_BY_ITSELF or field.startswith(_OPERATION) or (one_text and field in _TEXT):
+            continue
+        by_width: dict[int, set] = {}
+        by_config: dict[int, set] = {}
+        for row in rows:
+            value = field_value(row, field)
+            if value is not _ABSENT:
+                by_width.setdefault(row["width"], set()).add(comparable(value))
+                by_config.setdefault(id(row.get("config")), set()).add(comparable(value))
+        constants = {value for values in by_config.values() if len(values) == 1 for value in values}
+        if len(constants) > 1 or any(len(values) > 1 for values in by_width.values()):
+            varying.append(field)
+    return varying
+
+
+def _label(field: str, among: Sequence[str]) -> str:
+    """A field's last name, if no other field has it; of optim.name and the like what is named."""
+
+    def short(name: str) -> str:
+        section, _, last = name.rpartition(".")
+        return {"optim": "optimizer"}.get(section, section) if last == "name" and section else last
+
+    return short(field) if sum(short(other) == short(field) for other in among) == 1 else field
+
+
+def _splits(rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable[[Row], Hashable]) -> bool:
+    """Whether rows that are equal in `key` differ in `value`."""
+    seen: dict[Hashable, Hashable] = {}
+    return any(seen.setdefault(key(row), value(row)) != value(row) for row in rows)
+
+
+def _data_fields(row: Row) -> Hashable:
+    config = row.get("config") or {}
+    return tuple(comparable(field_value(row, f)) for f in config if f.startswith("data.") and f not in _TEXT)
+
+
+def _editions(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[tuple[int, Any], str]:
+    """(width, table hash) -> edition of the table, where equal rows were made with different ones; else {}.
+
+    One code makes the tables of all widths, so hashes that one version of it made are of one edition, named by the
+    hash at its narrowest width. A version that made two for one width tells nothing; then each hash is by itself.
+    """
+    rows = [row for row in rows if row.get("table_hash")]
+    if not _splits(rows, key, lambda row: row["table_hash"]):
+        return {}
+    editions = {(row["width"], row["table_hash"]): {(row["width"], row["table_hash"])} for row in rows}
+    by_version: dict[Any, set] = {}
+    for row in rows:
+        by_version.setdefault(row.get("code_version"), set()).add((row["width"], row["table_hash"]))
+    for made in by_version.values():
+        joined = set().union(*(editions[table] for table in made))
+        if len({width for width, _ in joined}) == len(joined):
+            editions |= dict.fromkeys(joined, joined)
+    return {table: min(edition)[1] for table, edition in editions.items()}
