@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mujax import workdir as files
+from mujax.config import digest
 from mujax.errors import UserError
+from mujax.settings import PLOTTED, Settings, belongs, is_single_run, numbers, record_of, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
 _IDENTITY = ("table_hash", "data_fingerprint")
@@ -16,27 +18,39 @@ _IDENTITY = ("table_hash", "data_fingerprint")
 def merge(workdir: str, sources: Sequence[str]) -> str:
     """Adds to `workdir` the rows and curves of other workdirs that it does not have; returns a line that says how many.
 
-    Of several rows with one id the first counts: those of `workdir`, then in the order of the sources.
+    Of several rows with one id the first counts: those of `workdir`, then in the order of the sources. A run that was
+    trained alone becomes a point of the sweep whose config it has, wherever among the sources that is.
 
     Args:
-      sources: workdirs of sweeps, or patterns of them.
+      sources: workdirs of sweeps or of single runs, or patterns of them.
 
     Raises:
-      UserError: a source is no sweep, or two disagree about table or data of one id; nothing has been written.
+      UserError: a source is neither, or two disagree about table or data of one id; nothing has been written.
     """
     folders = [folder for source in sources for folder in _expand(source)]
     root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
-    folders = [folder for folder in folders if folder.resolve() != root.resolve()]
+    folders = list({f.resolve(): f for f in folders if f.resolve() != root.resolve()}.values())
+    folders.sort(key=is_single_run)  # after the sweeps that they may be points of
     with files.locked(root):
-        manifest, rows, added, again = _read(root), _rows(root), [], 0
+        manifest, rows, added, again, unfinished = _manifest(root), _rows(root), [], 0, 0
         for folder in folders:
-            other = _read(folder)
+            other = _manifest(folder)
             if not other:
-                raise UserError(f"--sources: {folder} holds no manifest.json; it is not the workdir of a sweep")
+                raise UserError(
+                    f"--sources: {folder} holds neither manifest.json nor config.json; it is not the workdir of a sweep "
+                    "or of a run"
+                )
+            if is_single_run(folder):
+                if not other["points"]:
+                    unfinished += 1
+                    continue
+                other = _as_points(other, manifest)
             for row in _rows(folder).values():
                 if row["id"] not in rows:
+                    if is_single_run(folder):
+                        row["overrides"] = other["points"][row["id"]]["overrides"]
                     rows[row["id"]] = row
                     added.append((folder, row))
                     continue
@@ -52,12 +66,14 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
         files.drop_torn_line(root / "results.jsonl")
         for folder, row in added:
             curve = folder / "points" / row["id"] / "metrics.jsonl"
+            curve = folder / "metrics.jsonl" if is_single_run(folder) else curve
             if curve.exists():
                 target = root / "points" / row["id"] / "metrics.jsonl"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(curve, target)
             files.append_jsonl(root / "results.jsonl", row)
-    return f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all"
+    left_out = f"; {unfinished} runs have not finished" if unfinished else ""
+    return f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all{left_out}"
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -67,24 +83,71 @@ def _expand(pattern: str) -> list[Path]:
     return folders
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    file = folder / "manifest.json"
-    return files.read_json(file) if file.exists() else {}
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a workdir says of itself, with an entry for each of its points that names its config by number."""
+    record = record_of(folder)
+    if not record:
+        return {}
+    if is_single_run(folder):
+        return {**record, "points": {row["id"]: _entry(row, {}) for row in _rows(folder).values()}, "data": _data(folder)}
+    settings, points = Settings(folder), dict(record.get("points", {}))
+    if "points" not in record:  # of results that were kept without them
+        points = {row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()}
+    fields = {id(config): number for number, config in enumerate(settings.configs)}
+    for row in [*({"id": name} for name in points), *_rows(folder).values()]:
+        config = settings.entry(row).config
+        if row["id"] in points and config is not None and len(fields) > 1:
+            points[row["id"]] = {**points[row["id"]], "config": fields[id(config)]}
+    return {**record, "points": points}
+
+
+def _entry(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {"overrides": overrides, "table_hash": row.get("table_hash")}
+
+
+def _data(folder: Path) -> dict[str, str]:
+    """The fingerprint of a single run's text, under the name of its data section, as a manifest has it."""
+    config = record_of(folder)["config"]
+    return {digest(config.get("data")): row["data_fingerprint"] for row in _rows(folder).values()}
+
+
+def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is one."""
+    mine, ((name, point),) = run_fields(run["config"]), run["points"].items()
+    for number, config in enumerate(_configs(manifest)):
+        known = {i: p for i, p in manifest.get("points", {}).items() if p.get("config", 0) == number}
+        fields, overrides = run_fields(config), None
+        if name in known:
+            overrides = known[name]["overrides"]
+        elif mine is not None and fields is not None:
+            own = numbers(mine) if not config.get("sweep") else {*PLOTTED}.union(*(p["overrides"] for p in known.values()))
+            overrides = belongs(mine, fields, own)
+        if overrides is not None:
+            return {"config": config, "data": run["data"], "points": {name: {**point, "overrides": overrides}}}
+    return dict(run)
 
 
 def _rows(folder: Path) -> dict[str, Any]:
     """By id; the first of each."""
-    file = folder / "results.jsonl"
-    rows: dict[str, Any] = {}
-    for number, row in enumerate(files.read_jsonl(file) if file.exists() else (), start=1):
+    if is_single_run(folder):
+        file = folder / "result.json"
+        rows = [files.read_json(file)] if file.exists() else []
+    else:
+        file = folder / "results.jsonl"
+        rows = list(files.read_jsonl(file)) if file.exists() else []
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("id"), str):
             raise UserError(f"{file}, row {number} has no id")
-        rows.setdefault(row["id"], row)
-    return rows
+    return files.first_by_id(rows)
+
+
+def _configs(manifest: Mapping[str, Any]) -> list[Any]:
+    return manifest.get("merged", [manifest["config"]]) if manifest else []
 
 
 def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for its own."""
+    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for its own, and each
+    point says by number which of them is its own."""
     a = a or {"config": b["config"]}
     for data, fingerprint in b.get("data", {}).items():
         if a.get("data", {}).get(data, fingerprint) != fingerprint:
@@ -92,13 +155,25 @@ def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[st
                 f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere {a['data'][data]}); results "
                 "of different data cannot be joined"
             )
-    configs = [*a.get("merged", [a["config"]]), *b.get("merged", [b["config"]])]
-    studies = [files.same_study(config) for config in configs]
-    distinct = [config for i, config in enumerate(configs) if studies[i] not in studies[:i]]
+    distinct: list[Any] = []
+    points: dict[str, Any] = {}
+    for manifest in (a, b):
+        studies = [files.same_study(config) for config in distinct]
+        for config in _configs(manifest):
+            if files.same_study(config) not in studies:
+                distinct.append(config)
+                studies.append(files.same_study(config))
+        numbers = [studies.index(files.same_study(config)) for config in _configs(manifest)]
+        for name, point in manifest.get("points", {}).items():
+            number = numbers[point.get("config", 0)] if len(numbers) == 1 or "config" in point else None
+            points.setdefault(name, {**point, "config": number})
+    for point in points.values():
+        if len(distinct) == 1 or point["config"] is None:  # of the one, or of results merged before points said so
+            del point["config"]
     which = {"config": distinct[0]} if len(distinct) == 1 else {"config": {"merged": "several"}, "merged": distinct}
     return {
         **which,
         "data": {**a.get("data", {}), **b.get("data", {})},
-        "points": {**b.get("points", {}), **a.get("points", {})},
+        "points": points,
         "refinement": list(dict.fromkeys([*a.get("refinement", ()), *b.get("refinement", ())])),
     }

@@ -112,12 +112,15 @@ def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
     alone, as the points of one sweep could; if there is none it becomes one itself.
     """
     for base in bases:
-        found = changes(run, base)
-        plain = all(type(v) in (int, float) or field == "parameterization.name" for field, v in found.items())
-        if run.keys() == base.keys() and plain:
+        if (found := belongs(run, base, numbers(run))) is not None:
             return base, found
     bases.append(run)
     return run, {}
+
+
+def numbers(run: Fields) -> set[str]:
+    """The fields in which single runs may differ and yet be points of one sweep: its numbers, and its table."""
+    return {field for field, value in run.items() if type(value) in (int, float)} | {"parameterization.name"}
 
 
 def _agrees(row: Mapping[str, Any], config: Fields, overrides: Fields) -> bool:
