@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mujax.config import digest, leaves
+from mujax.config import leaves
 from mujax.errors import UserError
 from mujax.grid import Overrides, expand_sweep
+from mujax.pooling import ON_A_LINE, Coupling, find_coupling, same_values
 from mujax.run import Run, make_run
+from mujax.settings import comparable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +54,34 @@ def field_value(point: Point, field: str) -> Any:
     return dict(leaves(point.run.cfg.as_dict())).get(field)
 
 
-def curve_of(point: Point, field: str) -> str:
-    """Names the points that differ from this one in `field` and in the seed alone."""
-    fields = dict(leaves(point.run.cfg.as_dict()))
-    return digest([(name, value) for name, value in fields.items() if name not in (field, "seed")])
+def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]], dict[str, Coupling]]:
+    """Points in lists that differ in `field` and in the seed alone, and the fields that go along with `field`.
+
+    A list's points differ in those fields too, each by its rule.
+    """
+    names = list(dict.fromkeys(n for p in points for n, _ in leaves(p.overrides) if n not in (field, "seed")))
+    values, rates = [], []
+    for point in points:
+        fields = dict(leaves(point.run.cfg.as_dict()))
+        values.append({name: fields.get(name) for name in names})
+        rates.append(fields[field])
+    numeric = [f for f in names if f != "model.d_model" and all(type(own[f]) in (int, float) for own in values)]
+    others = [name for name in names if name not in numeric]
+    same = same_values(rates)
+    rates = [same[rate] for rate in rates]
+    groups = [tuple(comparable(own[name]) for name in others) for own in values]
+    found = {name: find_coupling(zip(groups, rates, (own[name] for own in values), strict=True)) for name in numeric}
+    coupled = {name: coupling for name, coupling in found.items() if coupling}
+    constants = {
+        name: [coupling.constant(rate, own[name]) for rate, own in zip(rates, values, strict=True)]
+        for name, coupling in coupled.items()
+    }
+    lines = {name: same_values(line, ON_A_LINE) for name, line in constants.items()}
+    curves: dict[Any, list[Point]] = {}
+    for i, (point, own) in enumerate(zip(points, values, strict=True)):
+        free = tuple(comparable(own[name]) for name in names if name not in coupled)
+        curves.setdefault((free, tuple(lines[name][constants[name][i]] for name in coupled)), []).append(point)
+    return list(curves.values()), coupled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +108,12 @@ class Shard:
 
         With curve_field, the points of a curve along it stay together.
         """
-        hands: dict[str, set[str]] = {}
+        curve: dict[str, Any] = {}
+        if curve_field:
+            curve = {p.id: number for number, along in enumerate(curves_along(points, curve_field)[0]) for p in along}
+        hands: dict[Any, set[str]] = {}
         for members in group_points(points):
             for point in members:
-                hands.setdefault(curve_of(point, curve_field) if curve_field else point.id, set()).add(point.id)
+                hands.setdefault(curve.get(point.id, point.id), set()).add(point.id)
         own = set().union(*list(hands.values())[self.index :: self.count])
         return [point for point in points if point.id in own]

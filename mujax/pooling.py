@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 SAME_RATE = 1e-6  # relative; float32 keeps a number to 6e-8
-_ON_A_LINE = 2e-4  # log2: values of a config may have been rounded
+ON_A_LINE = 2e-4  # relative, of constants: values of a config may have been rounded
 _EXPONENTS = (-1.0, 1.0, -0.5, 0.5, -2.0, 2.0)
 _FEWEST = 3  # learning rates that a field must follow: any two values lie on a line
 
@@ -147,7 +147,7 @@ def _slope(pairs: Iterable[tuple[float, float]]) -> tuple[float, ...]:
 def _lines(pairs: Collection[tuple[float, float]], exponent: float) -> list[int]:
     """How many learning rates are on each line constant * rate^exponent; those with 0 are on one of their own."""
     logs = sorted(math.log2(value) - exponent * math.log2(rate) for rate, value in pairs if value)
-    ends = [i for i in range(1, len(logs)) if logs[i] - logs[i - 1] > _ON_A_LINE]
+    ends = [i for i in range(1, len(logs)) if logs[i] - logs[i - 1] > ON_A_LINE]
     lines = [b - a for a, b in zip([0, *ends], [*ends, len(logs)], strict=True)] if logs else []
     zeros = sum(not value for _, value in pairs)
     return [*lines, zeros] if zeros else lines
@@ -163,5 +163,5 @@ def relation_texts(
     coupling: Coupling, runs: Sequence[tuple[float, float]], name: str, rate_name: str
 ) -> Mapping[tuple[float, float], str]:
     """Says of each pair (rate, value) what holds for its line, in the same words for all of one line."""
-    constants = same_values((coupling.constant(*run) for run in runs), 1.5 * _ON_A_LINE)
+    constants = same_values((coupling.constant(*run) for run in runs), ON_A_LINE)
     return {run: coupling.text(name, rate_name, constants[coupling.constant(*run)]) for run in runs}

@@ -11,7 +11,8 @@ from typing import Any
 from mujax.config import typed_section
 from mujax.errors import UserError
 from mujax.grid import point_config
-from mujax.points import Point, curve_of, field_value
+from mujax.points import Point, curves_along, field_value
+from mujax.pooling import Coupling, level_seeds, same_values
 from mujax.run import make_run
 
 
@@ -69,35 +70,69 @@ def propose(
     Args:
       grid: the points of the config; points: these and what earlier rounds have added. rows: by id, of all points.
     """
-    curves: dict[str, list[Point]] = {}
-    for point in points:
-        curves.setdefault(curve_of(point, cfg.field), []).append(point)
+    curves, coupled = curves_along(points, cfg.field)
     in_grid = {point.id for point in grid}
     new, notes = [], []
-    for members in curves.values():
+    for members in curves:
+        values = same_values(field_value(point, cfg.field) for point in members)
         by_x: dict[float, list[Point]] = {}
         for point in members:
-            by_x.setdefault(math.log2(field_value(point, cfg.field)), []).append(point)
-        losses = {x: _mean([rows[point.id]["final_loss"] for point in at_x]) for x, at_x in by_x.items()}
+            by_x.setdefault(math.log2(values[field_value(point, cfg.field)]), []).append(point)
+        seeds = [[point.run.cfg.seed for point in at_x] for at_x in by_x.values()]
+        level = level_seeds(seeds, [[rows[point.id]["final_loss"] for point in at_x] for at_x in by_x.values()])
+        losses = dict(zip(by_x, map(_mean, level), strict=True))
         original = [x for x, at_x in by_x.items() if any(point.id in in_grid for point in at_x)]
         proposal = refine_curve(losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension)
         templates = [point for point in by_x[original[0]] if point.id in in_grid]  # one for each seed of the config
-        seeds = [template.run.cfg.seed for template in templates]
-        added = [(x, seed) for x in proposal.add for seed in seeds]
+        of_config = [template.run.cfg.seed for template in templates]
+        added = [(templates[0], {"seed": seed}, 2.0**x) for x in proposal.add for seed in of_config]
         for x in proposal.bracket:
             known = {point.run.cfg.seed for point in by_x[x]}
-            added += [(x, seed) for seed in range(min(seeds), min(seeds) + cfg.num_seeds) if seed not in known]
+            wanted = range(min(of_config), min(of_config) + cfg.num_seeds)
+            added += [(by_x[x][0], {"seed": seed}, None) for seed in wanted if seed not in known]
         note = proposal.note
         if added and not proposal.add:
             note += f"; {len(added)} runs of more seeds there"
         try:
-            new += [_at(templates[0], {cfg.field: 2.0**x, "seed": seed}, tree) for x, seed in added]
+            new += [
+                _at(template, fields | ({} if value is None else _along(members, cfg.field, value, coupled)), tree)
+                for template, fields, value in added
+            ]
         except (UserError, OverflowError) as e:  # e.g. a decay rate above 1
             note = f"{note.partition(';')[0]}; the grid can grow no further: {e}"
-        fixed = {k: v for k, v in templates[0].overrides.items() if k not in (cfg.field, "seed")}
-        name = ", ".join(f"{field.rpartition('.')[2]}={value}" for field, value in fixed.items())
-        notes.append(f"{name}: {note}" if name else note)
+        notes.append(_named(note, templates[0], cfg.field, coupled))
     return new, notes
+
+
+def _along(members: Sequence[Point], field: str, value: float, coupled: Mapping[str, Coupling]) -> dict[str, Any]:
+    """A value of the refined field, and what goes along with it there.
+
+    Raises:
+      UserError: what does so by no rule that could be continued.
+    """
+    fields: dict[str, Any] = {field: value}
+    at = field_value(members[0], field)
+    for name, coupling in coupled.items():
+        known = field_value(members[0], name)
+        if coupling.exponent is None:
+            raise UserError(
+                f"{name} goes along with {field} by no power law, so its value between and beyond the grid's points "
+                "cannot be told; add points to the sweep"
+            )
+        found = coupling.value(value, (at, known))
+        if type(known) is int and abs(found - round(found)) > 1e-6 * abs(found):
+            raise UserError(f"{name} goes along with {field} and would be {found:g}, which is no whole number")
+        fields[name] = round(found) if type(known) is int else found
+    return fields
+
+
+def _named(note: str, template: Point, field: str, coupled: Mapping[str, Coupling]) -> str:
+    own = {k: v for k, v in template.overrides.items() if k not in (field, "seed", *coupled)}
+    parts = [f"{name.rpartition('.')[2]}={value}" for name, value in own.items()]
+    for name, coupling in coupled.items():
+        constant = coupling.constant(field_value(template, field), field_value(template, name))
+        parts.append(coupling.text(name.rpartition(".")[2], field.rpartition(".")[2], constant))
+    return f"{', '.join(parts)}: {note}" if parts else note
 
 
 def _at(template: Point, fields: Mapping[str, Any], tree: Mapping[str, Any]) -> Point:
