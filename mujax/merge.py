@@ -39,8 +39,8 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
             other = _manifest(folder)
             if not other:
                 raise UserError(
-                    f"--sources: {folder} holds neither manifest.json nor config.json; it is not the workdir of a sweep "
-                    "or of a run"
+                    f"--sources: {folder} holds neither manifest.json nor config.json; it is the workdir of no sweep or "
+                    "run"
                 )
             if is_single_run(folder):
                 if not other["points"]:
@@ -89,7 +89,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not record:
         return {}
     if is_single_run(folder):
-        return {**record, "points": {row["id"]: _entry(row, {}) for row in _rows(folder).values()}, "data": _data(folder)}
+        rows = _rows(folder)
+        return {**record, "points": {name: _entry(row, {}) for name, row in rows.items()}, "data": _data(record, rows)}
     settings, points = Settings(folder), dict(record.get("points", {}))
     if "points" not in record:  # of results that were kept without them
         points = {row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()}
@@ -105,10 +106,9 @@ def _entry(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     return {"overrides": overrides, "table_hash": row.get("table_hash")}
 
 
-def _data(folder: Path) -> dict[str, str]:
+def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     """The fingerprint of a single run's text, under the name of its data section, as a manifest has it."""
-    config = record_of(folder)["config"]
-    return {digest(config.get("data")): row["data_fingerprint"] for row in _rows(folder).values()}
+    return {digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()}
 
 
 def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,11 @@ def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str,
         if name in known:
             overrides = known[name]["overrides"]
         elif mine is not None and fields is not None:
-            own = numbers(mine) if not config.get("sweep") else {*PLOTTED}.union(*(p["overrides"] for p in known.values()))
+            own = (
+                numbers(mine)
+                if not config.get("sweep")
+                else {*PLOTTED}.union(*(p["overrides"] for p in known.values()))
+            )
             overrides = belongs(mine, fields, own)
         if overrides is not None:
             return {"config": config, "data": run["data"], "points": {name: {**point, "overrides": overrides}}}

@@ -81,7 +81,7 @@ class Settings:
 
     def own_fields(self, config: Fields, rows: Iterable[Mapping[str, Any]]) -> set[str]:
         """The fields that points of this config set, and those that a curve plots: what a run of it may differ in."""
-        found = set(PLOTTED)
+        found: set[str] = {*PLOTTED}
         for row in [*({"id": name} for name in self.points or {}), *rows]:
             entry = self.entry(row)
             found |= set(entry.overrides or ()) if entry.config is config else set()
@@ -102,7 +102,7 @@ def is_single_run(root: Path) -> bool:
 
 
 def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:
-    """The overrides that make of a sweep's config that of a single run; None if it differs in more than `own` fields."""
+    """The overrides that make of a sweep's config that of a single run; None if more than `own` fields differ."""
     found = changes(run, config)
     return found if run.keys() == config.keys() and found.keys() <= set(own) else None
 

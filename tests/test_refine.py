@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from conftest import tiny_tree
 
 from mujax.errors import UserError
-from mujax.points import make_points
-from mujax.refine import refine_config, refine_curve
+from mujax.grid import axis, zipped
+from mujax.points import Shard, make_points
+from mujax.refine import propose, refine_config, refine_curve
 from mujax.sweep import sweep
 from mujax.workdir import read_json, read_jsonl
 
@@ -106,6 +108,53 @@ def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
         next(row["id"] for row in rows if row["seed"] == 7 and row["learning_rate"] == 2.0**best),
         by_lr[best][7],
     )
+
+
+def refined(tree, loss):
+    """(points, last notes) of a whole refinement of a sweep whose losses a function of the run's config gives."""
+    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, "num_seeds": 3}
+    grid = points = make_points(tree)
+    cfg = refine_config(tree, grid)
+    while True:
+        rows = {point.id: {"final_loss": loss(point.run.cfg)} for point in points}
+        new, notes = propose(tree, grid, points, rows, cfg)
+        points = [*points, *new]
+        if not new:
+            return points, notes
+
+
+def bowl(cfg, best=-5.0):
+    return (math.log2(cfg.optim.learning_rate) - best) ** 2
+
+
+def test_what_goes_along_with_the_learning_rate_goes_on_along_with_it():
+    rates = tuple(2.0**k for k in (-10, -8, -6))
+    decays = axis("optim.weight_decay", (2.0**-9 / lr for lr in rates))
+    tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), decays)})
+    points, (note,) = refined(tree, bowl)
+    assert {p.run.cfg.optim.weight_decay * p.run.cfg.optim.learning_rate for p in points} == {2.0**-9}
+    settled = {math.log2(p.run.cfg.optim.learning_rate) for p in points if p.run.cfg.seed == 2}
+    assert {-6, -5, -4} <= settled
+    assert note.startswith("weight_decay=0.00195312/learning_rate: best at 2^-5, bracketed by")
+    assert [len(Shard(i, 2).take(points, "optim.learning_rate")) for i in (0, 1)] == [len(points), 0]  # one curve
+    # A whole number that would have to be a fraction, and what follows no rule
+    steps = {(8, 4, 2): "would be 2.82843, which is no whole number", (9, 4, 2): "by no power law, so its value"}
+    for values, said in steps.items():
+        along = axis("schedule.warmup_steps", values)
+        tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), along)})
+        points, (note,) = refined(tree, bowl)
+        assert said in note and len(points) == (3 if values[0] == 9 else 4)
+
+
+def test_the_best_value_is_that_of_levelled_seeds():
+    """Seed 0 alone is lucky by 10: its rates would beat those that two further seeds have been added to."""
+    tree = tiny_tree("mlp", sweep={"optim": {"learning_rate": tuple(2.0**k for k in (-9, -7, -6, -5, -4, -2, -1))}})
+    points, (note,) = refined(tree, lambda cfg: bowl(cfg) + (10 if cfg.seed else 0))
+    assert note == "best at 2^-5, bracketed by 2^-6 and 2^-4"
+    seeds = {}
+    for point in points:
+        seeds.setdefault(math.log2(point.run.cfg.optim.learning_rate), set()).add(point.run.cfg.seed)
+    assert {x for x, found in seeds.items() if found == {0, 1, 2}} == {-7, -6, -5, -4}
 
 
 def test_bad_refinement(tiny):

@@ -179,8 +179,8 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
         found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
     if untold := sum(row.get("config") is None for row in rows):
         found.append(
-            f"{untold} rows do not tell their whole config ({_why_untold(root)}); they are told from others, and counted"
-            " as seeds of each other, by what they carry themselves"
+            f"{untold} rows do not tell their whole config ({_why_untold(root)}); what they carry themselves"
+            " decides which of them count as seeds of each other"
         )
     if lost := sum(row["status"] == "ok" and row["final_loss"] is None for row in rows):
         found.append(f"{lost} rows have no loss although they did not diverge; they are left out")
@@ -192,7 +192,7 @@ def _why_untold(root: Path) -> str:
     if len(settings.configs) > 1:
         return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
     if settings.configs == [None]:
-        return "there is no config in manifest.json" if (root / "manifest.json").exists() else "there is no manifest.json"
+        return f"there is no {'config in ' * (root / 'manifest.json').exists()}manifest.json"
     return "they are no points of manifest.json"
 
 

@@ -34,20 +34,21 @@ class Naming:
     def __init__(self, rows: Iterable[Row]):
         rows = list(rows)
         self._rates = same_values(row["learning_rate"] for row in rows)
-        varying = _varying(rows)
-        self.coupled = self._find_coupled(rows, varying)
-        self._fields = [field for field in varying if field not in self.coupled]
+        values = {field: [field_value(row, field) for row in rows] for field in _varying(rows)}
+        self._labels = {field: _label(field, values) for field in values}
+        self.coupled = self._find_coupled(rows, values)
+        rates = [self.rate(row) for row in rows]
         self._relations = {
             field: relation_texts(
-                coupling, [(self.rate(row), field_value(row, field)) for row in rows], _label(field, varying), "learning_rate"
+                coupling, list(zip(rates, values[field], strict=True)), self._labels[field], "learning_rate"
             )
             for field, coupling in self.coupled.items()
-        }  # fmt: skip
-        self._shown = {
-            field: {comparable(value): str(value) for row in reversed(rows) if (value := field_value(row, field)) is not _ABSENT}
-            for field in self._fields
-        }  # fmt: skip
-        self._labels = {field: _label(field, varying) for field in varying}
+        }
+        self._shown = {  # of equal values, such as 1 and 1.0, the first
+            field: {comparable(value): str(value) for value in reversed(own) if value is not _ABSENT}
+            for field, own in values.items()
+            if field not in self.coupled
+        }
         self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}  # by name without them: what splits it further
         self._find_facts(rows)
 
@@ -71,11 +72,10 @@ class Naming:
         return facets | {label.replace("_", " "): text for label, text in (parts | facts).items() if text}
 
     def _parts(self, row: Row) -> list[tuple[str, str]]:
-        values = {field: field_value(row, field) for field in self._fields}
         parts = [
-            (self._labels[field], self._shown[field][comparable(value)])
-            for field, value in values.items()
-            if value is not _ABSENT
+            (self._labels[field], shown[comparable(value)])
+            for field, shown in self._shown.items()
+            if (value := field_value(row, field)) is not _ABSENT
         ]
         for field, texts in self._relations.items():
             text = texts[self.rate(row), field_value(row, field)]
@@ -83,19 +83,17 @@ class Naming:
         return parts
 
     def _base_name(self, row: Row) -> str:
-        said = [
-            text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in self._parts(row)
-        ]  # fmt: skip
+        said = [text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in self._parts(row)]
         return ", ".join([row["parameterization"], *said])
 
-    def _find_coupled(self, rows: Sequence[Row], varying: Sequence[str]) -> dict[str, Coupling]:
-        values = {field: [field_value(row, field) for row in rows] for field in varying}
-        numeric = [f for f in varying if all(type(value) in (int, float) for value in values[f])]
-        others = [field for field in varying if field not in numeric]
-        groups = [
-            (row["width"], row["parameterization"], *(comparable(values[f][i]) for f in others if values[f][i] is not _ABSENT))
-            for i, row in enumerate(rows)
-        ]  # fmt: skip
+    def _find_coupled(self, rows: Sequence[Row], values: Mapping[str, Sequence[Any]]) -> dict[str, Coupling]:
+        numeric = [field for field, own in values.items() if all(type(value) in (int, float) for value in own)]
+        others = [
+            [None if value is _ABSENT else comparable(value) for value in own]
+            for field, own in values.items()
+            if field not in numeric
+        ]
+        groups = [(row["width"], row["parameterization"], *(own[i] for own in others)) for i, row in enumerate(rows)]
         found = {
             field: find_coupling(zip(groups, map(self.rate, rows), values[field], strict=True)) for field in numeric
         }
@@ -112,14 +110,13 @@ class Naming:
             if 0 < len(unknown) < len(found):
                 splits["config"] = lambda row: UNKNOWN if row.get("config") is None else ""
             for fact in _FACTS:
-                if _splits(unknown, lambda row: row["width"], lambda row, fact=fact: comparable(row.get(fact, UNKNOWN))):
-                    splits[fact] = lambda row, fact=fact: (
-                        str(row.get(fact, UNKNOWN)) if row.get("config") is None else ""
-                    )
+                said = lambda row, fact=fact: str(row.get(fact, UNKNOWN)) if row.get("config") is None else ""  # noqa: E731
+                if _splits(unknown, lambda row: row["width"], said):
+                    splits[fact] = said
             text = lambda row: str(row.get("data_fingerprint", UNKNOWN))  # noqa: E731
             if _splits(found, _data_fields, text):
                 splits["data_fingerprint"] = text
-            editions = _editions(found, lambda row: self._table_key(row, splits))
+            editions = _editions(found, lambda row, splits=splits: self._table_key(row, splits))
             if editions:
                 splits["table_hash"] = lambda row, of=editions: of.get((row["width"], row.get("table_hash")), "")
             if splits:
@@ -161,7 +158,7 @@ def _varying(rows: Sequence[Row]) -> list[str]:
     return varying
 
 
-def _label(field: str, among: Sequence[str]) -> str:
+def _label(field: str, among: Iterable[str]) -> str:
     """A field's last name, if no other field has it; of optim.name and the like what is named."""
 
     def short(name: str) -> str:
