@@ -39,7 +39,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
             other = _manifest(folder)
             if not other:
                 raise UserError(
-                    f"--sources: {folder} holds neither manifest.json nor config.json; it is the workdir of no sweep or "
+                    f"--sources: {folder} holds neither manifest.json nor config.json; it is no workdir of a sweep or "
                     "run"
                 )
             if is_single_run(folder):

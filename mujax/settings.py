@@ -29,12 +29,12 @@ def run_fields(config: Any) -> Fields | None:
 
 def comparable(value: Any) -> Any:
     """A value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True is not 1."""
+    if type(value) in (int, float) and value == value:
+        return value
     if isinstance(value, list | tuple):
         return tuple(map(comparable, value))
     if isinstance(value, Mapping):
         return tuple(sorted((str(key), comparable(item)) for key, item in value.items()))
-    if type(value) in (int, float) and value == value:
-        return value
     return repr(value)
 
 

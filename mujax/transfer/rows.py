@@ -94,9 +94,9 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
     repeated = sum(again for _, again in loaded.values())
     rows = {folder: found for folder, (found, _) in loaded.items() if not is_single_run(folder)}
     singles = [row | {"folder": folder} for folder in folders if folder not in rows for row in loaded[folder][0]]
-    alone = []
+    alone, sweeps = [], [_Sweep(folder, rows[folder]) for folder in rows if singles]
     for row in singles:
-        home = _join(row, rows)
+        home = next((sweep.folder for sweep in sweeps if sweep.takes(row)), None)
         if home is None:
             alone.append(row)
         elif any(row["id"] == other["id"] for other in rows[home]):
@@ -106,7 +106,8 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
     if alone:
         bases = []
         for row in alone:
-            row["config"], row["overrides"] = among(row["config"], bases)
+            if row["config"] is not None:
+                row["config"], row["overrides"] = among(row["config"], bases)
         first = files.first_by_id(alone)
         rows[alone[0]["folder"]] = list(first.values())
         repeated += len(alone) - len(first)
@@ -119,19 +120,28 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
     return dict(zip(names, rows.values(), strict=True)), dict(zip(names, rows, strict=True)), repeated
 
 
-def _join(row: Row, sweeps: Mapping[Path, Sequence[Row]]) -> Path | None:
-    """The sweep that a single run belongs to, if any; the row then has that sweep's config and its own overrides."""
-    for folder, others in sweeps.items():
-        settings = Settings(folder)
-        entries = [settings.entry(row)] if settings.points and row["id"] in settings.points else []
-        for config, overrides in [
-            *((entry.config, entry.overrides) for entry in entries),
-            *((c, belongs(row["config"], c, settings.own_fields(c, others))) for c in settings.configs if c),
-        ]:
+class _Sweep:
+    """A sweep that single runs may join."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row]):
+        self.folder, self._settings = folder, Settings(folder)
+        configs = [config for config in self._settings.configs if config is not None]
+        self._configs = [(config, self._settings.own_fields(config, rows)) for config in configs]
+
+    def takes(self, row: Row) -> bool:
+        """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
+        overrides."""
+        found = []
+        if self._settings.points and row["id"] in self._settings.points:
+            entry = self._settings.entry(row)
+            found.append((entry.config, entry.overrides))
+        if row["config"] is not None:
+            found += [(config, belongs(row["config"], config, own)) for config, own in self._configs]
+        for config, overrides in found:
             if config is not None and overrides is not None:
                 row["config"], row["overrides"] = config, dict(overrides)
-                return folder
-    return None
+                return True
+        return False
 
 
 def load_training(

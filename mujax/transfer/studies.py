@@ -170,8 +170,11 @@ def _label(field: str, among: Iterable[str]) -> str:
 
 def _splits(rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable[[Row], Hashable]) -> bool:
     """Whether rows that are equal in `key` differ in `value`."""
+    values = [value(row) for row in rows]
     seen: dict[Hashable, Hashable] = {}
-    return any(seen.setdefault(key(row), value(row)) != value(row) for row in rows)
+    return len(set(values)) > 1 and any(
+        seen.setdefault(key(row), own) != own for row, own in zip(rows, values, strict=True)
+    )
 
 
 def _data_fields(row: Row) -> Hashable:
