@@ -84,7 +84,7 @@ class Settings:
         found: set[str] = {*PLOTTED}
         for row in [*({"id": name} for name in self.points or {}), *rows]:
             entry = self.entry(row)
-            found |= set(entry.overrides or ()) if entry.config is config else set()
+            found |= set(entry.overrides or ()) if entry.config == config else set()
         return found
 
 

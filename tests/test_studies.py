@@ -263,6 +263,20 @@ def test_a_point_trained_alone_joins_its_sweep(tmp_path):
     assert said.endswith("14 in all; 1 runs have not finished")
 
 
+def test_a_field_may_go_along_with_the_width(tmp_path):
+    """So in fixed tokens per parameter, whatever stands beside it: no width is torn from the others."""
+    fixed = zipped(axis("model.d_model", (16, 32, 64)), axis("train.steps", (20, 40, 80)))
+    tree = tree_of(points=fixed, widths=())
+    del tree["sweep"]["model"]
+    assert studies(write_sweep(tmp_path / "a", tree)) == {"mup": ONE_SEED}
+    write_sweep(tmp_path / "b", tree_of(train__steps=24))
+    write_sweep(tmp_path / "c", tree_of(train__steps=24, optim__name="sgd"))
+    merge(str(tmp_path / "all"), [str(tmp_path / name) for name in "abc"])
+    # What more than half of the sweeps have needs no name
+    names = ["mup, steps=20 to 80 by width", "mup", "mup, optimizer=sgd"]
+    assert studies(tmp_path / "all") == dict.fromkeys(names, ONE_SEED)
+
+
 def test_what_cannot_be_told_is_said(tmp_path):
     """A row that is no point of the manifest, a workdir merged before points said their config, and no manifest."""
     a = write_sweep(tmp_path / "a", tree_of())

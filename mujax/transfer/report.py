@@ -67,7 +67,7 @@ def report(
     rows = [row for own in found.values() for row in own[1]]
     facts = provenance(rows) if rows else {}
     homes = dict.fromkeys(str(r.get("folder", folder)) for folder, own in found.values() for r in own or [{}])
-    facts |= {"rows from": ", ".join(homes)} if sources or input else {}
+    facts |= {"rows from": ", ".join(list(homes)[:12])} if sources or input else {}
     facts |= {"averaged": averaged} if averaged else {}
     manifests = {name: _manifest(folder) for name, (folder, _) in found.items()}
     configs = {name: json.dumps(m["config"], indent=1) for name, (_, m) in manifests.items() if "config" in m}

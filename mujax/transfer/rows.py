@@ -8,7 +8,7 @@ from typing import Any
 
 from mujax import workdir as files
 from mujax.errors import UserError
-from mujax.settings import Settings, among, belongs, is_single_run
+from mujax.settings import Fields, Settings, among, belongs, is_single_run
 from mujax.transfer.curves import TrainingCurve
 from mujax.transfer.studies import Naming
 
@@ -125,8 +125,13 @@ class _Sweep:
 
     def __init__(self, folder: Path, rows: Sequence[Row]):
         self.folder, self._settings = folder, Settings(folder)
-        configs = [config for config in self._settings.configs if config is not None]
+        self._known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
+        configs = [self._same(config) for config in self._settings.configs if config is not None]
         self._configs = [(config, self._settings.own_fields(config, rows)) for config in configs]
+
+    def _same(self, config: Fields) -> Fields:
+        """The very config that the sweep's rows have, which is how rows of one config are known."""
+        return next((known for known in self._known if known == config), config)
 
     def takes(self, row: Row) -> bool:
         """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
@@ -134,7 +139,7 @@ class _Sweep:
         found = []
         if self._settings.points and row["id"] in self._settings.points:
             entry = self._settings.entry(row)
-            found.append((entry.config, entry.overrides))
+            found.append((entry.config and self._same(entry.config), entry.overrides))
         if row["config"] is not None:
             found += [(config, belongs(row["config"], config, own)) for config, own in self._configs]
         for config, overrides in found:

@@ -34,21 +34,17 @@ class Naming:
     def __init__(self, rows: Iterable[Row]):
         rows = list(rows)
         self._rates = same_values(row["learning_rate"] for row in rows)
-        values = {field: [field_value(row, field) for row in rows] for field in _varying(rows)}
-        self._labels = {field: _label(field, values) for field in values}
-        self.coupled = self._find_coupled(rows, values)
+        fields = {field: found for field in _candidates(rows) if (found := _Field(field, rows)).is_varying}
+        self._labels = {field: _label(field, fields) for field in fields}
+        self.coupled = self._find_coupled(rows, fields)
         rates = [self.rate(row) for row in rows]
         self._relations = {
             field: relation_texts(
-                coupling, list(zip(rates, values[field], strict=True)), self._labels[field], "learning_rate"
+                coupling, list(zip(rates, fields[field].values, strict=True)), self._labels[field], "learning_rate"
             )
             for field, coupling in self.coupled.items()
         }
-        self._shown = {  # of equal values, such as 1 and 1.0, the first
-            field: {comparable(value): str(value) for value in reversed(own) if value is not _ABSENT}
-            for field, own in values.items()
-            if field not in self.coupled
-        }
+        self._fields = {field: found for field, found in fields.items() if field not in self.coupled}
         self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}  # by name without them: what splits it further
         self._find_facts(rows)
 
@@ -71,33 +67,28 @@ class Naming:
         facts = {label: value(row) for label, value in self._facts.get(self._base_name(row), {}).items()}
         return facets | {label.replace("_", " "): text for label, text in (parts | facts).items() if text}
 
-    def _parts(self, row: Row) -> list[tuple[str, str]]:
-        parts = [
-            (self._labels[field], shown[comparable(value)])
-            for field, shown in self._shown.items()
-            if (value := field_value(row, field)) is not _ABSENT
-        ]
+    def _parts(self, row: Row, with_usual: bool = True) -> list[tuple[str, str]]:
+        parts = []
+        for field, found in self._fields.items():
+            text = found.text(row)
+            if text is not None and (with_usual or text != found.usual):
+                parts.append((self._labels[field], text))
         for field, texts in self._relations.items():
             text = texts[self.rate(row), field_value(row, field)]
             parts.append((self._labels[field], text.removeprefix(f"{self._labels[field]}=")))
         return parts
 
     def _base_name(self, row: Row) -> str:
-        said = [text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in self._parts(row)]
+        parts = self._parts(row, with_usual=False)
+        said = [text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in parts]
         return ", ".join([row["parameterization"], *said])
 
-    def _find_coupled(self, rows: Sequence[Row], values: Mapping[str, Sequence[Any]]) -> dict[str, Coupling]:
-        numeric = [field for field, own in values.items() if all(type(value) in (int, float) for value in own)]
-        others = [
-            [None if value is _ABSENT else comparable(value) for value in own]
-            for field, own in values.items()
-            if field not in numeric
-        ]
-        groups = [(row["width"], row["parameterization"], *(own[i] for own in others)) for i, row in enumerate(rows)]
-        found = {
-            field: find_coupling(zip(groups, map(self.rate, rows), values[field], strict=True)) for field in numeric
-        }
-        return {field: coupling for field, coupling in found.items() if coupling}
+    def _find_coupled(self, rows: Sequence[Row], fields: Mapping[str, "_Field"]) -> dict[str, Coupling]:
+        tested = [name for name, field in fields.items() if field.is_free and field.is_numeric]
+        others = [field for name, field in fields.items() if name not in tested]
+        groups = [(row["width"], row["parameterization"], *(field.text(row) for field in others)) for row in rows]
+        found = {n: find_coupling(zip(groups, map(self.rate, rows), fields[n].values, strict=True)) for n in tested}
+        return {name: coupling for name, coupling in found.items() if coupling}
 
     def _find_facts(self, rows: Sequence[Row]) -> None:
         """What tells rows apart that no field does: where their config is unknown, what they say of themselves."""
@@ -128,12 +119,67 @@ class Naming:
         return row["width"], rate, tuple(value(row) for value in splits.values())
 
 
-def _varying(rows: Sequence[Row]) -> list[str]:
-    """The fields that tell studies apart: several values at one width, or one each in several configs.
+class _Field:
+    """A field of configs that may tell studies apart.
 
-    A field with one value at each width, e.g. steps at fixed tokens per parameter, goes along with the width, if the
-    points of one config set it so.
+    In each config it may be constant, go along with the width (e.g. steps at fixed tokens per parameter), or have
+    several values at one width. It tells studies apart by its values, or by how it goes along with the width.
+
+    is_varying: whether it does. is_free: whether some config has several values at one width. is_numeric: whether all
+    values are numbers. usual: of a field that no config has several values of, what more than half of the configs have.
     """
+
+    def __init__(self, name: str, rows: Sequence[Row]):
+        self._name, self.values = name, [field_value(row, name) for row in rows]
+        by_config: dict[int, dict[int, set]] = {}
+        self._shown: dict[Any, str] = {}  # of equal values, such as 1 and 1.0, the first
+        for row, value in zip(rows, self.values, strict=True):
+            if value is not _ABSENT:
+                known = comparable(value)
+                self._shown.setdefault(known, str(value))
+                by_config.setdefault(id(row.get("config")), {}).setdefault(row["width"], set()).add(known)
+        bound = {
+            config: {width: value for width, (value,) in values.items()}
+            for config, values in by_config.items()
+            if all(len(at) == 1 for at in values.values())
+        }
+        self.is_free = len(bound) < len(by_config)
+        self.is_numeric = all(type(value) in (int, float) for value in self.values)
+        self._along = self._find_along(bound)
+        said = [self._along.get(config) or self._shown[next(iter(at.values()))] for config, at in bound.items()]
+        self.is_varying = self.is_free or len(set(said)) > 1
+        most = max(said, key=said.count, default="")
+        self.usual = most if not self.is_free and 2 * said.count(most) > len(said) else None
+
+    def text(self, row: Row) -> str | None:
+        """What tells a row's study from others; None where its config has no such field."""
+        value = field_value(row, self._name)
+        if value is _ABSENT:
+            return None
+        return self._along.get(id(row.get("config"))) or self._shown[comparable(value)]
+
+    def _find_along(self, bound: Mapping[int, dict[int, Any]]) -> dict[int, str]:
+        """Of configs in which the field goes along with the width, how; the same for those that agree."""
+        kinds: list[tuple[dict[int, Any], list[int]]] = []
+        for config, at in sorted(bound.items(), key=lambda item: -len(set(item[1].values()))):
+            same = [
+                kind for kind in kinds if (shared := kind[0].keys() & at) and all(kind[0][n] == at[n] for n in shared)
+            ]
+            if same:
+                same[0][0].update(at)
+                same[0][1].append(config)
+            elif len(set(at.values())) > 1:
+                kinds.append((dict(at), [config]))
+        texts: dict[int, str] = {}
+        for at, configs in kinds:
+            text = f"{self._shown[at[min(at)]]} to {self._shown[at[max(at)]]} by width"
+            again = sum(other.startswith(text) for other in set(texts.values()))
+            texts |= dict.fromkeys(configs, f"{text} ({again + 1})" if again else text)
+        return texts
+
+
+def _candidates(rows: Sequence[Row]) -> list[str]:
+    """The fields that rows set themselves, and those in which their configs differ, without what says no more."""
     configs = list({id(row["config"]): row["config"] for row in rows if row.get("config") is not None}.values())
     fields = dict.fromkeys(field for row in rows for field in row["overrides"])
     first = configs[0] if configs else {}
@@ -141,21 +187,11 @@ def _varying(rows: Sequence[Row]) -> list[str]:
         differ = [f for f in config if f in first and comparable(first[f]) != comparable(config[f])]
         fields |= dict.fromkeys(differ)
     one_text = len({row.get("data_fingerprint") for row in rows}) == 1 and rows[0].get("data_fingerprint") is not None
-    varying = []
-    for field in fields:
-        if field in _NAMED_BY_ITSELF or field.startswith(_OPERATION) or (one_text and field in _TEXT):
-            continue
-        by_width: dict[int, set] = {}
-        by_config: dict[int, set] = {}
-        for row in rows:
-            value = field_value(row, field)
-            if value is not _ABSENT:
-                by_width.setdefault(row["width"], set()).add(comparable(value))
-                by_config.setdefault(id(row.get("config")), set()).add(comparable(value))
-        constants = {value for values in by_config.values() if len(values) == 1 for value in values}
-        if len(constants) > 1 or any(len(values) > 1 for values in by_width.values()):
-            varying.append(field)
-    return varying
+    return [
+        field
+        for field in fields
+        if not (field in _NAMED_BY_ITSELF or field.startswith(_OPERATION) or (one_text and field in _TEXT))
+    ]
 
 
 def _label(field: str, among: Iterable[str]) -> str:
