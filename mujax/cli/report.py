@@ -9,7 +9,8 @@ Flags
   --workdir=DIR            a folder that mujax sweep or mujax train has written; with --sources or
                            --input the folder to write the report into
   --sources=DIR,DIR,...    workdirs, or patterns of them, to compare with each other, and with DIR's
-                           own rows if it has any
+                           own rows if it has any; a run of mujax train joins the sweep among them
+                           whose point it is or could be
   --input=FILE             results from elsewhere instead: a .csv or .tsv file, divided by commas,
                            semicolons or tabs (decimal commas are read with the latter two), or .jsonl
   --columns=NAME=COL,...   what its columns are. Needed are width, learning_rate or
@@ -27,6 +28,9 @@ Flags
 In a table from elsewhere a loss of nan or inf, or a status of diverged, is a run that diverged; a row
 whose loss is empty, NA or the like is left out, with a warning. Runs of one width that differ in weight
 decay, tokens, steps or n_params are studies of their own; those that differ in the seed are averaged.
+
+Runs whose configs differ in nothing but the seed are averaged; what else differs, but for width and
+learning rate, makes a study of its own and stands in its name.
 
 Prints the table of optima, drifts and verdicts, and leaves in DIR
   report.html              loss against learning rate, laws of optimum, loss and curvature in width,
