@@ -31,7 +31,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
     root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
-    folders = list({f.resolve(): f for f in folders if f.resolve() != root.resolve()}.values())
+    folders = [folder for folder in folders if folder.resolve() != root.resolve()]
     folders.sort(key=is_single_run)  # after the sweeps that they may be points of
     with files.locked(root):
         manifest, rows, added, again, unfinished = _manifest(root), _rows(root), [], 0, 0
