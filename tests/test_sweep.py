@@ -367,7 +367,7 @@ def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "part0" / "results.jsonl").write_text(json.dumps({**rows[0], "table_hash": "x"}) + "\n")
     with pytest.raises(UserError, match="has table_hash x, elsewhere"):
         merge(str(tmp_path / "all"), [str(tmp_path / "part0")])
-    with pytest.raises(UserError, match="holds no manifest.json"):
+    with pytest.raises(UserError, match="holds neither manifest.json nor config.json"):
         merge(str(tmp_path / "new"), [str(tmp_path)])
     with pytest.raises(UserError, match="was begun as --shard=2/3, now it is to be --shard=0/3"):
         sweep(tree, tmp_path / "part2", Shard(0, 3))
