@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import math
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from mujax import main, sharding
 from mujax.cli import flags, train
 from mujax.cli.flags import parse
 from mujax.config import DERIVED, SECTIONS, differences, make_run_config
+from mujax.errors import UserError
 from mujax.grid import expand_sweep
 from mujax.models import MODELS
 
@@ -65,6 +68,31 @@ def test_run_id_follows_the_config_alone():
         ids.add(make_run_config(changed).id)
         assert [line.split(":")[0] for line in differences(tree, changed)] == [field]
     assert len(ids) == 1 + len(other)
+
+
+def test_ratios_of_the_width_are_exact():
+    """Every ratio of two decimals up to 8 at ordinary widths, and fractions that no float holds: whole or refused."""
+    transformer, recurrent, moe = (make_run_config(without_sweep(tiny_tree(m))).model for m in (
+        "transformer", "recurrent", "moe"
+    ))  # fmt: skip
+    ratios = [(Fraction(k, 100), k / 100) for k in range(1, 801)] + [(Fraction(8, 3), 8 / 3), (Fraction(4, 3), 4 / 3)]
+    accepted = 0
+    for width in (64, 96, 100, 192, 200, 250, 700, 1000):
+        wide = dataclasses.replace(transformer, d_model=width, d_head=2)
+        for exact, ratio in ratios:
+            size = exact * width
+            if size.denominator == 1:
+                assert dataclasses.replace(wide, mlp_ratio=ratio).dims["mlp"] == size, (ratio, width)
+                accepted += 1
+            else:
+                with pytest.raises(UserError, match="whole number"):
+                    dataclasses.replace(wide, mlp_ratio=ratio)
+    assert accepted > 1000
+    assert dataclasses.replace(recurrent, d_model=100, recurrent_ratio=4.35).dims["recurrent"] == 435
+    for factor in (Fraction(11, 10), Fraction(22, 10), Fraction(7, 3)):  # places of an expert: rounded up, but exactly
+        cfg = dataclasses.replace(moe, capacity_factor=float(factor), num_experts=8, experts_per_token=2)
+        for tokens in (400, 300, 120, 64, 7):
+            assert cfg.capacity(tokens) == min(tokens, math.ceil(factor * tokens * 2 / 8)), (factor, tokens)
 
 
 def test_sweep_is_a_product_in_order():

@@ -1,6 +1,7 @@
 """Pieces shared by the architectures. Axes: B batch, T query, S key, D embed, H heads, K head_dim, F mlp."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,14 @@ import jax.numpy as jnp
 from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.params import MuModule
+
+
+def exact_product(ratio: float, size: float) -> float:
+    """ratio x size; where that is a whole number but for the rounding of floats, as 2.2 x 200 is, that number."""
+    product = ratio * size
+    # From 2^53 on every float is whole. 1e-15: a rounding of the ratio and one of the product are 2.2e-16.
+    is_whole = product < 2**53 and math.isclose(product, round(product), rel_tol=1e-15)
+    return round(product) if is_whole else product
 
 
 def at_least_float32(x):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.errors import UserError
-from mujax.models.layers import at_least_float32
+from mujax.models.layers import at_least_float32, exact_product
 from mujax.models.transformer import MLP, Block, Transformer, TransformerConfig, num_mlp_matrices
 
 
@@ -45,7 +45,7 @@ class MoEConfig(TransformerConfig):
         """Places of an expert for one row's tokens (2101.03961, equation 3, a row at a time); where it is full, a token
         goes without it. A token by itself, as in sampling, always finds a place."""
         fair = self.experts_per_token * seq_len / self.num_experts
-        return min(seq_len, max(1, math.ceil(self.capacity_factor * fair)))
+        return min(seq_len, max(1, math.ceil(exact_product(self.capacity_factor, fair))))
 
     def flops_per_token(self, seq_len: int) -> float:
         """Of the active experts, the router, and all else; places that stay empty are not counted."""

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from mujax.hps import Hps
-from mujax.models.layers import ACTIVATIONS, at_least_float32, scaled
+from mujax.models.layers import ACTIVATIONS, at_least_float32, exact_product, scaled
 from mujax.models.transformer import Block, Transformer, check_options, num_mlp_matrices
 from mujax.params import MuModule
 
@@ -53,10 +53,11 @@ class RecurrentConfig:
     @property
     def dims(self) -> dict[str, int]:
         """Logical axis -> size. `recurrent` and `gates` are the same channels, in and out of a gate's matrix."""
-        channels = int(self.recurrent_ratio * self.d_model)
+        channels = int(exact_product(self.recurrent_ratio, self.d_model))
         return {
             "embed": self.d_model, "recurrent": channels, "gates": channels, "taps": self.kernel_size,
-            "mlp": int(self.mlp_ratio * self.d_model), "vocab": self.vocab_size, "layers": self.num_layers,
+            "mlp": int(exact_product(self.mlp_ratio, self.d_model)), "vocab": self.vocab_size,
+            "layers": self.num_layers,
         }  # fmt: skip
 
     def flops_per_token(self, seq_len: int) -> float:

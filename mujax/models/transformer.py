@@ -14,7 +14,7 @@ from flax import linen as nn
 from mujax.errors import UserError, not_one_of
 from mujax.hps import Hps
 from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
-from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, rope, scaled, with_bias
+from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, exact_product, rope, scaled, with_bias
 from mujax.params import MuModule
 
 CHOICES = {
@@ -39,7 +39,7 @@ def check_options(cfg, *ratios: str) -> None:
         if value not in allowed:
             raise UserError(f"model.{name} = {value!r} {not_one_of(value, allowed)}")
     for name in ratios:
-        if (size := getattr(cfg, name) * cfg.d_model) % 1:
+        if (size := exact_product(getattr(cfg, name), cfg.d_model)) % 1:
             raise UserError(
                 f"model.{name} = {getattr(cfg, name):g} times model.d_model = {cfg.d_model} is {size:g}: it must be a "
                 "whole number"
@@ -131,7 +131,7 @@ class TransformerConfig:
             "heads": self.num_heads,
             "kv_heads": self.num_kv_heads or self.num_heads,
             "head_dim": self.d_head,
-            "mlp": int(self.mlp_ratio * self.d_model),
+            "mlp": int(exact_product(self.mlp_ratio, self.d_model)),
             "vocab": self.vocab_size,
             "positions": self.seq_len,
             "layers": self.num_layers,
