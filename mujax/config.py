@@ -437,10 +437,24 @@ def _check_base(cfg: RunConfig) -> None:
     for name in ("d_head", "num_layers"):
         if getattr(cfg.parameterization, f"base_{name}") and not hasattr(cfg.model, name):
             raise UserError(f"parameterization.base_{name}: model {cfg.model_name!r} has no {name}; set it to 0")
+    _check_base_depth(cfg.parameterization)
     try:
         cfg.base_model  # noqa: B018 - the base model must be a valid model too
     except UserError as e:
         raise UserError(f"parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e
+
+
+def _check_base_depth(parameterization: ParameterizationConfig) -> None:
+    """Raises UserError where a depth is given for tables that never look at it."""
+    # An override takes rows from other tables: "hidden=completep", "residual=completep"
+    values = [override.partition("=")[2].strip().partition(".")[0] for override in parameterization.override]
+    tables = [PARAMETERIZATIONS[name] for name in (parameterization.name, *values) if name in PARAMETERIZATIONS]
+    if parameterization.base_num_layers and not any(table.compares_depths for table in tables):
+        have = ", ".join(name for name, table in PARAMETERIZATIONS.items() if table.compares_depths)
+        raise UserError(
+            f"parameterization.base_num_layers = {parameterization.base_num_layers}: {parameterization.name!r} has no "
+            f"rule that compares depths, so it would have no effect; set it to 0, or choose a table that has: {have}"
+        )
 
 
 def _check_rules(cfg: RunConfig) -> None:

@@ -58,7 +58,9 @@ def test_golden_table(name, model, request):
     table = PARAMETERIZATIONS[name]
     blocks = [table.source]
     is_stack = model != "mlp"
-    options = {"model__norm_gain": "vector", "parameterization__base_num_layers": 1} if is_stack else {}
+    options = {"model__norm_gain": "vector"} if is_stack else {}
+    if is_stack and table.compares_depths:
+        options["parameterization__base_num_layers"] = 1
     for width in (128, 512):
         run = run_at(width, name, model=model, **OTHER_MODELS.get(model, HEADS), **options)
         base_metas = abstract_metas(model, run.cfg.base_model)
@@ -133,9 +135,10 @@ def test_relative_tables_are_sp_at_the_base_width(width):
     # Apart from the base width no two tables are one, but for these, of which the papers say so
     wide = {
         name: run_at(
-            2 * width, name, base_width=width, model__norm_gain="vector", parameterization__base_num_layers=1
+            2 * width, name, base_width=width, model__norm_gain="vector",
+            parameterization__base_num_layers=int(table.compares_depths),
         ).table_hash
-        for name in PARAMETERIZATIONS
+        for name, table in PARAMETERIZATIONS.items()
     }
     alike = {frozenset(k for k, h in wide.items() if h == value) for value in wide.values()}
     assert {pair for pair in alike if len(pair) > 1} == {
@@ -331,7 +334,64 @@ def test_depth_needs_a_stack():
             with pytest.raises(UserError, match="stack the layers with nn.scan"):
                 check_depth(table, rows, table.scales, metas, dims)
     with pytest.raises(UserError, match="base_num_layers must be 0"):
-        run_at(64, "mup", model="mlp", parameterization__base_num_layers=1)
+        run_at(64, "completep", model="mlp", parameterization__base_num_layers=1)
+
+
+def test_a_base_depth_that_no_rule_reads_is_refused():
+    """Depth as such (L) is no comparison; an override may bring the rule that is."""
+    for name in ("sp", "mup", "u_mup", "factorial", "lingle_mup"):
+        with pytest.raises(UserError, match=f"base_num_layers = 1: '{name}' has no rule .* set it to 0, .*: completep"):
+            run_at(32, name, parameterization__base_num_layers=1)
+    for override in ("residual=completep", "blocks/*/wq=completep_half.hidden"):
+        assert run_at(32, "mup", parameterization__base_num_layers=1, parameterization__override=(override,))
+
+
+@pytest.mark.parametrize("depth", [2, 8])
+def test_completep_is_the_code_of_its_authors(depth):
+    """EleutherAI/nanoGPT-mup, branch completep, whose embedding is tied: group by group, at m_N = 4 over 1 layer.
+
+    Their attention is 1 / d_head; a relative table has the constant of sp at the base.
+    """
+    run = run_at(
+        128, "completep", model__tied=True, model__norm="layer", model__norm_gain="vector", model__bias=True,
+        model__num_layers=depth, model__d_head=32, parameterization__base_num_layers=1,
+    )  # fmt: skip
+    width, blocks = 4, run.scalings["blocks"]
+    groups = {  # rate, eps, decay times rate
+        "embedding": ([run.scalings["embed"]], 1, 1 / width, 1),
+        "matrices": ([blocks["attention"]["wq"], blocks["mlp"]["wo"]], 1 / width, 1 / width / depth, 1),
+        "gains and biases": ([blocks["attention_norm"]["gain"], blocks["mlp"]["bi"]], 1, 1 / width / depth, 0),
+        "final norm": ([run.scalings["final_norm"]["gain"]], 1, 1 / width, 0),
+    }
+    for name, (scalings, lr, eps, shrink) in groups.items():
+        for s in scalings:
+            ours = s.lr, s.eps, s.lr * s.weight_decay, s.forward
+            assert np.allclose(ours, [lr, eps, shrink, 1], rtol=1e-6), (name, s)
+    base = run_at(32, "completep", model__tied=True, model__num_layers=1, model__d_head=32)
+    assert np.isclose(run.scales.logits / base.scales.logits, 1 / width)
+    assert np.isclose(run.scales.residual, 1 / depth)
+    assert np.isclose(run.scales.attention, 32**-0.5)
+    theirs = run_at(128, "completep", model__d_head=32, parameterization__override=("attention=mup_abs",))
+    assert np.isclose(theirs.scales.attention, 1 / 32)
+
+
+def test_everything_of_the_factorials_sp_trains_at_eta_over_the_width():
+    """2605.21486's gauge, whatever a tensor's own sizes are: gains of queries and keys, biases of the MLP and logits."""
+    options = dict(model__qk_norm=True, model__norm="layer", model__norm_gain="vector", model__bias=True)
+    for gain, table, expected in (
+        ("vector", "factorial", 1 / 64), ("scalar", "factorial", 1 / 64), ("vector", "factorial+ln", 1),
+    ):  # fmt: skip
+        run = run_at(64, table, **options | {"model__norm_gain": gain})
+        rates = {
+            name: float(s.lr)
+            for name, s in named_leaves(run.scalings, is_scaling).items()
+            if named_leaves(run.metas)[name].role == "vector" or expected != 1
+        }
+        assert rates == dict.fromkeys(rates, expected), table
+        assert len(rates) > 10
+    no_width = {"w": signature("vector", "-> mlp", {"mlp": 8})}
+    with pytest.raises(UserError, match="w: the rule .* goes by the width, which is the size of the axis 'embed'"):
+        resolve(assign_rows(PARAMETERIZATIONS["factorial"], no_width), no_width, no_width, "adam")
 
 
 def test_features_without_a_rule_are_refused():

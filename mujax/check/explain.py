@@ -152,7 +152,7 @@ def _one(description: Mapping[str, Any]) -> str:
         [
             _heading(description),
             format_columns([head, *rows]),
-            "rules; m is a size over the same at the base, L the number of layers\n" + "\n".join(rules),
+            "rules; m is a size over the same at the base, n the width, L the number of layers\n" + "\n".join(rules),
             format_columns([["forward scale", "value", "rule"], *scales]),
             format_columns([["tensor", "signature", "shape"], *what]),
             _NOTES,

@@ -1,7 +1,10 @@
 """The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP, in their gauge.
 
 Their gauge: in SP every tensor trains at eta / n and matrices decay with lambda * n, so that one step
-shrinks them by eta * lambda at any width (n the width, decoupled decay). Where a switch raises a matrix'
+shrinks them by eta * lambda at any width (n the width, decoupled decay). So do gains and biases of other sizes
+than n, which their GPT has none of: those of queries and keys, of the MLP, of the logits. Of a matrix n is the side
+that it shares with the residual stream; in other models than a GPT, such as a convolution, its fan_in. LN covers all
+gains and biases (ours; the paper's GPT has no biases). Where a switch raises a matrix'
 learning rate the decay is lowered to keep that shrink (our reading; the paper's is not known to us).
 Gains do not decay. The matrices that write to the residual stream start at 1/sqrt(2 L n), L layers, as in
 the authors' related code (inferred); their learning rate is eta / n, not eta / 4n.
@@ -16,7 +19,7 @@ import itertools
 from mujax.parameterization.sp import FAN_IN
 from mujax.parameterization.table import ONE, ZERO, Intention, Parameterization, Power, Row, ScaleRules
 
-_INTO, _OUT_OF = Power(fan_out=-1), Power(fan_in=-1)
+_INTO, _OUT_OF, _WIDTH = Power(fan_out=-1), Power(fan_in=-1), Power(width=-1)
 
 
 def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameterization:
@@ -42,7 +45,7 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
             "input": Row(source, lr={"adam": embed_lr}, weight_decay=embed_decay),
             "hidden": matrix,
             "output": matrix.replace(init=_OUT_OF) if last else matrix,
-            "vector": Row(source, lr={"adam": ONE if ln else _INTO}, weight_decay=ZERO),
+            "vector": Row(source, lr={"adam": ONE if ln else _WIDTH}, weight_decay=ZERO),
             "tied": Row(
                 f"{source}; readout as large as the unembedding",
                 lr={"adam": embed_lr},

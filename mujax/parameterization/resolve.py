@@ -100,6 +100,8 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
             f"(nn.scan), so parameterization.base_num_layers must be 0"
         )
 
+    width, base_width = _width(metas), _width(base_metas)
+
     def scaling(path, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
         name = tensor_name(path)
         if (meta.role, meta.axes) != (base.role, base.axes):
@@ -109,7 +111,12 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
                 f"{name}: the rule from {row.source} has no learning rate for the {column} family of optimizers; "
                 f"it has {', '.join(row.lr)}. Declare one, e.g. parameterization.override = ('{name}.lr=mup',)"
             )
-        size, base_size = size_of(meta), size_of(base)
+        if not width and any(power.width for power in row.powers):
+            raise UserError(
+                f"{name}: the rule from {row.source} goes by the width, which is the size of the axis 'embed', and no "
+                "tensor of the model has that axis; name the width so in its signatures"
+            )
+        size, base_size = size_of(meta, width), size_of(base, base_width)
         return Scaling(
             init=row.init(size, base_size) if meta.dist == "normal" else 1.0,
             forward=row.forward(size, base_size),
@@ -121,10 +128,15 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(scaling, rows, metas, base_metas, is_leaf=is_row)
 
 
+def _width(metas) -> int:
+    """The size of the axis `embed`; 0 if no tensor has it."""
+    return next((meta.size("embed") for meta in jax.tree.leaves(metas) if "embed" in meta.axes), 0)
+
+
 def has_depth_rules(rows, rules: ScaleRules) -> bool:
     powers = [*vars(rules).values()]
     for row in jax.tree.leaves(rows, is_leaf=is_row):
-        powers += [row.init, row.forward, row.eps, row.weight_decay, *row.lr.values()]
+        powers += row.powers
     return any(power.needs_depth for power in powers)
 
 

@@ -15,15 +15,20 @@ from mujax.params import ROLES, ParamMeta
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The sizes a rule may depend on; layers is the depth of the stack a tensor is repeated over, or 1."""
+    """The sizes a rule may depend on.
+
+    layers: the depth of the stack a tensor is repeated over, or 1. width: of the model, whatever the tensor's own
+    sizes; 0 where no tensor tells it.
+    """
 
     fan_in: int
     fan_out: int = 1
     layers: int = 1
+    width: int = 0
 
 
-def size_of(meta: ParamMeta) -> Size:
-    return Size(meta.fan_in, meta.fan_out, meta.size("layers") if "layers" in meta.batch else 1)
+def size_of(meta: ParamMeta, width: int = 0) -> Size:
+    return Size(meta.fan_in, meta.fan_out, meta.size("layers") if "layers" in meta.batch else 1, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Power:
     fan_in: float = 0.0
     fan_out: float = 0.0
     layers: float = 0.0
+    width: float = 0.0
     ratio_in: float = 0.0
     ratio_out: float = 0.0
     ratio_layers: float = 0.0
@@ -47,6 +53,7 @@ class Power:
             * float(size.fan_in) ** self.fan_in
             * float(size.fan_out) ** self.fan_out
             * float(size.layers) ** self.layers
+            * float(size.width) ** self.width
             * (size.fan_in / base.fan_in) ** self.ratio_in
             * (size.fan_out / base.fan_out) ** self.ratio_out
             * (size.layers / base.layers) ** self.ratio_layers
@@ -55,6 +62,10 @@ class Power:
     @property
     def needs_depth(self) -> bool:
         return bool(self.layers or self.ratio_layers)
+
+    @property
+    def compares_depths(self) -> bool:
+        return bool(self.ratio_layers)
 
     def __mul__(self, other: "Power") -> "Power":
         exponents = {name: getattr(self, name) + getattr(other, name) for name in _SYMBOLS}
@@ -67,6 +78,7 @@ class Power:
             fan_in=self.fan_in + self.ratio_in,
             fan_out=self.fan_out + self.ratio_out,
             layers=self.layers + self.ratio_layers,
+            width=self.width,
         )
 
     def __str__(self) -> str:
@@ -81,11 +93,12 @@ class Power:
         return "0" if self.coefficient == 0 else " ".join(factors) or "1"
 
 
-# How a rule is written: m is a size over the same at the base width.
+# How a rule is written: n is the width, m a size over the same at the base width.
 _SYMBOLS = {
     "fan_in": "fan_in",
     "fan_out": "fan_out",
     "layers": "L",
+    "width": "n",
     "ratio_in": "m_in",
     "ratio_out": "m_out",
     "ratio_layers": "m_L",
@@ -117,6 +130,10 @@ class Row:
 
     def replace(self, **changes) -> "Row":
         return dataclasses.replace(self, **changes)
+
+    @property
+    def powers(self) -> tuple[Power, ...]:
+        return self.init, self.forward, self.eps, self.weight_decay, self.readout, *self.lr.values()
 
     def absolute(self) -> "Row":
         powers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -190,6 +207,13 @@ class Parameterization:
 
     def replace(self, **changes) -> "Parameterization":
         return dataclasses.replace(self, **changes)
+
+    @property
+    def compares_depths(self) -> bool:
+        """Whether a rule reads the number of layers at the base: parameterization.base_num_layers means something."""
+        rows = (*self.rows.values(), *self.tensors.values())
+        powers = [*vars(self.scales).values(), *(power for row in rows for power in row.powers)]
+        return any(power.compares_depths for power in powers)
 
     def absolute(self) -> "Parameterization":
         """The form with no base width: every ratio becomes the size itself."""
