@@ -101,7 +101,8 @@ def get_config(model: str = "transformer") -> ConfigDict:
     c.parameterization.name = "mup"  # a table; mujax explain --help lists them
     c.parameterization.base_width = 32  # d_model at which every relative parameterization equals sp
     c.parameterization.base_d_head = 0  # d_head at that width; 0: the model's own, heads do not grow
-    c.parameterization.base_num_layers = 0  # num_layers at that width; 0: the model's own, depth does not grow
+    # num_layers at that width; 0: the model's own, depth does not grow. Refused where no rule of the table reads it
+    c.parameterization.base_num_layers = 0
     # Rows, tensors, numbers or forward scales of their own, each from another table or a number, e.g.
     #   ("input=sp", "unembed=mup_table8", "blocks/*/wq.lr=0.5", "attention=sp")
     c.parameterization.override = ()

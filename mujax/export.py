@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mujax.errors import UserError, not_one_of, suggest
-from mujax.optim import OPTIMIZERS
+from mujax.optim import OPTIMIZERS, decay_gauge
 from mujax.parameterization import PARAMETERIZATIONS, assign_rows, resolve
 from mujax.parameterization.resolve import has_depth_rules
 from mujax.parameterization.table import BASIC_ROLES, Parameterization, Size
@@ -130,11 +130,12 @@ def export(
         metas[name] = _meta(name, role, sizes, name in embeddings)  # pyright: ignore[reportArgumentType]
         base_metas[name] = _meta(name, role, at_base, name in embeddings)  # pyright: ignore[reportArgumentType]
     rows = assign_rows(table, metas)
-    scalings, gauge = resolve(rows, metas, base_metas, column), OPTIMIZERS[optimizer].gauge
+    scalings = resolve(rows, metas, base_metas, column)
     groups: dict[tuple, list[str]] = {}
     for name, s in scalings.items():
         # torch decays a stored weight by its own rate; a table means that of the effective weight, see mujax.optim
-        factors = {"lr": s.lr, "eps": s.eps, "weight_decay": s.weight_decay * s.forward**gauge}
+        decay = s.weight_decay * decay_gauge(optimizer, metas[name], s)
+        factors = {"lr": s.lr, "eps": s.eps, "weight_decay": decay}
         numbers = tuple((field, hyperparameters[field] * factor) for field, factor in factors.items())
         groups.setdefault(numbers, []).append(name)
 

@@ -23,7 +23,7 @@ from mujax.params import ParamMeta
 # Where the decay term enters the chain. With w the weight, lr its tensor's learning rate (of the
 # effective weight) and schedule the multiplier of the step, one step without gradient changes w by
 #   l2           nothing directly: weight_decay * w is added to the gradient, before the optimizer
-#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch)
+#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; Muon: decay_gauge)
 #   independent  -schedule * weight_decay * w        (AdamW as in its paper, 1711.05101, Algorithm 2)
 #   constant     -weight_decay * w
 DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
@@ -107,6 +107,20 @@ def is_muon(meta: ParamMeta) -> bool:
     return meta.role in ("hidden", "kv")
 
 
+def decay_gauge(name: str, meta: ParamMeta, scaling):
+    """Decoupled decay of a stored weight over (its learning rate x weight decay): as its effective weight decays.
+
+    Of Muon's matrices without the factor for shape, sqrt(fan_out / fan_in), which the tables have in their learning
+    rate: in the original (KellerJordan/Muon, muon.py) a factor for shape multiplies the update alone, and every matrix
+    shrinks by learning rate x weight decay. With it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
+    """
+    optimizer = OPTIMIZERS[name]
+    forward = scaling.forward**optimizer.gauge
+    if optimizer.column == "muon" and is_muon(meta):
+        return forward * (meta.fan_in / meta.fan_out) ** 0.5
+    return forward
+
+
 def _per_matrix(transformation: optax.GradientTransformation, metas) -> optax.GradientTransformation:
     """Applies it to every matrix, in its logical shape, by itself: [fan_in, fan_out], or [fan_out] for a vector."""
     leaves, treedef = jax.tree.flatten(metas)
@@ -168,7 +182,10 @@ def make_optimizer(
         return optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
 
     def decay(f):
-        coefficients = per_tensor(lambda s: hps.weight_decay * s.weight_decay * f(s))
+        """f: (scaling, meta) -> a factor."""
+        coefficients = jax.tree.map(
+            lambda s, meta: hps.weight_decay * s.weight_decay * f(s, meta), scalings, metas, is_leaf=is_scaling
+        )
         return optax.stateless(
             lambda updates, params: jax.tree.map(lambda u, w, c: u + c * w, updates, params, coefficients)
         )
@@ -186,13 +203,13 @@ def make_optimizer(
         core = optax.chain(scale(lambda s: s.forward), core)
     stages = [
         ("clip", optax.stateless(clip)),
-        ("l2", decay(lambda s: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
+        ("l2", decay(lambda s, _: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
         ("core", core),
         ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
-        ("decoupled", decay(lambda s: hps.learning_rate * s.lr * s.forward**optimizer.gauge)),
-        ("independent", decay(lambda s: 1.0)),
+        ("decoupled", decay(lambda s, meta: hps.learning_rate * s.lr * decay_gauge(name, meta, s))),
+        ("independent", decay(lambda s, _: 1.0)),
         ("schedule", optax.scale(multiplier)),
-        ("constant", decay(lambda s: 1.0)),
+        ("constant", decay(lambda s, _: 1.0)),
         ("descend", optax.scale(-1.0)),
     ]
     return optax.chain(

@@ -54,7 +54,9 @@ def test_widths_side_by_side_leave_out_what_is_constant():
 
 
 @pytest.mark.parametrize("decay_form", DECAY_FORMS)
-@pytest.mark.parametrize(("optimizer", "table"), [("adamw", "mup_table8"), ("sgd", "mup_table9"), ("lion", "mup")])
+@pytest.mark.parametrize(
+    ("optimizer", "table"), [("adamw", "mup_table8"), ("sgd", "mup_table9"), ("lion", "mup"), ("muon", "mup_table8")]
+)
 def test_decay_steps_are_what_the_optimizer_does(optimizer, table, decay_form):
     """The optimizer, given no gradient, shrinks each weight by 1 / decay_steps of itself in one step."""
     cfg = config(table, optim__name=optimizer, optim__decay_form=decay_form, optim__weight_decay=0.01)

@@ -80,6 +80,31 @@ def test_forms_of_one_table_are_one_model():
             assert starts[other] == pytest.approx(starts[0])
 
 
+def test_what_a_step_forgets_is_that_of_the_original():
+    """Rate x decay, tensor by tensor. mup_constant_shrink: as microsoft/mup's MuAdamW, which divides the rate of a
+    matrix with two growing sizes by m, multiplies its decay by m, and leaves all else alone. Muon's matrices: as
+    KellerJordan/Muon, whatever their shape, where a torch Muon gets the factor for shape in its learning rate."""
+    base = {name: tuple(sizes) for name, sizes in yaml.safe_load(BSH).items()}
+    shapes = {name: tuple(sizes) for name, sizes in SHAPES.items()}
+    shapes |= {"up.weight": (1024, 256), "down.weight": (256, 1024)}
+    base |= {"up.weight": (256, 64), "down.weight": (64, 256)}
+    numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.1}
+
+    def groups(table, optimizer):
+        told = export(shapes, base, table, optimizer, numbers, parse_roles(ROLES))
+        return {name: group for group in told["groups"] for name in group["params"]}
+
+    for name, group in groups("mup_constant_shrink", "adamw").items():
+        matrix_like = None not in base[name] and len(base[name]) == 2
+        assert group["lr"] * group["weight_decay"] == pytest.approx(
+            (0.01 / 4) * (0.1 * 4) if matrix_like else 0.01 * 0.1
+        )
+    muon = groups("mup", "muon")
+    assert [muon[name]["lr"] for name in ("up.weight", "down.weight")] == pytest.approx([0.02, 0.005])
+    for name in ("up.weight", "down.weight", "hidden.weight"):
+        assert muon[name]["lr"] * muon[name]["weight_decay"] == pytest.approx(0.01 * 0.1)
+
+
 def test_a_tied_embedding_has_a_factor_on_its_logits():
     """What its readout, drawn at fan_in^-1/2, has at the base width, where the embedding is of order 1; then 1/m."""
     numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}

@@ -7,7 +7,7 @@ import pytest
 
 from mujax.hps import Hps
 from mujax.optim import DECAY_FORMS, OPTIMIZERS, make_optimizer
-from mujax.parameterization import Scaling
+from mujax.parameterization import PARAMETERIZATIONS, Scaling, assign_rows, resolve
 from mujax.params import signature
 from mujax.schedules import SCHEDULES
 
@@ -99,6 +99,29 @@ def test_muon_orthogonalizes_logical_matrices():
         np.testing.assert_allclose(ours, u @ np.diag(values) @ vt, atol=1e-12)
         assert np.all((values > 0.6) & (values < 1.3))  # ... all values near 1, as Newton-Schulz leaves them
     np.testing.assert_allclose(updates["unembed"], np.sign(grads["unembed"]), rtol=1e-6)
+
+
+def test_muon_decays_every_matrix_alike():
+    """As KellerJordan/Muon, whose factor for shape multiplies the update alone: at a gradient of 0, 1 to 4 and 4 to 1
+    shrink by learning rate x weight decay."""
+    sizes = {"embed": 4, "mlp": 16, "vocab": 8, "heads": 2, "head_dim": 2, "kv_heads": 1}
+    metas = {
+        "wi": signature("hidden", "embed -> mlp", sizes),
+        "wo": signature("hidden", "mlp -> embed", sizes),
+        "wk": signature("kv", "embed -> kv_heads head_dim", sizes),
+        "unembed": signature("output", "embed -> vocab", sizes),
+    }
+    scalings = resolve(assign_rows(PARAMETERIZATIONS["mup"], metas), metas, metas, "muon")
+    params = {name: np.full(meta.sizes, 2.0) for name, meta in metas.items()}
+    zero = jax.tree.map(np.zeros_like, params)
+    with jax.enable_x64(True):
+        chain = make_optimizer("muon", "decoupled", metas, HPS, scalings, 0.5)
+        updates, _ = chain.update(zero, chain.init(params), params)
+    for name, update in updates.items():
+        np.testing.assert_allclose(update, -0.5 * HPS.learning_rate * HPS.weight_decay * params[name], err_msg=name)
+    for name, meta in metas.items():  # the learning rate keeps the factor for shape
+        shape = (meta.fan_out / meta.fan_in) ** 0.5 if meta.role in ("hidden", "kv") else 1
+        assert np.isclose(scalings[name].lr, shape)
 
 
 def test_adafactor_factors_each_logical_matrix():

@@ -135,7 +135,10 @@ def test_relative_tables_are_sp_at_the_base_width(width):
     # Apart from the base width no two tables are one, but for these, of which the papers say so
     wide = {
         name: run_at(
-            2 * width, name, base_width=width, model__norm_gain="vector",
+            2 * width,
+            name,
+            base_width=width,
+            model__norm_gain="vector",
             parameterization__base_num_layers=int(table.compares_depths),
         ).table_hash
         for name, table in PARAMETERIZATIONS.items()
@@ -376,7 +379,7 @@ def test_completep_is_the_code_of_its_authors(depth):
 
 
 def test_everything_of_the_factorials_sp_trains_at_eta_over_the_width():
-    """2605.21486's gauge, whatever a tensor's own sizes are: gains of queries and keys, biases of the MLP and logits."""
+    """2605.21486's gauge, whatever a tensor's own sizes are: gains of queries and keys, biases of MLP and logits."""
     options = dict(model__qk_norm=True, model__norm="layer", model__norm_gain="vector", model__bias=True)
     for gain, table, expected in (
         ("vector", "factorial", 1 / 64), ("scalar", "factorial", 1 / 64), ("vector", "factorial+ln", 1),

@@ -9,7 +9,7 @@ from typing import Any
 
 from mujax.config import RunConfig
 from mujax.errors import UserError, suggest
-from mujax.optim import OPTIMIZERS
+from mujax.optim import OPTIMIZERS, decay_gauge
 from mujax.parameterization import PARAMETERIZATIONS, Row, Scaling, is_row, is_scaling, named_leaves
 from mujax.params import ParamMeta
 from mujax.run import Run, make_run
@@ -55,7 +55,7 @@ def _tensor(run: Run, meta: ParamMeta, row: Row, scaling: Scaling) -> dict[str, 
     init, forward, lr, eps, decay = (float(value) for value in scaling)
     rate = optim.learning_rate * lr
     shrink = {
-        "decoupled": rate * forward**optimizer.gauge * optim.weight_decay * decay,
+        "decoupled": rate * float(decay_gauge(optim.name, meta, scaling)) * optim.weight_decay * decay,
         "l2": 0.0,
     }.get(optim.decay_form, optim.weight_decay * decay)
     rules = {name: str(getattr(row, name)) for name in ("init", "forward", "eps", "weight_decay")}

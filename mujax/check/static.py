@@ -13,7 +13,7 @@ import numpy as np
 
 from mujax.check.findings import Finding, power
 from mujax.errors import UserError
-from mujax.optim import OPTIMIZERS, is_muon
+from mujax.optim import OPTIMIZERS, decay_gauge, is_muon
 from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling, is_scaling, named_leaves
 from mujax.parameterization.table import BASIC_ROLES
 from mujax.params import ParamMeta
@@ -95,16 +95,17 @@ ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where
 def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
     """Findings from the resolved numbers of runs at several widths, which differ in nothing else."""
     widths = sorted(runs)
-    narrow, wide = runs[widths[0]], runs[widths[-1]]
+    narrow = runs[widths[0]]
     table = PARAMETERIZATIONS[narrow.cfg.parameterization.name]
     by_width = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
-    narrow_metas, wide_metas = named_leaves(narrow.metas), named_leaves(wide.metas)
+    metas_by_width = [named_leaves(runs[width].metas) for width in widths]
     findings: list[Finding] = []
-    for name, meta in narrow_metas.items():
-        grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
+    for name, meta in metas_by_width[0].items():
+        metas = [metas[name] for metas in metas_by_width]
+        grows = growth(meta, metas[-1], widths[-1] / widths[0])
         scalings = [scalings[name] for scalings in by_width]
         # Under a wrong role every number is wrong: no use in listing them
-        findings += _role(name, meta, grows) or _tensor(name, meta, grows, narrow, widths, scalings)
+        findings += _role(name, meta, grows) or _tensor(name, metas, grows, narrow, widths, scalings)
     findings += _scales(table, runs)
     if table.relative:
         findings += _base_constants(narrow)
@@ -126,8 +127,8 @@ def _fits(sides, grows: Growth) -> bool:
     return all(wants is None or (exponent > 0) == wants for wants, exponent in pairs)
 
 
-def _tensor(name, meta, grows, run: Run, widths, scalings) -> list[Finding]:
-    optimizer = OPTIMIZERS[run.cfg.optim.name]
+def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
+    optimizer, meta = OPTIMIZERS[run.cfg.optim.name], metas[0]
     want = wanted(meta, grows, run, initial_exponent(widths, scalings))
     rates = [s.lr * s.forward**optimizer.gauge for s in scalings]
     sizes = {
@@ -143,7 +144,8 @@ def _tensor(name, meta, grows, run: Run, widths, scalings) -> list[Finding]:
     if float(run.hps.weight_decay) > 0 and any(decay):
         form = run.cfg.optim.decay_form
         if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # in SGD they are one
-            sizes["decay"] = ([rate * d for rate, d in zip(rates, decay, strict=True)], 0.0)
+            gauges = [decay_gauge(run.cfg.optim.name, at, s) for at, s in zip(metas, scalings, strict=True)]
+            sizes["decay"] = ([s.lr * g * s.weight_decay for s, g in zip(scalings, gauges, strict=True)], 0.0)
         elif form == "l2":  # as large beside the gradient at every width
             sizes["decay"] = (decay, want.eps - (want.init if meta.dist == "normal" else 0.0))
         else:

@@ -13,7 +13,8 @@ def _adam_alone(row: Row, **changes) -> Row:
     return row.replace(lr={"adam": row.lr["adam"]}, **changes)
 
 
-# Rate times decay does not depend on width, as in microsoft/mup's MuAdamW and 2505.01618, Table 1.
+# Rate times decay does not depend on width, as in microsoft/mup's MuAdamW and 2505.01618, Table 1. MuAdamW leaves the
+# readout's decay alone, as it does its rate, in the form of Table 8; the product is that of this row.
 MUP_CONSTANT_SHRINK = MUP.replace(
     name="mup_constant_shrink",
     source="mup with decay x m, so that rate x decay is constant (2505.01618 Table 1; microsoft/mup, MuAdamW)",

@@ -11,6 +11,12 @@ follow the hidden matrices, with the learning rate of SGD at fan_out / fan_in of
 (2310.17813) as their fan_out may not grow; so they do in Lingle 2024 (2404.05728) for multi-query attention.
 eps: the paper (appendix B.3) scales that of all parameters by 1 / fan_in, which is exact for the readout in the
 form of Table 8 alone; here it follows the gradient in every form. microsoft/mup leaves eps as it is.
+
+Decay: the tables of the paper have no rule for it, and these leave the coefficient alone. What decays decoupled is the
+effective weight, by its own rate, so that the forms stay one trajectory: the readout shrinks by eta lambda / m a step,
+in Table 3, where its rate is eta / m, and in Tables 8 and 9 too. AdamW on the weights that Table 8 stores would shrink
+it by eta lambda, and hidden matrices by eta lambda / m. microsoft/mup's MuAdamW (mup/optim.py) multiplies the decay of
+hidden matrices by m as well, so that everything shrinks by eta lambda: that is `mup_constant_shrink`.
 """
 
 from mujax.parameterization.sp import FAN_IN, REPEATED, SPECTRAL
@@ -60,7 +66,7 @@ MUP_TABLE8 = MUP.replace(
     rows={
         **MUP.rows,
         "output": Row(
-            _TABLE_8,
+            f"{_TABLE_8}; decays as in Table 3",
             init=FAN_IN * Power(ratio_in=0.5),
             forward=INVERSE,
             lr={"adam": ONE, "sgd": Power(ratio_in=1), "adafactor": ONE, "muon": ONE},
@@ -82,7 +88,7 @@ MUP_TABLE9 = MUP.replace(
             eps=EPS * Power(ratio_out=0.5),
         ),
         "output": Row(
-            _TABLE_9,
+            f"{_TABLE_9}; decays as in Table 3",
             init=FAN_IN,
             forward=HALF,
             lr={"adam": HALF, "sgd": ONE, "adafactor": ONE, "muon": HALF},
