@@ -119,14 +119,20 @@ def export(
     table, column = PARAMETERIZATIONS[parameterization], OPTIMIZERS[optimizer].column
     _check_table(table, column, optimizer)
     _check_names(shapes, base_shapes, roles)
+    base_shapes = _with_nulls(shapes, base_shapes, roles)
     metas, base_metas, embeddings = {}, {}, set()
     for name, sizes in shapes.items():
         base = base_shapes[name]
         role = role_of(name, base, roles)
         _check_stack(name, role, base)
         at_base = tuple(size if b is None else b for size, b in zip(sizes, base, strict=True))
-        if role in ("input", "tied") and base[0] is None:
+        if role == "tied" or role == "input" and base[0] is None:
             embeddings.add(name)
+        elif role == "input" and len(base) > 1 and base == sizes:
+            raise UserError(
+                f"{name} has shape {json.dumps(sizes)} in both files: is it an embedding or a layer? Write null in "
+                "--base_shapes for the size that does not grow"
+            )
         metas[name] = _meta(name, role, sizes, name in embeddings)  # pyright: ignore[reportArgumentType]
         base_metas[name] = _meta(name, role, at_base, name in embeddings)  # pyright: ignore[reportArgumentType]
     rows = assign_rows(table, metas)
@@ -190,6 +196,29 @@ def _check_names(shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, Base
                 f"{name} has shape {json.dumps(sizes)} in both files; write null in --base_shapes for a size that does "
                 "not grow"
             )
+
+
+def _with_nulls(
+    shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]
+) -> Mapping[str, BaseShape]:
+    """The base shapes; null where a size cannot grow, if they are those of the model itself and mark none.
+
+    Nothing grows from a model to itself, so nothing but the null that is missing would tell an embedding from a layer.
+    A size that grows is the output of one matrix and the input of another; a vocabulary or an image's channels are
+    not.
+    """
+    matrices = [sizes for sizes in base_shapes.values() if len(sizes) > 1]
+    if shapes != base_shapes or any(None in sizes for sizes in base_shapes.values()):
+        return base_shapes
+    inside = {sizes[0] for sizes in matrices} & {sizes[1] for sizes in matrices}
+
+    def told(name: str, sizes: BaseShape) -> BaseShape:
+        is_hidden = any(role == "hidden" and fnmatchcase(name, pattern) for pattern, role in roles.items())
+        if len(sizes) < 2 or is_hidden:
+            return sizes
+        return (*(size if size in inside else None for size in sizes[:2]), *sizes[2:])
+
+    return {name: told(name, sizes) for name, sizes in base_shapes.items()}
 
 
 def _check_stack(name: str, role: str, base: BaseShape) -> None:

@@ -80,6 +80,39 @@ def test_forms_of_one_table_are_one_model():
             assert starts[other] == pytest.approx(starts[0])
 
 
+@pytest.mark.parametrize("table", ["sp", "mup", "mup_table8", "mup_table9", "mup_constant_shrink"])
+def test_the_base_model_itself_has_the_numbers_of_the_base(table):
+    """Without null the shapes of a model are base shapes that say nothing of what grows; they mean what null would."""
+    told = {  # name -> shape, and the same with null
+        "embed.weight": ((1000, 64), (None, 64)), "l1.weight": ((64, 64), (64, 64)), "l1.bias": ((64,), (64,)),
+        "up.weight": ((256, 64), (256, 64)), "down.weight": ((64, 256), (64, 256)), "norm.weight": ((64,), (64,)),
+        "first.weight": ((64, 3), (64, None)), "head.weight": ((1000, 64), (None, 64)), "head.bias": ((1000,), (None,)),
+    }  # fmt: skip
+    shapes, nulls = ({name: pair[i] for name, pair in told.items()} for i in (0, 1))
+    numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.1}
+    ours = export(shapes, shapes, table, "adamw", numbers, parse_roles(ROLES))
+    assert ours == export(shapes, nulls, table, "adamw", numbers, parse_roles(ROLES))
+    starts = {name: std * ours["forward"][name] for name, std in ours["init"].items()}
+    matrices = {"l1": 1 / 8, "up": 1 / 8, "down": 1 / 16, "first": 3**-0.5, "head": 1 / 8}
+    assert starts == pytest.approx({"embed.weight": 1.0} | {f"{name}.weight": std for name, std in matrices.items()})
+    rates = {g["lr"] * ours["forward"][name] for g in ours["groups"] for name in g["params"]}
+    assert {g["weight_decay"] for g in ours["groups"]} == {0.1} and rates == {0.01}
+    tied = export({"embed": (1000, 64), "l1": (64, 64)}, {"embed": (1000, 64), "l1": (64, 64)}, table, "adamw", numbers,
+                  {"embed": "tied"})  # fmt: skip
+    assert tied["init"]["embed"] == 1.0 and tied["readout"]["embed"] == pytest.approx(1 / 8)
+
+
+def test_a_base_model_that_cannot_be_told_is_refused():
+    numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
+    for rows, roles, message in (
+        (1000, {}, "may be an embedding or a readout: give its role"),
+        (64, {"embed": "input"}, "is it an embedding or a layer. Write null"),
+    ):
+        shapes = {"embed": (rows, 64), "l1": (64, 64)}
+        with pytest.raises(UserError, match=message):
+            export(shapes, shapes, "mup", "adamw", numbers, roles)
+
+
 def test_what_a_step_forgets_is_that_of_the_original():
     """Rate x decay, tensor by tensor. mup_constant_shrink: as microsoft/mup's MuAdamW, which divides the rate of a
     matrix with two growing sizes by m, multiplies its decay by m, and leaves all else alone. Muon's matrices: as

@@ -7,7 +7,8 @@ Flags
   --shapes=FILE            sizes of every tensor as torch stores them, JSON or YAML:
                            {{name: list(p.shape) for name, p in model.named_parameters()}}
   --base_shapes=FILE       the same at the base width, null where a size does not grow with it: a
-                           file of microsoft/mup's save_base_shapes, or JSON
+                           file of microsoft/mup's save_base_shapes, or JSON; where it is the
+                           model itself, null may be missing
   --parameterization=NAME  a table (mujax explain --help lists them)
   --optimizer=NAME         adamw (the default), sgd, lion, adafactor or muon: which learning rates
                            (muon: of hidden matrices, without a factor of its own for their shape)
