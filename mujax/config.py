@@ -14,12 +14,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from mujax.data.corpus import VOCAB_SIZE
-from mujax.errors import UserError, not_one_of, suggest
+from mujax.errors import UserError, shown, suggest
 from mujax.models import MODELS
-from mujax.optim import DECAY_FORMS, OPTIMIZERS
-from mujax.parameterization import PARAMETERIZATIONS
-from mujax.schedules import SCHEDULES
+from mujax.ranges import DATASETS, DTYPES, INT32, RANGES, check_numbers, check_together, one_of
 from mujax.sharding import RULES, WEIGHT_AXES
 
 
@@ -139,9 +136,6 @@ SECTIONS = {
 STUDY_SECTIONS = ("sweep", "refine")
 # Sections that say where and how a run is done, and may change while it is under way: no part of what it is
 OPERATION_SECTIONS = ("mesh", "checkpoint", "monitor")
-DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
-DTYPES = ("float32", "bfloat16")
-LEAST = {"num_kv_heads": 0, "boundary_id": -1, "balance_weight": 0}  # of a model's numbers, those that may say none
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
 
 
@@ -182,12 +176,48 @@ class RunConfig:
     @functools.cached_property
     def id(self) -> str:
         """First 12 hex of the SHA-256 of the resolved config without OPERATION_SECTIONS: names the run."""
-        return digest({key: value for key, value in self.as_dict().items() if key not in OPERATION_SECTIONS})
+        parts = {key: canonical(getattr(self, key)) for key in SECTIONS if key not in OPERATION_SECTIONS}
+        parts.update(seed=json.dumps(self.seed), model=_canonical_model(self.model_name, _Itself(self.model)))
+        return hashed("{" + ", ".join(f'"{key}": {parts[key]}' for key in sorted(parts)) + "}")
+
+
+def hashed(text: str) -> str:
+    """First 12 hex of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def digest(tree) -> str:
     """First 12 hex of the SHA-256 of a tree of JSON values, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+    return hashed(json.dumps(tree, sort_keys=True))
+
+
+class _Itself:
+    """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same JSON."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __hash__(self):
+        return id(self.thing)
+
+    def __eq__(self, other):
+        return self.thing is other.thing
+
+
+def canonical(section) -> str:
+    """A frozen dataclass as JSON with sorted keys, as `digest` has it."""
+    return _canonical(_Itself(section))
+
+
+@functools.lru_cache(maxsize=1024)  # the points of a sweep share most of their sections
+def _canonical(section: _Itself) -> str:
+    return json.dumps(dataclasses.asdict(section.thing), sort_keys=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _canonical_model(name: str, model: _Itself) -> str:
+    fields = {field: value for field, value in dataclasses.asdict(model.thing).items() if field not in DERIVED}
+    return json.dumps({"name": name, **fields}, sort_keys=True)
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
@@ -197,32 +227,60 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
       UserError: an unknown or missing field, a wrong type, a value out of range, or a combination
         that cannot work; the message names the field.
     """
-    tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
-    _check_names(tree, ("seed", "model", *SECTIONS), "")
-    sections = {key: typed_section(cls, tree[key], key) for key, cls in SECTIONS.items()}
-    if not isinstance(tree["model"], Mapping):
-        raise UserError(f"model = {tree['model']!r} is not a section of fields")
-    model_tree = dict(tree["model"])
-    model_name = model_tree.pop("name", None)
-    _one_of("model.name", model_name, MODELS)
-    model_cls = MODELS[model_name][0]
-    _check_fields_of(model_name, model_tree)
-    model_kwargs = _typed_fields(model_cls, model_tree, "model", derived=DERIVED)
-    _check_model_ranges(model_kwargs)
-    seed = _cast(tree["seed"], int, "seed")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"seed = {seed} must be in [0, 2^31)")
-    _check_ranges(**sections)
-    reads, holds = getattr(model_cls, "reads", "text"), DATASETS[sections["data"].name]
-    if reads != holds:
-        raise UserError(f"data.name = {sections['data'].name!r} is {holds}; model.name = {model_name!r} reads {reads}")
-    derived = {"vocab_size": sections["data"].vocab_size, "seq_len": sections["data"].seq_len}
-    has = {field.name for field in dataclasses.fields(model_cls)}
-    model = model_cls(**model_kwargs, **{name: value for name, value in derived.items() if name in has})
-    cfg = RunConfig(seed=seed, model_name=model_name, model=model, **sections)
-    _check_base(cfg)
-    _check_rules(cfg)
-    return cfg
+    return ConfigMaker()(tree)
+
+
+class ConfigMaker:
+    """Makes RunConfigs, see make_run_config, of trees that share sections: one that is the same object as an earlier
+    tree's is typed, and its numbers checked, once. No section may change meanwhile."""
+
+    def __init__(self):
+        self._typed: dict[Any, Any] = {}
+
+    def __call__(self, tree: Mapping[str, Any]) -> RunConfig:
+        tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
+        _check_names(tree, ("seed", "model", *SECTIONS), "")
+        sections = {key: self._once(tree[key], cls, key) for key, cls in SECTIONS.items()}
+        name, fields = self._once(tree["model"], None, "model")
+        model_cls = MODELS[name][0]
+        seed = _cast(tree["seed"], int, "seed")
+        RANGES["seed"].check("seed", seed)
+        check_together(**sections)
+        reads, holds = getattr(model_cls, "reads", "text"), DATASETS[sections["data"].name]
+        if reads != holds:
+            raise UserError(f"data.name = {sections['data'].name!r} is {holds}; model.name = {name!r} reads {reads}")
+        model = self._model(tree["model"], model_cls, fields, sections["data"])
+        cfg = RunConfig(seed=seed, model_name=name, model=model, **sections)
+        _check_base(cfg)
+        _check_rules(cfg)
+        return cfg
+
+    def _once(self, section, cls, where: str):
+        key = _Itself(section), where
+        if key not in self._typed:
+            self._typed[key] = _typed_model(section) if cls is None else typed_section(cls, section, where)
+        return self._typed[key]
+
+    def _model(self, section, cls, fields: Mapping[str, Any], data: DataConfig):
+        key = _Itself(section), data.vocab_size, data.seq_len
+        if key not in self._typed:
+            derived = {name: getattr(data, name) for name in DERIVED if name in _type_hints(cls)}
+            self._typed[key] = cls(**fields, **derived)
+        return self._typed[key]
+
+
+def _typed_model(tree) -> tuple[str, dict[str, Any]]:
+    """(name, fields) of the section `model`, without what follows from the data."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"model = {shown(tree)} is not a section of fields")
+    fields = dict(tree)
+    name = fields.pop("name", None)
+    one_of("model.name", name, MODELS)
+    _check_fields_of(name, fields)
+    fields = _typed_fields(MODELS[name][0], fields, "model", derived=DERIVED)
+    check_numbers("model", fields)
+    one_of("model.dtype", fields["dtype"], DTYPES)
+    return name, fields
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
@@ -253,11 +311,13 @@ def typed_section(cls, tree: Mapping[str, Any], where: str):
     """A section of the config as the dataclass that names its fields.
 
     Raises:
-      UserError: an unknown or missing field, or a wrong type.
+      UserError: an unknown or missing field, a wrong type, or a number out of range.
     """
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} = {tree!r} is not a section of fields")
-    return cls(**_typed_fields(cls, tree, where))
+        raise UserError(f"{where} = {shown(tree)} is not a section of fields")
+    fields = _typed_fields(cls, tree, where)
+    check_numbers(where, fields)
+    return cls(**fields)
 
 
 def _typed_fields(cls, tree: Mapping[str, Any], where: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -293,144 +353,21 @@ def _cast(value, kind: type, field: str) -> Any:
     """Checks a value's type; an int serves as a float, a NumPy scalar as its Python number; no other conversion."""
     if isinstance(value, np.generic):
         value = value.item()
-    if kind is float and type(value) is int:
-        value = float(value)
     if get_origin(kind) is tuple:  # of any length, all entries of one type
         if not isinstance(value, tuple | list):
-            raise UserError(f"{field} = {value!r} is {type(value).__name__}, not a tuple")
+            raise UserError(f"{field} = {shown(value)} is {type(value).__name__}, not a tuple")
         return tuple(_cast(entry, get_args(kind)[0], field) for entry in value)
+    if kind is float and type(value) is int and abs(value) < 1e38:
+        value = float(value)
+    if kind is float and type(value) in (float, int):
+        if type(value) is int or not (math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)):
+            raise UserError(f"{field} = {shown(value)} is not a finite number that fits float32")
+        return value + 0.0  # -0.0 is 0.0
     if type(value) is not kind:
-        raise UserError(f"{field} = {value!r} is {type(value).__name__}, not {kind.__name__}")
-    if kind is float and not (math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)):
-        raise UserError(f"{field} = {value!r} is not a finite number that fits float32")
+        raise UserError(f"{field} = {shown(value)} is {type(value).__name__}, not {kind.__name__}")
+    if kind is int and not -INT32 <= value <= INT32:
+        raise UserError(f"{field} = {shown(value)} is not a whole number that fits int32")
     return value
-
-
-def _one_of(field: str, value, choices) -> None:
-    if value not in list(choices):  # a list, for values that cannot be hashed
-        raise UserError(f"{field} = {value!r} {not_one_of(value, choices)}")
-
-
-def _at_least(field: str, value, bound) -> None:
-    if value < bound:
-        raise UserError(f"{field} = {value!r} must be at least {bound}")
-
-
-def _positive(field: str, value) -> None:
-    if value <= 0:
-        raise UserError(f"{field} = {value!r} must be above 0")
-
-
-def _check_model_ranges(kwargs: Mapping[str, Any]) -> None:
-    """Every number of a model is a size or a scale: positive, or what means none."""
-    for name, value in kwargs.items():
-        if type(value) in (int, float):
-            if name in LEAST:
-                _at_least(f"model.{name}", value, LEAST[name])
-            else:
-                _positive(f"model.{name}", value)
-    _one_of("model.dtype", kwargs["dtype"], DTYPES)
-
-
-def _check_ranges(
-    parameterization: ParameterizationConfig,
-    optim: OptimConfig,
-    schedule: ScheduleConfig,
-    train: TrainConfig,
-    data: DataConfig,
-    mesh: MeshConfig,
-    checkpoint: CheckpointConfig,
-    monitor: MonitorConfig,
-) -> None:
-    _one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
-    _positive("parameterization.base_width", parameterization.base_width)
-    for name in ("base_d_head", "base_num_layers"):
-        _at_least(f"parameterization.{name}", getattr(parameterization, name), 0)
-
-    _one_of("optim.name", optim.name, OPTIMIZERS)
-    _one_of("optim.decay_form", optim.decay_form, DECAY_FORMS)
-    _positive("optim.learning_rate", optim.learning_rate)
-    _positive("optim.eps", optim.eps)
-    _one_of("optim.momentum_dtype", optim.momentum_dtype, DTYPES)
-    if optim.momentum_dtype != "float32" and optim.name == "adafactor":
-        raise UserError(f"optim.momentum_dtype = {optim.momentum_dtype!r} with optim.name = 'adafactor': it has none")
-    for name in ("weight_decay", "grad_clip"):
-        _at_least(f"optim.{name}", getattr(optim, name), 0)
-    for name in ("b1", "b2"):
-        if not 0 <= getattr(optim, name) < 1:
-            raise UserError(f"optim.{name} = {getattr(optim, name)!r} must be in [0, 1)")
-
-    for name in (
-        "steps",
-        "batch_size",
-        "accumulation",
-        "eval_interval",
-        "eval_batches",
-        "log_interval",
-        "divergence_loss",
-    ):
-        _positive(f"train.{name}", getattr(train, name))
-    for name in ("give_up_step", "give_up_loss"):
-        _at_least(f"train.{name}", getattr(train, name), 0)
-    if bool(train.give_up_step) != bool(train.give_up_loss):
-        raise UserError(
-            f"train.give_up_step = {train.give_up_step} with train.give_up_loss = {train.give_up_loss:g}: "
-            "the rule needs both, or neither"
-        )
-
-    _one_of("schedule.name", schedule.name, SCHEDULES)
-    _at_least("schedule.warmup_steps", schedule.warmup_steps, 0)
-    _at_least("schedule.decay_steps", schedule.decay_steps, 0)
-    if not 0 <= schedule.final_ratio <= 1:
-        raise UserError(f"schedule.final_ratio = {schedule.final_ratio!r} must be in [0, 1]")
-    if (schedule.name == "wsd") != (schedule.decay_steps > 0):
-        raise UserError(
-            f"schedule.name = {schedule.name!r} with schedule.decay_steps = {schedule.decay_steps}: "
-            "wsd needs decay_steps above 0, and no other schedule has any"
-        )
-    used = "schedule.warmup_steps + schedule.decay_steps" if schedule.decay_steps else "schedule.warmup_steps"
-    if schedule.warmup_steps + schedule.decay_steps > train.steps:
-        total = schedule.warmup_steps + schedule.decay_steps
-        raise UserError(f"{used} = {total} exceeds train.steps = {train.steps}")
-
-    for name in ("data", "fsdp", "tensor", "slices"):
-        _positive(f"mesh.{name}", getattr(mesh, name))
-    if mesh.data % mesh.slices:
-        raise UserError(f"mesh.slices = {mesh.slices} does not divide mesh.data = {mesh.data}")
-    if train.batch_size % train.accumulation:
-        raise UserError(
-            f"train.accumulation = {train.accumulation} does not divide train.batch_size = {train.batch_size}"
-        )
-    if train.batch_size // train.accumulation % (mesh.data * mesh.fsdp):
-        raise UserError(
-            f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size / train.accumulation = "
-            f"{train.batch_size // train.accumulation}"
-        )
-
-    for name in ("interval", "grace_seconds"):
-        _positive(f"checkpoint.{name}", getattr(checkpoint, name))
-    _at_least("checkpoint.keep", checkpoint.keep, 2)  # one may turn out damaged
-    for name in ("tensor_interval", "profile_step", "profile_steps"):
-        _at_least(f"monitor.{name}", getattr(monitor, name), 0)
-
-    _one_of("data.name", data.name, DATASETS)
-    _positive("data.seq_len", data.seq_len)
-    has_none = data.name in ("embedded", "synthetic_images")
-    if has_none == bool(data.path):
-        rule = "it has no path" if has_none else "it needs a path"
-        raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: {rule}")
-    _positive("data.vocab_size", data.vocab_size)
-    if data.name in ("embedded", "text") and data.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes, or more "
-            "pieces of a vocabulary that is trained on it"
-        )
-    if DATASETS[data.name] == "images" and data.eos_id != -1:
-        raise UserError(f"data.eos_id = {data.eos_id} with data.name = {data.name!r}: an image has one class; set -1")
-    if DATASETS[data.name] == "images" and data.vocab_size > 256:
-        raise UserError(f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: at most 256 classes")
-    if not -1 <= data.eos_id < data.vocab_size:
-        raise UserError(f"data.eos_id = {data.eos_id} is no token of data.vocab_size = {data.vocab_size}, and not -1")
 
 
 def _check_base(cfg: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """The one exception a user is meant to see, and how a process says that it should be run again."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 # Exit codes of processes that end without a result; the same command goes on
@@ -40,6 +41,20 @@ def _status(e: BaseException) -> int:
     if isinstance(code, str):
         return int(code) if code.isdigit() else 0
     return code if isinstance(code, int) else 0
+
+
+LONG = 80  # characters of a value that a message shows
+
+
+def shown(value, limit: float = LONG) -> str:
+    """A value as a message shows it: on one line and not longer than a limit, whatever its own repr does."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"<a number of {math.ceil(value.bit_length() * math.log10(2))} digits>"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= limit else f"{text[: int(limit) - 3]}..."
 
 
 FEW = 12  # names that a message may list

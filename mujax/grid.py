@@ -4,13 +4,13 @@ A point is a dict of the fields it sets, by dotted name; a sweep is a tuple of p
 the config itself could hold, so an axis may run over any field: numbers, tables, model options, meshes.
 """
 
-import copy
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mujax.config import STUDY_SECTIONS, RunConfig, leaves, make_run_config
-from mujax.errors import UserError, suggest
+from mujax.config import STUDY_SECTIONS, ConfigMaker, RunConfig, leaves, make_run_config
+from mujax.errors import UserError, shown, suggest
 
 Overrides = dict[str, Any]
 Sweep = tuple[Overrides, ...]
@@ -112,8 +112,9 @@ def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
     """
     points: list[tuple[Overrides, RunConfig]] = []
     seen: dict[str, Overrides] = {}
+    make_config, set_fields = ConfigMaker(), FieldSetter(tree)
     for overrides in sweep_points(tree.get("sweep", {})):
-        cfg = point_config(tree, overrides)
+        cfg = make_config(set_fields(overrides))
         if cfg.id in seen:
             same = f"{overrides} and {seen[cfg.id]}" if overrides != seen[cfg.id] else f"{overrides}"
             raise UserError(f"sweep has one point twice: {same} are one run; make its points distinct")
@@ -128,19 +129,48 @@ def point_config(tree: Mapping[str, Any], overrides: Overrides) -> RunConfig:
     Raises:
       UserError: a field that does not exist, or not a valid config.
     """
-    point = copy.deepcopy({key: value for key, value in tree.items() if key not in STUDY_SECTIONS})
-    for field, value in overrides.items():
-        _set(point, field, value)
-    return make_run_config(point)
+    return make_run_config(FieldSetter(tree)(overrides))
+
+
+class FieldSetter:
+    """Sets fields of a config. What it returns are other trees, but they share each section that is the same in both,
+    so that a ConfigMaker checks it once; none may be changed."""
+
+    def __init__(self, tree: Mapping[str, Any]):
+        self._tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
+        self._sections: dict[tuple[str, str], Any] = {}
+
+    def __call__(self, overrides: Overrides) -> dict[str, Any]:
+        """The tree with these dotted fields set.
+
+        Raises:
+          UserError: a field does not exist.
+        """
+        by_section: dict[str, Overrides] = {}
+        for field, value in overrides.items():
+            by_section.setdefault(field.partition(".")[0], {})[field] = value
+        point = dict(self._tree)
+        for section, fields in by_section.items():
+            # By its repr, in which 1, 1.0 and True are three values
+            key = section, "\n".join(f"{field}={shown(value, math.inf)}" for field, value in fields.items())
+            if key not in self._sections:
+                for field, value in fields.items():
+                    _set(point, field, value)
+                self._sections[key] = point[section]
+            point[section] = self._sections[key]
+        return point
 
 
 def _set(tree: dict[str, Any], field: str, value) -> None:
-    """Sets a dotted field that must exist."""
+    """Sets a dotted field that must exist, in copies of the sections that it is in."""
     *sections, last = field.split(".")
     for section in sections:
-        tree = tree.get(section, {})
-        if not isinstance(tree, dict):
+        inner = tree.get(section, {})
+        if not isinstance(inner, dict):
             raise UserError(f"sweep.{field}: {section} is a field, not a section")
+        if section in tree:
+            tree[section] = inner = dict(inner)
+        tree = inner
     if last not in tree:
         raise UserError(f"sweep.{field}: the config has no field {field}{suggest(last, tree)}")
-    tree[last] = copy.deepcopy(value)  # a section that one field is then set in is no other point's
+    tree[last] = value

@@ -30,6 +30,18 @@ DRAWS = {
 }
 
 
+LONGEST = 2**31 - 1  # an axis
+# Float32 weights, gradients and two moments of so many are 2 PiB; the largest machine of one network, 9,216 chips of
+# TPU7x, has 1.7
+MOST_PARAMS = 2**47
+
+
+def check_num_params(count: int, what: str) -> None:
+    """Raises UserError if no machine could hold so many parameters."""
+    if count > MOST_PARAMS:
+        raise UserError(f"{what}: {count:.6g} parameters are more than any machine could train, 2^47 = 1.4e14")
+
+
 @dataclasses.dataclass(frozen=True)
 class ParamMeta:
     """Scaling metadata of one parameter; hashable, and a leaf in any pytree.
@@ -97,6 +109,10 @@ def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "norma
     if len(set(axes)) < len(axes):
         raise UserError(f"signature {text!r} repeats an axis; give each its own name")
     sizes = tuple(dims[axis] for axis in axes)
+    for axis, size in zip(axes, sizes, strict=True):
+        if size > LONGEST:
+            raise UserError(f"signature {text!r}: {axis!r} has size {size:.6g}; an axis is indexed by int32")
+    check_num_params(math.prod(sizes), f"signature {text!r}")
     return ParamMeta(role, tuple(batch.split()), tuple(ins.split()), tuple(outs.split()), sizes, dist)
 
 

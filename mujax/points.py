@@ -8,7 +8,7 @@ from mujax.config import leaves
 from mujax.errors import UserError
 from mujax.grid import Overrides, expand_sweep
 from mujax.pooling import ON_A_LINE, Coupling, find_coupling, same_values
-from mujax.run import Run, make_run
+from mujax.run import Run, RunMaker
 from mujax.settings import comparable
 
 
@@ -38,6 +38,7 @@ def make_points(tree: Mapping[str, Any]) -> list[Point]:
     Raises:
       UserError: see mujax.grid.expand_sweep and mujax.run.make_run.
     """
+    make_run = RunMaker()
     return [Point(overrides, make_run(cfg)) for overrides, cfg in expand_sweep(tree)]
 
 
@@ -51,7 +52,8 @@ def group_points(points: Sequence[Point]) -> list[list[Point]]:
 
 def field_value(point: Point, field: str) -> Any:
     """The value of a dotted field of a point's run; None if there is no such field."""
-    return dict(leaves(point.run.cfg.as_dict())).get(field)
+    section, _, name = field.rpartition(".")
+    return _fields(getattr(point.run.cfg, section, None) if section else point.run.cfg).get(name)
 
 
 def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]], dict[str, Coupling]]:
@@ -62,9 +64,8 @@ def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]]
     names = list(dict.fromkeys(n for p in points for n, _ in leaves(p.overrides) if n not in (field, "seed")))
     values, rates = [], []
     for point in points:
-        fields = dict(leaves(point.run.cfg.as_dict()))
-        values.append({name: fields.get(name) for name in names})
-        rates.append(fields[field])
+        values.append({name: field_value(point, name) for name in names})
+        rates.append(field_value(point, field))
     numeric = [f for f in names if f != "model.d_model" and all(type(own[f]) in (int, float) for own in values)]
     others = [name for name in names if name not in numeric]
     same = same_values(rates)
@@ -82,6 +83,13 @@ def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]]
         free = tuple(comparable(own[name]) for name in names if name not in coupled)
         curves.setdefault((free, tuple(lines[name][constants[name][i]] for name in coupled)), []).append(point)
     return list(curves.values()), coupled
+
+
+def _fields(section) -> dict[str, Any]:
+    """A section's own fields, not one level further; of what is none, none."""
+    if not dataclasses.is_dataclass(section):
+        return {}
+    return {part.name: getattr(section, part.name) for part in dataclasses.fields(section)}
 
 
 @dataclasses.dataclass(frozen=True)

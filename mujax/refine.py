@@ -48,9 +48,8 @@ def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineCon
     cfg = typed_section(RefineConfig, tree["refine"], "refine") if "refine" in tree else None
     if cfg is None or not cfg.log2_step:
         return None
-    for name, least in (("log2_step", 2.0**-10), ("max_extension", 0.0), ("num_seeds", 0)):
-        if getattr(cfg, name) < least:
-            raise UserError(f"refine.{name} = {getattr(cfg, name):g} must be at least {least:g}")
+    if cfg.log2_step < 2.0**-10:
+        raise UserError(f"refine.log2_step = {cfg.log2_step:g} must be at least {2.0**-10:g}, or 0")
     for point in points:
         if point.run.cfg.train.give_up_step:
             raise UserError(

@@ -1,6 +1,5 @@
 """Many points: grouped, trained side by side, one row each; none is lost, and none is done twice."""
 
-import dataclasses
 import math
 import shutil
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mujax import workdir as files
-from mujax.config import digest
+from mujax.config import canonical, hashed
 from mujax.data.loader import load_batches
 from mujax.engine import Parked, Progress, train_runs
 from mujax.errors import UserError
@@ -92,7 +91,7 @@ class _Study:
         self._data = dict(self._recorded.get("data", {}))
         for cfg in [members[0].run.cfg for members in group_points(grid)]:
             fingerprint = load_batches(cfg, seeds=())[2].fingerprint
-            recorded = self._data.setdefault(digest(dataclasses.asdict(cfg.data)), fingerprint)
+            recorded = self._data.setdefault(hashed(canonical(cfg.data)), fingerprint)
             if recorded != fingerprint:
                 raise UserError(
                     f"--workdir={root} was begun on other text (fingerprint {recorded}, now {fingerprint}); "
@@ -118,7 +117,7 @@ class _Study:
                     f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go back to that code"
                 )
             row = self.rows.get(point.id)
-            here = point.run.table_hash, self._data[digest(dataclasses.asdict(point.run.cfg.data))]
+            here = point.run.table_hash, self._data[hashed(canonical(point.run.cfg.data))]
             if row and (row.get("table_hash"), row.get("data_fingerprint")) != here:
                 raise UserError(
                     f"--workdir={self._root}: its row of {point.overrides} is of another table or text "

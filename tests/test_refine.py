@@ -160,7 +160,7 @@ def test_the_best_value_is_that_of_levelled_seeds():
 def test_bad_refinement(tiny):
     tree = tiny(sweep={"seed": (0, 1)})
     for changes, complaint in (
-        ({"log2_step": -1.0}, "refine.log2_step = -1 must be at least"),
+        ({"log2_step": -1.0}, "refine.log2_step = -1.0 must be at least"),
         ({"log2_step": 1e-9}, "refine.log2_step = 1e-09 must be at least"),
         ({"field": "optim.lr"}, "refine.field = 'optim.lr' is None"),
         ({"field": "model.d_model"}, "it must be a number above 0"),
