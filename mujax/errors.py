@@ -46,15 +46,20 @@ def _status(e: BaseException) -> int:
 LONG = 80  # characters of a value that a message shows
 
 
+def cut(text: str, limit: float = LONG) -> str:
+    """A text on one line, and not longer than a limit."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: int(limit) - 3]}..."
+
+
 def shown(value, limit: float = LONG) -> str:
-    """A value as a message shows it: on one line and not longer than a limit, whatever its own repr does."""
+    """A value as a message shows it, whatever its own repr does."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"<a number of {math.ceil(value.bit_length() * math.log10(2))} digits>"
     try:
-        text = " ".join(repr(value).split())
+        return cut(repr(value), limit)
     except Exception:
         return f"<{type(value).__name__}>"
-    return text if len(text) <= limit else f"{text[: int(limit) - 3]}..."
 
 
 FEW = 12  # names that a message may list

@@ -5,15 +5,19 @@ the config itself could hold, so an axis may run over any field: numbers, tables
 """
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from mujax.config import STUDY_SECTIONS, ConfigMaker, RunConfig, leaves, make_run_config
-from mujax.errors import UserError, shown, suggest
+from mujax.errors import UserError, cut, shown, suggest
 
 Overrides = dict[str, Any]
 Sweep = tuple[Overrides, ...]
+MOST_POINTS = 10**6  # each takes some 4 kB of this process
 
 
 def axis(field: str, values: Iterable[Any]) -> Sweep:
@@ -32,6 +36,10 @@ def product(*sweeps: Iterable[Overrides]) -> Sweep:
       UserError: two of them set one field.
     """
     lists = [_not_empty("product", tuple(sweep)) for sweep in sweeps]
+    if (count := math.prod(map(len, lists))) > MOST_POINTS:
+        raise UserError(
+            f"product: {shown(count)} points are more than {MOST_POINTS:,}, the most that one sweep may have"
+        )
     return tuple(_joined("product", points) for points in itertools.product(*lists))
 
 
@@ -110,6 +118,7 @@ def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
     Raises:
       UserError: see sweep_points and point_config; or two points are the same run.
     """
+    _check_recordable(tree)
     points: list[tuple[Overrides, RunConfig]] = []
     seen: dict[str, Overrides] = {}
     make_config, set_fields = ConfigMaker(), FieldSetter(tree)
@@ -121,6 +130,26 @@ def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
         seen[cfg.id] = overrides
         points.append((overrides, cfg))
     return points
+
+
+def _check_recordable(tree: Mapping[str, Any]) -> None:
+    """Raises UserError unless all of a sweep's config can be written as JSON, as manifest.json has it: also values that
+    every point of the sweep sets anew, and that are checked by nothing else."""
+    for field, value in leaves({key: value for key, value in tree.items() if key != "sweep"}):
+        try:
+            json.dumps(value, allow_nan=False, default=_as_number)
+        except (TypeError, ValueError, RecursionError) as e:
+            what = shown(value) if not isinstance(value, tuple | list) or not value else cut(str(e))
+            raise UserError(
+                f"{field} = {what}: the config of a sweep is recorded as JSON, which has no such value; put there what "
+                "a run could have, though each point may set another"
+            ) from e
+
+
+def _as_number(value):
+    if isinstance(value, np.generic):  # as in the files of a workdir
+        return value.item()
+    raise TypeError(f"{shown(value)} is {type(value).__name__}")
 
 
 def point_config(tree: Mapping[str, Any], overrides: Overrides) -> RunConfig:
@@ -152,13 +181,21 @@ class FieldSetter:
         point = dict(self._tree)
         for section, fields in by_section.items():
             # By its repr, in which 1, 1.0 and True are three values
-            key = section, "\n".join(f"{field}={shown(value, math.inf)}" for field, value in fields.items())
+            key = section, "\n".join(f"{field}={_exactly(value)}" for field, value in fields.items())
             if key not in self._sections:
                 for field, value in fields.items():
                     _set(point, field, value)
                 self._sections[key] = point[section]
             point[section] = self._sections[key]
         return point
+
+
+def _exactly(value) -> str:
+    """The repr of a value, or what stands for itself alone where there is none: no integer has one beyond some size."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"{type(value)} at {id(value)}"
 
 
 def _set(tree: dict[str, Any], field: str, value) -> None:

@@ -1,11 +1,12 @@
 """The points of a sweep: grouped by what they can share, and split into shards."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mujax.config import leaves
-from mujax.errors import UserError
+from mujax.errors import UserError, cut
 from mujax.grid import Overrides, expand_sweep
 from mujax.pooling import ON_A_LINE, Coupling, find_coupling, same_values
 from mujax.run import Run, RunMaker
@@ -106,10 +107,11 @@ class Shard:
         Raises:
           UserError: it is something else.
         """
-        index, slash, count = text.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise UserError(f"--shard={text} is not i/n with i from 0 to n - 1, e.g. --shard=0/4")
-        return cls(int(index), int(count))
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        index, count = map(int, found.groups()) if found else (0, 0)
+        if not index < count:
+            raise UserError(f"--shard={cut(text)} is not i/n with i from 0 to n - 1, e.g. --shard=0/4")
+        return cls(index, count)
 
     def take(self, points: Sequence[Point], curve_field: str | None = None) -> list[Point]:
         """This shard's points: every count-th of each group, so that all shards have like work.

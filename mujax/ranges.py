@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mujax.data.corpus import VOCAB_SIZE
-from mujax.errors import UserError, not_one_of, shown
+from mujax.errors import UserError, cut, not_one_of, shown
 from mujax.optim import DECAY_FORMS, OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.schedules import SCHEDULES
@@ -45,20 +45,20 @@ class Range(NamedTuple):
 
 _POSITIVE, _NOT_NEGATIVE = Range(above=0), Range(least=0)
 _BETA = Range(0, float(np.nextafter(np.float32(1), np.float32(0))), words="in [0, 1), as a float32 too")
-# Of what a model's trace has one of each: no network has trained with more layers than 10,000 (1806.05393)
-_UNROLLED = Range(above=0, most=2**14, why="each is traced by itself, or a layer of a stack deeper than any so far")
+_DEPTH = Range(above=0, most=2**14, why="no network has trained with more layers than 10,000 (1806.05393)")
+_TAPS = Range(above=0, most=2**10, why="each is traced by itself")
 # Of the model, each number that is not here is positive. All whole numbers fit int32, and all others float32.
 RANGES: dict[str, Range] = {
     "seed": Range(0, INT32, words="in [0, 2^31)"),
-    "model.num_layers": _UNROLLED,
-    "model.context": _UNROLLED,
-    "model.kernel_size": _UNROLLED,
+    "model.num_layers": _DEPTH,
+    "model.context": _TAPS,
+    "model.kernel_size": _TAPS,
     "model.num_kv_heads": _NOT_NEGATIVE,
     "model.boundary_id": Range(-1),
     "model.balance_weight": _NOT_NEGATIVE,
     "parameterization.base_width": _POSITIVE,
     "parameterization.base_d_head": _NOT_NEGATIVE,
-    "parameterization.base_num_layers": Range(0, _UNROLLED.most, why=_UNROLLED.why),
+    "parameterization.base_num_layers": Range(0, _DEPTH.most, why=_DEPTH.why),
     "optim.learning_rate": _POSITIVE,
     "optim.weight_decay": _NOT_NEGATIVE,
     "optim.b1": _BETA,
@@ -98,8 +98,10 @@ RANGES: dict[str, Range] = {
 
 def one_of(field: str, value, choices) -> None:
     """Raises UserError unless the value is one of the choices."""
-    if value not in list(choices):  # a list, for values that cannot be hashed
-        raise UserError(f"{field} = {shown(value)} {not_one_of(value, choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(
+            f"{field} = {shown(value)} {not_one_of(cut(str(value)) if isinstance(value, str) else '', choices)}"
+        )
 
 
 def check_numbers(section: str, fields: Mapping[str, Any]) -> None:
@@ -164,6 +166,9 @@ def check_together(parameterization, optim, schedule, train, data, mesh, checkpo
     if has_none == bool(data.path):
         rule = "it has no path" if has_none else "it needs a path"
         raise UserError(f"data.name = {data.name!r} with data.path = {data.path!r}: {rule}")
+    for name in ("path", "glob"):
+        if "\0" in getattr(data, name):
+            raise UserError(f"data.{name} = {shown(getattr(data, name))} holds a null byte: it is no name of a file")
     if data.name in ("embedded", "text") and data.vocab_size < VOCAB_SIZE:
         raise UserError(
             f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes, or more "

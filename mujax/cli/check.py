@@ -40,7 +40,7 @@ def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, se
     from mujax.workdir import local_path, make_writable
 
     make_writable(local_path(workdir))
-    num_seeds = numbers("seeds", seeds)
+    num_seeds = numbers("seeds", seeds, most=1000)
     if len(num_seeds) > 1:
         raise UserError(f"--seeds={seeds} is the number of seeds, one number")
     report = check(

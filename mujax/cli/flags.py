@@ -1,7 +1,8 @@
 """From the words of a command line to the values of a verb's flags."""
 
-import math
 import re
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mujax.cli.verb import Verb
-from mujax.errors import UserError, suggest
+from mujax.errors import UserError, cut, suggest
 
 PLACEHOLDERS = {
     "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE", "learning_rate": "X",
@@ -39,9 +40,11 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
             config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
         rest = values(["mujax", *argv])[1:]
     except flags.UnrecognizedFlagError as e:
-        raise UserError(f"unknown flag --{e.flagname}{suggest(e.flagname, names)}; see mujax {verb.name} --help") from e
-    except (flags.Error, OSError, TypeError, ValueError) as e:
-        raise UserError(f"{e}; see mujax {verb.name} --help") from e
+        name = cut(e.flagname)
+        raise UserError(f"unknown flag --{name}{suggest(name, names)}; see mujax {verb.name} --help") from e
+    except BaseException as e:  # of the config file, which is read once more, or of what reads the text of a value
+        _raise_interrupt(e)
+        raise UserError(f"{cut(_text(e), 300)}; see mujax {verb.name} --help") from e
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
     for name in verb.required:
@@ -51,7 +54,10 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
             )
     kwargs: dict[str, Any] = {name: values[name].value for name in names}
     if takes_config:
-        kwargs["config"] = kwargs["config"].to_dict()
+        try:
+            kwargs["config"] = kwargs["config"].to_dict()
+        except Exception as e:  # a placeholder that was not filled, a section in itself
+            raise UserError(f"--config: {type(e).__name__}: {cut(_text(e), 300)}") from e
     if verb.takes_argv:
         kwargs["argv"] = argv
     return kwargs
@@ -82,14 +88,42 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", found[-1]])
     try:
         values(["mujax", found[-1]])
-    except (Exception, SystemExit) as e:  # a config file is the user's code and may raise anything
-        cause: BaseException = e  # config_flags wraps what get_config raised
-        while inner := cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__):
-            cause = inner
-        raise UserError(f"--config={path}: {type(cause).__name__}: {cause}") from e
+    except BaseException as e:  # a config file is the user's code and may raise anything
+        _raise_interrupt(e)
+        cause = _cause(e)  # config_flags wraps what get_config raised
+        raise UserError(f"--config={path}: {type(cause).__name__}: {cut(_text(cause), 300)}") from e
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(values.config).__name__}, not a ConfigDict")
     return values.config
+
+
+def _cause(e: BaseException) -> BaseException:
+    """What an exception was raised because of, in the end."""
+    seen = {id(e)}
+    while inner := e.__cause__ or (None if e.__suppress_context__ else e.__context__):
+        if id(inner) in seen:
+            break
+        seen.add(id(inner))
+        e = inner
+    return e
+
+
+def _text(e: BaseException) -> str:
+    try:
+        return str(e)
+    except Exception:  # an exception's class may be the user's too
+        return "without a message"
+
+
+def _raise_interrupt(e: BaseException) -> None:
+    """Raises what the user has interrupted the command by. The command's own handler raises a class of its own, so that
+    KeyboardInterrupt itself comes from a config file then."""
+    is_interrupt = isinstance(e, KeyboardInterrupt)
+    if is_interrupt and (type(e) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is _PYTHONS):
+        raise e
+
+
+_PYTHONS = signal.default_int_handler
 
 
 def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
@@ -115,43 +149,54 @@ KINDS = {int: (int, "a whole number"), float: (float, "a number")}
 
 def _check_value(flag: str, text: str, before: Any) -> None:
     """That a field's new value is of the type of the one before, as far as a section or a number goes."""
+    given = f"{flag}={cut(text)}"
     if isinstance(before, ConfigDict) and len(before):
-        raise UserError(f"{flag}={text}: this is a section; set a field of it, e.g. {flag}.{next(iter(before))}=...")
+        raise UserError(f"{given}: this is a section; set a field of it, e.g. {flag}.{next(iter(before))}=...")
     if isinstance(before, bool) and text.lower() not in ("true", "false", "t", "f", "1", "0"):
-        raise UserError(f"{flag}={text} is not True or False")
+        raise UserError(f"{given} is not True or False")
     read, words = KINDS.get(type(before), (str, ""))
     try:
         read(text)
     except ValueError:
-        raise UserError(f"{flag}={text} is not {words}") from None
+        raise UserError(f"{given} is not {words}") from None
 
 
-def number(flag: str, text: str | None, default, least, most=math.inf):
+LARGEST = {int: 2**31 - 1, float: sys.float_info.max}  # of a flag; far more than any means
+
+
+def number(flag: str, text: str | None, default, least, most=None):
     """The value of a flag, a number of the kind of its default.
 
     Raises:
       UserError: it is no such number, or out of range.
     """
     kind = type(default)
+    if text is None:
+        return default
     try:
-        value = default if text is None else kind(text)
+        value = kind(text)
     except ValueError:
-        raise UserError(f"--{flag}={text} is not a {'whole ' if kind is int else ''}number") from None
-    if not (math.isfinite(value) and least <= value <= most):
-        raise UserError(f"--{flag}={text} must be at least {least}" + (f", at most {most}" if most < math.inf else ""))
+        raise UserError(f"--{flag}={cut(text)} is not a {'whole ' if kind is int else ''}number") from None
+    most = LARGEST[kind] if most is None else most
+    if not least <= value <= most:
+        bound = "" if most == sys.float_info.max else f", at most {most}"
+        raise UserError(f"--{flag}={cut(text)} must be at least {least}{bound}")
     return value
 
 
-def numbers(flag: str, text: str | None) -> list[int]:
+def numbers(flag: str, text: str | None, most: int = LARGEST[int]) -> list[int]:
     """'32,64' -> [32, 64].
 
     Raises:
-      UserError: not whole numbers, or one below 1.
+      UserError: not whole numbers, or one below 1, or above `most`.
     """
+    given = f"--{flag}={cut(text or '')}"
     try:
         values = [int(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise UserError(f"--{flag}={text} is not a whole number, or several between commas") from None
+        raise UserError(f"{given} is not a whole number, or several between commas") from None
     if any(value < 1 for value in values):
-        raise UserError(f"--{flag}={text}: a number must be at least 1")
+        raise UserError(f"{given}: a number must be at least 1")
+    if any(value > most for value in values):
+        raise UserError(f"{given}: a number must be at most {most}")
     return values

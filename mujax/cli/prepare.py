@@ -64,7 +64,7 @@ def run(
         field=field or "text",
         data_dir=data_dir or "",
     )
-    described = prepare(recipe, workdir, number("processes", processes, os.cpu_count() or 1, 1))
+    described = prepare(recipe, workdir, number("processes", processes, os.cpu_count() or 1, 1, 1024))
     for split, counts in described["splits"].items():
         per_byte = counts["tokens_per_byte"]
         ratio = "" if per_byte is None else f", {per_byte:.3f} a byte"

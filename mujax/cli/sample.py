@@ -54,8 +54,8 @@ def run(
         number("top_p", top_p, 1.0, 1e-6, 1),
     )
     lines = [prompt or ""] if prompts is None else _read_lines("prompts", prompts)
-    texts = [text for text in lines for _ in range(number("num_samples", num_samples, 1, 1))]
-    limits = number("num_tokens", num_tokens, 256, 1), sampling, number("window", window, 0, 0)
+    texts = [text for text in lines for _ in range(number("num_samples", num_samples, 1, 1, 10**5))]
+    limits = number("num_tokens", num_tokens, 256, 1, 2**24), sampling, number("window", window, 0, 0, 2**24)
     continuations = sample(workdir, texts, *limits, number("seed", seed, 0, 0, 2**32 - 1), which)
     for i, (text, continuation) in enumerate(zip(texts, continuations, strict=True), start=1):
         heading = f"--- {i} of {len(texts)}\n" if len(texts) > 1 else ""

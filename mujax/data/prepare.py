@@ -19,7 +19,7 @@ from mujax.data.parts import PREPARING, Recipe, Rule, Work, do_all, dtype_of, re
 from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, check_files, fingerprint, read_description, sealed
 from mujax.data.sources import JsonLines, Parquet, Part, Source, TextFiles, folder_and_glob, length_of
 from mujax.data.tokenizers import Tokenizer
-from mujax.errors import UserError
+from mujax.errors import UserError, cut
 
 COUNTS = ("documents", "tokens", "text_bytes", "cut_documents", "bytes")
 # Text that a SentencePiece model is trained on at most
@@ -161,8 +161,8 @@ def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[
         return tokenizers.read(kind, value, options)
     file = root / "tokenizer.model"
     if not file.exists():
-        if not value.isdecimal():
-            raise UserError(f"--tokenizer=train:{value} is not a whole number of ids")
+        if not (value.isdecimal() and len(value) < 10):
+            raise UserError(f"--tokenizer=train:{cut(value)} is not a whole number of ids that int32 could name")
         model = tokenizers.train(_training_text(source, parts), int(value))
         with files.replacing(file) as stream:
             stream.write(model)

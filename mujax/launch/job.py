@@ -14,7 +14,7 @@ from mujax.config import MeshConfig
 from mujax.errors import UserError
 from mujax.points import Shard, make_points
 from mujax.refine import refine_config
-from mujax.workdir import local_path, write_json
+from mujax.workdir import local_path, read_json, write_json
 
 # Exit codes of mujax (README): of all others the same command is run again, of these
 FINISHED = (0, 3)  # 3: finished, and a run diverged
@@ -132,7 +132,7 @@ def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) 
             raise UserError(f"--out={out} is a file; choose a new folder")
         if not mark.exists() and any(root.iterdir()):
             raise UserError(f"--out={out} holds other files; choose a new folder")
-        if mark.exists() and json.loads(mark.read_text()) != json.loads(json.dumps(record)):
+        if mark.exists() and read_json(mark) != json.loads(json.dumps(record)):
             raise UserError(f"--out={out} holds another launch, in launch.json; choose a new folder")
     root.mkdir(parents=True, exist_ok=True)
     write_json(mark, record)

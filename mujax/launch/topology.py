@@ -4,7 +4,9 @@ import dataclasses
 import math
 import re
 
-from mujax.errors import UserError, suggest
+from mujax.errors import LONG, UserError, cut, suggest
+
+MOST_CHIPS = 2**16  # no slice has a sixth of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ def parse_topology(text: str) -> Slice:
     Raises:
       UserError: it names no slice.
     """
+    if len(text) > LONG:
+        raise UserError(f"--topology={cut(text)} is too long for one; e.g. v4:2x2x1 or v4-8")
     name, colon, shape = text.partition(":")
     if not colon:
         name, _, number = text.rpartition("-")
@@ -74,6 +78,8 @@ def parse_topology(text: str) -> Slice:
         chips, rest = divmod(int(number) if number.isdecimal() else 0, generation.cores)
         if rest or not chips:
             raise UserError(f"--topology={text}: {name} has {generation.cores} cores a chip; e.g. {name}-8")
+    if chips > MOST_CHIPS:
+        raise UserError(f"--topology={text} has {chips} chips, more than any slice")
     if chips > generation.most_chips_a_host and chips % 4:
         raise UserError(f"--topology={text} has {chips} chips, not a whole number of hosts of four")
     return Slice(generation, chips, shape or None)

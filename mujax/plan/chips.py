@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 from typing import Any
 
-from mujax.errors import UserError, suggest
+from mujax.errors import UserError, cut, shown, suggest
 from mujax.peaks import TPUS
 
 GIB = 2**30
+MOST_CHIPS = 2**16  # no slice has a sixth of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,14 @@ def load_topology(name: str, slices: int = 1) -> Topology:
     """
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
-        raise UserError(f"--topology={name}: no TPU generation {generation!r}{suggest(generation, CHIPS)}")
+        raise UserError(
+            f"--topology={cut(name)}: no TPU generation {shown(generation)}{suggest(cut(generation), CHIPS)}"
+        )
     chip = CHIPS[generation]
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
-        raise UserError(f"--topology={name} has no shape; e.g. {generation}:{chip.example}")
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
+        raise UserError(f"--topology={cut(name)} has no shape; e.g. {generation}:{chip.example}")
+    if (count := math.prod(map(int, shape.split("x")))) > MOST_CHIPS:
+        raise UserError(f"--topology={name} has {count} chips, more than any slice; e.g. {generation}:{chip.example}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("mujax plan needs the TPU compiler: pip install libtpu")
     # No metadata server to ask, no TPU to look for, and others may have the library open

@@ -85,10 +85,9 @@ def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], fol
 
 
 def _plain(name: str) -> str:
-    """A name in which matplotlib sees no formula, that it leaves in a legend, and that fits over a panel."""
-    name = name.replace("$", r"\$")
-    name = f" {name}" if name.startswith("_") else name  # labels with an underscore in front are left out
-    return name if len(name) <= 60 else name[:59] + "…"
+    """A name in which matplotlib sees no formula, and that fits over a panel."""
+    name = " ".join(name.split())
+    return (name if len(name) <= 60 else name[:59] + "…").replace("$", r"\$")
 
 
 def _finite(curve: Curve) -> tuple[list[float], list[float]]:
@@ -124,6 +123,7 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
     """A quantity against width with 68% intervals, hollow where flagged, and its law, dotted where flagged."""
     figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     widths = sorted({width for m in measured for width in m.study.widths})
+    marks: list[Line2D] = []
     for i, m in enumerate(measured):
         color, marker = COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
         law = m.laws.get(kind)
@@ -141,15 +141,22 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
                 )  # fmt: skip
         if not law and found:
             axis.plot([p[0] for p in found], [p[1] for p in found], "-", color=color, alpha=0.4, lw=1)
-        axis.plot([], [], marker, ls="-", color=color, label=_plain(m.study.name))
+        marks.append(Line2D([], [], marker=marker, color=color))
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.minorticks_off()
     axis.set(xlabel="width", ylabel=label)
     outside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(measured) > 4 else {}
-    axis.legend(frameon=False, fontsize=8, **outside)
+    _legend(axis, [m.study.name for m in measured], marks, fontsize=8, **outside)
     axis.grid(alpha=0.25)
     return figure
+
+
+def _legend(axis, names: Sequence[str], marks: Sequence[Line2D], **style) -> None:
+    """A legend of all these names: one that begins with an underscore would be left out as a label."""
+    legend = axis.legend(marks, [str(i) for i in range(len(marks))], frameon=False, **style)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(_plain(name))
 
 
 PHASE_AXES = {"E": "E (nats$^2$)", "kappa": r"$\kappa$", "R_inf": r"$R(\infty)$ (nats)"}
@@ -183,8 +190,9 @@ def _draw_phase(points: Sequence[PhasePoint]):
             if name == "R_inf":
                 side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.grid(alpha=0.25)
-    for i, name in enumerate(names[:36]):
-        style = {"color": COLORS[i % len(COLORS)], "ls": ""}
-        axes[-1].plot([], [], MARKERS[i // len(COLORS) % len(MARKERS)], label=_plain(name), **style)
-    axes[-1].legend(frameon=False, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
+    marks = [
+        Line2D([], [], marker=MARKERS[i // len(COLORS) % len(MARKERS)], color=COLORS[i % len(COLORS)], ls="")
+        for i in range(min(len(names), 36))
+    ]
+    _legend(axes[-1], names[:36], marks, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

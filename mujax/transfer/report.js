@@ -15,11 +15,14 @@ const short = (s, n = 44) => (s.length > n ? s.slice(0, n - 1) + "…" : s);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // --- Filters: a study or a point is visible if each of its facets is ticked -----------------------------------
-const facets = {};
+// Maps: the names are data, and an object has a `constructor` and a `__proto__` before it is given any
+const facets = new Map(), off = new Map();
 for (const item of [...data.studies, ...data.phase])
-  for (const [name, value] of Object.entries(item.facets)) (facets[name] ??= new Set()).add(value);
-const off = Object.fromEntries(Object.keys(facets).map((name) => [name, new Set()]));
-const visible = (item) => Object.entries(item.facets).every(([name, value]) => !off[name].has(value));
+  for (const [name, value] of Object.entries(item.facets)) {
+    if (!facets.has(name)) { facets.set(name, new Set()); off.set(name, new Set()); }
+    facets.get(name).add(value);
+  }
+const visible = (item) => Object.entries(item.facets).every(([name, value]) => !off.get(name).has(value));
 const inOrder = (values) =>
   [...values].every((v) => v !== "" && isFinite(v)) ? [...values].sort((a, b) => a - b) : [...values];
 
@@ -31,17 +34,17 @@ function element(tag, properties = {}, ...children) {
 
 function makeFilters() {
   const box = element("div");
-  for (const [name, values] of Object.entries(facets)) {
+  for (const [name, values] of facets) {
     if (values.size < 2) continue;
     const ticks = [];
     const set = element("fieldset", {}, element("legend", { textContent: name }));
     const all = (on) => {
-      for (const tick of ticks) { tick.checked = on; off[name][on ? "delete" : "add"](tick.value); }
+      for (const tick of ticks) { tick.checked = on; off.get(name)[on ? "delete" : "add"](tick.value); }
       refresh();
     };
     for (const value of inOrder(values)) {
       const tick = element("input", { type: "checkbox", checked: true, name, value });
-      tick.addEventListener("change", () => { off[name][tick.checked ? "delete" : "add"](value); refresh(); });
+      tick.addEventListener("change", () => { off.get(name)[tick.checked ? "delete" : "add"](value); refresh(); });
       ticks.push(tick);
       set.append(element("label", {}, tick, short(value, 60)));
     }
