@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from mujax.cli.verb import Verb
 from mujax.errors import UserError, cut, suggest
 
+DEEPEST = 16  # sections in sections; mujax has 2
 PLACEHOLDERS = {
     "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE", "learning_rate": "X",
 }  # fmt: skip
@@ -58,6 +59,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
             kwargs["config"] = kwargs["config"].to_dict()
         except Exception as e:  # a placeholder that was not filled, a section in itself
             raise UserError(f"--config: {type(e).__name__}: {cut(_text(e), 300)}") from e
+        _check_nesting(kwargs["config"])
     if verb.takes_argv:
         kwargs["argv"] = argv
     return kwargs
@@ -95,6 +97,14 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     if not isinstance(values.config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(values.config).__name__}, not a ConfigDict")
     return values.config
+
+
+def _check_nesting(tree: dict[str, Any], depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise UserError(f"--config: sections are nested more than {DEEPEST} deep, or one is in itself")
+    for value in tree.values():
+        if isinstance(value, dict):
+            _check_nesting(value, depth + 1)
 
 
 def _cause(e: BaseException) -> BaseException:

@@ -11,14 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mujax.data.corpus import Corpus
-from mujax.errors import UserError
+from mujax.errors import UserError, shown
 
 FORMAT = 1
 LAYOUTS = ("document", "packed")
@@ -96,11 +96,64 @@ def read_description(folder: Path) -> dict[str, Any]:
         is_same = description == sealed(description) and description["fingerprint"] == fingerprint(description)
     except FileNotFoundError:
         raise UserError(f"{folder} has no {DESCRIPTION}: it is no dataset; mujax prepare makes one") from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{file} cannot be read: {type(e).__name__}: {e}") from e
     if not is_same:
         raise UserError(f"{file} was edited: its SHA-256 is not that of its content; restore it from a copy")
+    _check_fields(f"{file}", description, _CHECKS)  # an edit may have been sealed again
+    _check_fields(f"{file}, tokenizer", description["tokenizer"], _TOKENIZER_CHECKS)
+    for i, shard in enumerate(description["shards"]):
+        _check_fields(f"{file}, shard {i}", shard, _SHARD_CHECKS)
+        if shard["bytes"] % np.dtype(description["dtype"]).itemsize:
+            raise UserError(f"{file}, shard {i}: {shard['bytes']} bytes are no whole number of {description['dtype']}")
+    for split in SPLITS:
+        _check_fields(f"{file}, {split}", description["splits"][split], _SPLIT_CHECKS)
     return description
+
+
+def _is_count(x) -> bool:
+    return type(x) is int and 0 <= x < 2**63
+
+
+def _is_name(x) -> bool:
+    return isinstance(x, str) and x not in ("", ".", "..") and Path(x).name == x and "\0" not in x
+
+
+# What is read of a dataset.json, of its tokenizer, and of a shard
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "layout": lambda x: x in LAYOUTS,
+    "seq_len": _is_count,
+    "dtype": lambda x: x in ("uint16", "uint32"),
+    "fingerprint": lambda x: isinstance(x, str),
+    "tokenizer": lambda x: isinstance(x, dict),
+    "recipe": lambda x: isinstance(x, dict),
+    "shards": lambda x: isinstance(x, list) and all(isinstance(shard, dict) for shard in x),
+    "splits": lambda x: isinstance(x, dict) and all(isinstance(x.get(split), dict) for split in SPLITS),
+}
+_TOKENIZER_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "vocab_size": lambda x: _is_count(x) and 0 < x < 2**31,
+    "eos_id": lambda x: _is_count(x) and x < 2**31,
+    "kind": lambda x: isinstance(x, str),
+    "options": lambda x: isinstance(x, dict),
+    "file": lambda x: x == "" or _is_name(x),
+    "sha256": lambda x: isinstance(x, str),
+}
+_SHARD_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "file": _is_name,
+    "split": lambda x: x in SPLITS,
+    "bytes": _is_count,
+    "sha256": lambda x: isinstance(x, str),
+}
+_SPLIT_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "tokens_per_byte": lambda x: x is None or type(x) in (int, float) and 0 < x < 1e38,
+}
+
+
+def _check_fields(where: str, fields: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> None:
+    for name, is_right in checks.items():
+        if name not in fields or not is_right(fields[name]):
+            value = shown(fields[name]) if name in fields else "missing"
+            raise UserError(f"{where}: {name} is {value}, which mujax prepare never writes; restore it from a copy")
 
 
 def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
