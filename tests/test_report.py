@@ -371,3 +371,69 @@ def test_symlog_and_names_of_switches():
     assert switches("SP+Embd+LN", known) == switches("muP-Attn", known) == switches("μP-Attn", known) == {"embd", "ln"}
     assert switches("factorial+sqrt_embd", known) == {"sqrt_embd"}
     assert switches("mup_table8") is None
+
+
+# What an object of JavaScript has before it is given anything
+OWN_NAMES = ("constructor", "__proto__", "toString", "hasOwnProperty")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_fields_and_studies_called_like_the_parts_of_an_object(tmp_path, no_figures):
+    """Filters and figures are there, and filter."""
+    rows = []
+    for name in ("valueOf", "__proto__"):
+        for value in ("constructor", "b"):
+            for r in laws(name, len(rows)):
+                own = {**r["overrides"], **{f"model.{field}": value for field in OWN_NAMES}}
+                rows.append({**r, "id": f"{r['id']}-{value}", "overrides": own})
+    write(tmp_path / "w", rows)
+    report(tmp_path / "w")
+    probe = """
+    mujaxReport.drawAll();
+    const count = () => document.getElementById("curves").data.length;
+    const names = [...document.querySelectorAll("legend")].map((n) => n.textContent), before = count();
+    document.querySelector('input[name="constructor"][value="constructor"]').click(); mujaxReport.drawAll();
+    return { names, before, after: count(), laws: document.getElementById("law-optimum").data.length };"""
+    found, console = browse(tmp_path / "w/report.html", tmp_path, probe)
+    assert console == []
+    assert {*found["names"]} >= {"parameterization", "constructor", "toString", "hasOwnProperty"}, found
+    assert any("proto" in name for name in found["names"]), found
+    assert (found["before"], found["after"]) == (20, 10), found
+
+
+def test_legends_name_every_study_as_it_is_written():
+    """Matplotlib leaves a label out that begins with an underscore, and reads dollars as formulas."""
+    names = ["_hidden", "$5 and $6", "__", "a_b^c", "plain"]
+    seen = []
+    rows = [r for i, name in enumerate(names) for r in laws(name, i, (32, 64), range(-8, -3))]
+    measured = [measure(study) for study in make_studies({"": rows})]
+    for draw in (
+        lambda: figures._draw_law(measured, "optimum", "x"),
+        lambda: figures._draw_phase(
+            [PhasePoint.plain(name, {"parameterization": name}, 0.1, 0.2, 0.3) for name in names]
+        ),
+    ):
+        figure = draw()
+        figure.canvas.draw()
+        legend = figure.axes[-1].get_legend()
+        seen.append([text.get_text().replace(r"\$", "$") for text in legend.get_texts()])
+        assert all(text.get_window_extent().width > 5 for text in legend.get_texts())
+    assert seen == [names, names]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("loss", "1e308"), ("loss", "-1e39"), ("width", "1" * 300), ("width", "1" * 5000)]
+)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_numbers_of_a_table_beyond_what_is_fitted(tmp_path, column, cell, suffix, capsys):
+    cells = [{"width": "32", "learning_rate": str(2.0**-k), "loss": "2.5"} for k in range(5)]
+    cells[3][column] = cell
+    file = tmp_path / f"t.{suffix}"
+    if suffix == "csv":
+        file.write_text("\n".join([",".join(cells[0]), *(",".join(row.values()) for row in cells)]) + "\n")
+    else:
+        numbers = [", ".join(f'"{name}": {value}' for name, value in row.items()) for row in cells]
+        file.write_text("".join(f"{{{row}}}\n" for row in numbers))
+    assert run(["report", f"--input={file}", f"--workdir={tmp_path / 'w'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "line" in said and len(said) < 400, said
