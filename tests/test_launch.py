@@ -460,6 +460,12 @@ def test_out_is_a_new_folder_or_this_launchs_own(launch, tmp_path):
     code, _, err = launch(*CASES["slurm"], "--config.optim.b2=0.9")
     assert (code, "holds another launch" in err) == (2, True)
     assert "optim.b2" not in (tmp_path / "out/quick.sbatch").read_text()
+    mark = tmp_path / "out/launch.json"
+    for content in (b"", b"\xff\x00", b"[]", b"null", b'{"launch": '):
+        mark.write_bytes(content)
+        code, _, err = launch(*CASES["slurm"])
+        assert (code, "launch.json" in err, err.count("\n")) == (2, True, 1), (content[:9], err[:300])
+        assert mark.read_bytes() == content
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").touch()
     for folder, message in ((tmp_path / "full", "holds other files"), (tmp_path / "full/mine", "is a file")):
