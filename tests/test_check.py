@@ -12,6 +12,7 @@ from conftest import count_compilations, tiny_tree
 
 from mujax import optim, steps
 from mujax.check.coordinates import Quantity, fit_slope, measure, spectral_norm
+from mujax.check.dataflow import origins
 from mujax.check.oracle import symmetry, symmetry_findings
 from mujax.check.run import FAST, at_width, check_config, static_runs
 from mujax.check.static import static_findings
@@ -119,20 +120,31 @@ def judge_all(variants, cfgs, seeds, widths=WIDTHS):
     for width in widths:
         lanes = [(name, seed) for name in variants for seed in seeds]
         cases = [make_run(at_width(dataclasses.replace(cfgs[name], seed=seed), width)) for name, seed in lanes]
-        values = measure(cases, batches, validation[0], PLAN.horizons)
+        values = measure(cases, batches, validation[0], PLAN.horizons, stacked_names(cases[0]))
         for name in variants:
-            own = [lane[0] == name for lane in lanes]
-            measured[name][width] = {quantity: array[own] for quantity, array in values.items()}
+            own = np.array([lane[0] == name for lane in lanes])
+            measured[name][width] = {
+                quantity: array[np.tile(own, len(array) // len(own))] for quantity, array in values.items()
+            }
     static = {name: static_findings(static_runs(cfgs[name], widths)) for name in variants}
+    made_of = {width: origins(next(iter(runs.values()))[width]) for width in (widths[0], widths[-1])}
     return {
-        name: tuple(judge(runs[name], values, earlier) for earlier in (static[name], ()))
+        name: tuple(judge(runs[name], values, earlier, made_of) for earlier in (static[name], ()))
         for name, values in measured.items()
     }
+
+
+def stacked_names(run):
+    return [name for name, origin in origins(run).items() if origin.is_stacked]
 
 
 def judge_one(cfg, widths):
     ((verdict, _),) = judge_all(["it"], {"it": cfg}, (0, 1, 2), widths).values()
     return verdict
+
+
+def failed(verdict):
+    return [finding for finding in verdict.findings if finding.level in ("undecided", "fail")]
 
 
 # Other seeds each time, which show that no verdict hangs on them

@@ -5,7 +5,7 @@ horizon. All points of one width train side by side in one compiled program.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -51,7 +51,8 @@ class Quantity(NamedTuple):
     """What is measured, as a root mean square over all its entries; Muon's updates as a spectral norm.
 
     kind: weight (effective, at initialization), update (of the effective weight, since initialization),
-      activation (at initialization), change (of an activation, since initialization) or loss.
+      activation (at initialization), change (of an activation, since initialization), first activation and first
+      change (of an activation's first layer alone), or loss.
     name: of the tensor or activation.
     horizon: steps since initialization; 0 for weight and activation.
     """
@@ -70,7 +71,20 @@ class Batches(Protocol):
     def __getitem__(self, t: int, /) -> np.ndarray: ...
 
 
-def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons: Sequence[int]) -> Measurements:
+# What is measured at initialization too, with how many draws of each run: they cost next to nothing
+AT_INIT = ("weight", "activation", "first activation")
+NUM_DRAWS = 5
+SEEDS_APART = 100003
+
+
+def measure(
+    runs: Sequence[Run],
+    batches: Mapping[int, Batches],
+    probe,
+    horizons: Sequence[int],
+    stacked: Collection[str] = (),
+    num_draws: int = NUM_DRAWS,
+) -> Measurements:
     """Trains runs of one program, and measures them at each horizon.
 
     Args:
@@ -78,9 +92,12 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
       batches: seed -> Batches.
       probe: integer rows [B, T + 1] on which activations and loss are taken.
       horizons: increasing numbers of steps.
+      stacked: the activations whose first axis counts layers; their first layer is measured by itself too.
+      num_draws: of the weights of each run; all but the first are not trained.
 
     Returns:
-      {Quantity: float64 [N]}; inf or NaN where a run diverged.
+      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together}; inf or NaN where a run
+      diverged.
     """
     program = runs[0].program
     num_devices = min(jax.device_count(), len(runs))
@@ -103,11 +120,17 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
             jax.tree.map(lambda w, s: w * s.forward, tree, scalings)
             for tree in (first, jax.tree.map(jnp.subtract, params, first))
         )
+        change = jax.tree.map(jnp.subtract, now, start)
+        first_start, first_change = (
+            {name: x[0] for name, x in named_leaves(tree).items() if name in stacked} for tree in (start, change)
+        )
         return {
             "weight": rms(weight),
             "update": jax.tree.map(update_size, update, runs[0].metas),
             "activation": rms(start),
-            "change": rms(jax.tree.map(jnp.subtract, now, start)),
+            "change": rms(change),
+            "first activation": rms(first_start),
+            "first change": rms(first_change),
             "loss": {"loss": plain.evaluate(params, probe, hps, scalings)},
         }
 
@@ -123,18 +146,27 @@ def measure(runs: Sequence[Run], batches: Mapping[int, Batches], probe, horizons
     active = np.ones(num_lanes, bool)
     no_bound = np.full(num_lanes, np.inf, np.float32)
 
-    lanes = fns.init(np.asarray(seeds, np.uint32), hps, scalings)
+    measured: Measurements = {}
+
+    def add(sizes, kinds, end: int) -> None:
+        for kind in kinds:
+            for name, values in named_leaves(sizes[kind]).items():
+                values = np.asarray(values, np.float64)[:num_runs]
+                quantity = Quantity(kind, name, 0 if kind in AT_INIT else end)
+                measured[quantity] = np.concatenate([*([measured[quantity]] if quantity in measured else ()), values])
+
+    for draw in reversed(range(num_draws)):  # the last of them is trained
+        lanes = fns.init(np.asarray(seeds, np.uint32) + SEEDS_APART * draw, hps, scalings)
+        if draw:
+            add(measure_lanes(lanes.train.params, lanes.train.params, hps, scalings), AT_INIT, 0)
     first = jax.tree.map(jnp.copy, lanes.train.params)  # training donates its own
     num_rows = max(np.diff([0, *horizons]))
-    measured: Measurements = {}
     for begin, end in zip([0, *horizons], horizons, strict=False):
         steps = [min(begin + k, end - 1) for k in range(num_rows)]
         rows = np.stack([np.stack([batches[seed][t] for t in steps]) for seed in row_sets])
         lanes, _ = fns.train(lanes, rows, row_set_N, active, np.int32(end - begin), hps, scalings, no_bound)
-        for kind, tree in measure_lanes(first, lanes.train.params, hps, scalings).items():
-            for name, values in named_leaves(tree).items():
-                horizon = 0 if kind in ("weight", "activation") else end
-                measured[Quantity(kind, name, horizon)] = np.asarray(values, np.float64)[:num_runs]
+        sizes = measure_lanes(first, lanes.train.params, hps, scalings)
+        add(sizes, sizes if not begin else sizes.keys() - AT_INIT, end)
     return measured
 
 
@@ -153,10 +185,16 @@ def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
 
 
 class Slope(NamedTuple):
-    """d log(quantity) / d log(width): mean over seeds, and half-width of its 95% interval."""
+    """d log(quantity) / d log(width): mean over seeds, and half-width of its 95% interval.
+
+    ends: the same without the widest width, and without the narrowest; empty where that leaves fewer than three.
+    bend: by how much the second of these is larger than the first; None where there are none.
+    """
 
     mean: float
     half_width: float
+    ends: tuple["Slope", ...] = ()
+    bend: "Slope | None" = None
 
     @property
     def low(self) -> float:
@@ -171,8 +209,20 @@ def fit_slope(widths: Sequence[int], values_WS) -> Slope | None:
     values_WS = np.asarray(values_WS, np.float64)
     if not np.all(np.isfinite(values_WS)) or np.any(values_WS <= 0):
         return None
-    x = np.log2(widths) - np.mean(np.log2(widths))
-    slopes_S = x @ np.log2(values_WS) / (x @ x)
+    sizes_WS = np.log2(values_WS)
+
+    def slopes(part: slice) -> np.ndarray:
+        x = np.log2(widths[part]) - np.mean(np.log2(widths[part]))
+        return x @ sizes_WS[part] / (x @ x)
+
+    whole = _mean(slopes(slice(None)))
+    if len(widths) < 4:
+        return whole
+    narrow_S, wide_S = slopes(slice(None, -1)), slopes(slice(1, None))
+    return whole._replace(ends=(_mean(narrow_S), _mean(wide_S)), bend=_mean(wide_S - narrow_S))
+
+
+def _mean(slopes_S: np.ndarray) -> Slope:
     num_seeds = len(slopes_S)
     if num_seeds == 1:
         return Slope(float(slopes_S[0]), 0.0)

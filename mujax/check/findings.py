@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from fractions import Fraction
 
-LEVELS = ("pass", "benign", "fail")
+LEVELS = ("pass", "benign", "undecided", "fail")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,8 +12,8 @@ class Finding:
     """One thing that is not as the maximal-update limit wants it.
 
     subject: the tensor, forward scale ('attention scale') or activation it is about.
-    level: benign (with the reason in `text`) or fail.
-    part: static, oracle, coordinates or loss: which part of the check found it.
+    level: benign (with the reason in `text`), undecided (by these widths and seeds) or fail.
+    part: static, oracle, causality, coordinates or loss: which part of the check found it.
     about: which of its numbers: role, init, learning rate, eps, decay, update, or empty.
     text: what is measured or read from the table, and what would be right.
     fix: what to change, by which power of the width ratio m; empty where the check cannot know.

@@ -23,26 +23,34 @@ def format_report(report: Report) -> str:
     horizons = report.plan.horizons
     widths = " ".join(map(str, report.widths))
     tensors = [_line(line, verdict.level(line.name)) for line in verdict.tensors]
-    activations = [_line(line, "")[:1] + _line(line, "")[2:-1] for line in verdict.activations]
+    activations = [_line(line, verdict.level(line.name)) for line in verdict.activations]
+    activations = [line[:1] + line[2:] for line in activations]  # no role
     at = [f"@{horizon}" for horizon in horizons]
     blocks = [
         f"{cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name}: widths {widths}; "
         f"seeds {report.seeds[0]}-{report.seeds[-1]}; after {' and '.join(map(str, horizons))} steps\n"
         "exponents in the width, measured ±95% over seeds (wanted)",
         format_columns([["tensor", "role", "init", *(f"update {a}" for a in at), "verdict"], *tensors]),
-        format_columns([["activation", "init", *(f"change {a}" for a in at)], *activations]),
+        format_columns([["activation", "init", *(f"change {a}" for a in at), "verdict"], *activations]),
         _scales(report),
         f"symmetry oracle, float64: losses differ by {report.symmetry.difference:.0e} when stored weights are rescaled",
     ]
-    for level in ("benign", "fail"):
+    if report.forward.is_causal is not None:
+        blocks.append(f"causal: {'no' if not report.forward.is_causal else 'no position sees the tokens after it'}")
+    for level in ("benign", "undecided", "fail"):
         grouped: dict[tuple[str, str], list[str]] = {}
         for finding in verdict.findings:
             if finding.level == level:
                 grouped.setdefault((finding.text, finding.fix), []).append(finding.subject)
         if grouped:
-            lines = [_finding(subjects, text, fix) for (text, fix), subjects in grouped.items()]
+            what = "what would decide it" if level == "undecided" else "fix"
+            lines = [_finding(subjects, text, fix, what) for (text, fix), subjects in grouped.items()]
             blocks.append(f"{level}\n" + "\n".join(lines))
-    blocks.append("pass" if verdict.passed else f"FAIL: {_wrap(', '.join(verdict.culprits), 6)}")
+    if verdict.passed:
+        blocks.append("pass")
+    else:
+        state, subjects = ("FAIL", verdict.culprits) if verdict.culprits else ("UNDECIDED", verdict.undecided)
+        blocks.append(_wrap(f"{state}: {', '.join(subjects)}", 6))
     return "\n\n".join(blocks)
 
 
@@ -77,8 +85,8 @@ def _scales(report: Report) -> str:
     return format_columns([["forward scale", *(f"at {width}" for width in report.widths), "verdict"], *rows])
 
 
-def _finding(subjects: Sequence[str], text: str, fix: str) -> str:
-    body = f"{', '.join(subjects)}: {text}" + (f"; fix: {fix}" if fix else "")
+def _finding(subjects: Sequence[str], text: str, fix: str, what: str) -> str:
+    body = f"{', '.join(subjects)}: {text}" + (f"; {what}: {fix}" if fix else "")
     return "  " + _wrap(body, 4)
 
 
@@ -112,6 +120,8 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "passed": report.verdict.passed,
         "culprits": list(report.verdict.culprits),
+        "undecided": list(report.verdict.undecided),
+        "causal": report.forward.is_causal,
         "config": report.cfg.as_dict(),
         "widths": list(report.widths),
         "seeds": list(report.seeds),
@@ -161,7 +171,7 @@ def save_plot(report: Report, file: Path) -> None:
     panels += [(line, "weight", "update") for line in verdict.tensors]
     columns = 5
     rows = math.ceil(len(panels) / columns)
-    failed = set(verdict.culprits)
+    failed = {*verdict.culprits, *verdict.undecided}
     with plt.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         fig, axes = plt.subplots(
             rows, columns, figsize=(13, 2.3 * rows + 0.6), sharex=True, squeeze=False, layout="constrained"
@@ -179,7 +189,7 @@ def save_plot(report: Report, file: Path) -> None:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         handles, labels = [*handles, Line2D([], [], color="gray", linestyle="--")], [*labels, "wanted exponent"]
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        state = "passes" if verdict.passed else "fails"
+        state = "passes" if verdict.passed else "fails" if verdict.culprits else "is undecided"
         cfg = report.cfg
         fig.suptitle(f"Coordinate check: {cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name} {state}")
         fig.savefig(file, dpi=110)

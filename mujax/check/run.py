@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from mujax.check import oracle
 from mujax.check.coordinates import Measurements, measure, quick_compilation
+from mujax.check.dataflow import origins
+from mujax.check.forward import Forward, causality_findings, probe_forward
 from mujax.check.static import static_findings
 from mujax.check.verdict import Verdict, judge
 from mujax.config import DATASETS, RunConfig, ScheduleConfig
@@ -38,6 +40,7 @@ class Report(NamedTuple):
     seeds: tuple[int, ...]
     plan: Plan
     symmetry: oracle.Symmetry
+    forward: Forward
     runs: dict[int, Run]
     measured: dict[int, Measurements]
     verdict: Verdict
@@ -120,10 +123,15 @@ def check(
     clipped = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, grad_clip=clip))
     symmetry = oracle.symmetry(make_run(at_width(clipped, widths[0])), rows, compiler_options=quick_compilation())
     findings += oracle.symmetry_findings(symmetry)
+    progress("forward passes")
+    firsts = {width: runs[0] for width, runs in groups.items()}
+    made_of = {width: origins(firsts[width]) for width in (widths[0], widths[-1])}
+    forward = probe_forward(firsts[widths[0]], made_of[widths[0]], quick_compilation())
+    findings += causality_findings(forward)
+    stacked = [name for name, origin in made_of[widths[0]].items() if origin.is_stacked]
     measured = {}
     for width, runs in groups.items():
         progress(f"width {width}")
-        measured[width] = measure(runs, batches, probe, plan.horizons)
-    firsts = {width: runs[0] for width, runs in groups.items()}
-    verdict = judge(firsts, measured, findings)
-    return Report(cfg, widths, seeds, plan, symmetry, firsts, measured, verdict)
+        measured[width] = measure(runs, batches, probe, plan.horizons, stacked)
+    verdict = judge(firsts, measured, findings, made_of, forward.degrees)
+    return Report(cfg, widths, seeds, plan, symmetry, forward, firsts, measured, verdict)

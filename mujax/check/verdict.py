@@ -1,12 +1,19 @@
-"""From slopes to a verdict: which tensor or forward scale is wrong, and by which power of the width."""
+"""From slopes to a verdict: which tensor or activation is wrong, and by which power of the width.
+
+What is wrong at one place shows everywhere behind it, so places are judged by what they are made of: an activation is
+to blame only if it misses while all its sources pass (mujax.check.dataflow). Initialization comes first: after a
+forward pass that is wrong, training says little.
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from mujax.check.coordinates import Measurements, Quantity, Slope, fit_slope
-from mujax.check.findings import Finding, power, worst
+from mujax.check.dataflow import Origin
+from mujax.check.findings import LEVELS, Finding, power, worst
 from mujax.check.static import growth, initial_exponent, wanted
 from mujax.parameterization import PARAMETERIZATIONS, is_scaling, named_leaves
 from mujax.run import Run
@@ -17,27 +24,23 @@ from mujax.run import Run
 INITIAL_TOLERANCE = 0.2
 TOLERANCE = 0.3
 LOSS_TOLERANCE = 0.02  # relative
-
-# Activation -> the forward scale in it, and the activations it is made of (of the same module, or of the model: /).
-FORWARD_SCALES = {
-    "attention_logits": ("attention scale", ("q", "k")),
-    "logits": ("logits scale", ("final",)),
-    "residual": ("residual scale", ("attention_out", "mlp_out", "/embedding")),
-    "embedding": ("embedding scale", ()),
-}
-
+# Of the slope at the wide end at initialization, where it gets steeper with width; right models stay below 0.01
+GROWTH = 0.03
 
 # Changes that may decline, up to this exponent, though all is right; a wrong scale shows at initialization too.
 LARGEST_DECLINE = -0.6
-HARMLESS_DECLINE = {
-    "attention_logits": "at finite width q and k, which pass, line up less in larger models",
-    "logits": "after few or small steps the initial readout, of size width^-1/2, has most of a part in their change",
-}
+SUM_DECLINES = "at finite width what it multiplies, which passes, lines up less in larger models"
+READOUT_DECLINES = (
+    "after few or small steps the initial readout, of size width^-1/2, has most of a part in their change"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One tensor or activation: its exponents at initialization and at each horizon, measured and wanted."""
+    """One tensor or activation: its exponents at initialization and at each horizon, measured and wanted.
+
+    first_initial, first_later: of an activation of several layers, those of its first layer alone.
+    """
 
     name: str
     role: str
@@ -45,6 +48,8 @@ class Line:
     wants_initial: float | None
     later: tuple[Slope | None, ...]
     wants_later: float
+    first_initial: Slope | None = None
+    first_later: tuple[Slope | None, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return worst(self.findings) != "fail"
+        return worst(self.findings) in ("pass", "benign")
 
     def level(self, subject: str) -> str:
         return worst(finding for finding in self.findings if finding.subject == subject)
@@ -65,176 +70,316 @@ class Verdict:
     @property
     def culprits(self) -> tuple[str, ...]:
         """What failed, each once, in the order found; the loss only if nothing else explains it."""
-        failed = dict.fromkeys(finding.subject for finding in self.findings if finding.level == "fail")
+        failed = self._subjects("fail")
         return tuple(subject for subject in failed if subject != "loss" or len(failed) == 1)
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """What these widths and seeds do not decide, each once."""
+        return tuple(self._subjects("undecided"))
 
-def judge(runs: Mapping[int, Run], measured: Mapping[int, Measurements], earlier: Sequence[Finding]) -> Verdict:
+    def _subjects(self, level: str) -> dict[str, None]:
+        return dict.fromkeys(finding.subject for finding in self.findings if finding.level == level)
+
+
+def judge(
+    runs: Mapping[int, Run],
+    measured: Mapping[int, Measurements],
+    earlier: Sequence[Finding],
+    origins: Mapping[int, Mapping[str, Origin]],
+    degrees: Mapping[tuple[str, str], float] | None = None,
+) -> Verdict:
     """The verdict.
 
     Args:
       runs: width -> a run (of any seed) of the table at hand.
       measured: width -> {Quantity: values [seeds]} of that table.
-      earlier: findings of the static part and of the oracle.
+      earlier: findings of the static part, of the oracle and of the forward pass.
+      origins: width -> the Origin of each activation, at the narrowest and the widest width.
+      degrees: (activation, forward scale) -> the power of the scale that the activation is proportional to.
     """
     widths = sorted(measured)
     first = measured[widths[0]]
     horizons = sorted({quantity.horizon for quantity in first if quantity.kind == "update"})
 
     def slope(kind: str, name: str, horizon: int = 0) -> Slope | None:
-        return fit_slope(widths, [measured[width][Quantity(kind, name, horizon)] for width in widths])
+        quantity = Quantity(kind, name, horizon)
+        return fit_slope(widths, [measured[width][quantity] for width in widths]) if quantity in first else None
 
-    def is_zero(kind: str, name: str) -> bool:
-        return not any(measured[width][Quantity(kind, name, horizon)].any() for width in widths for horizon in horizons)
+    def is_zero(name: str) -> bool:
+        return not any(measured[w][Quantity("update", name, horizon)].any() for w in widths for horizon in horizons)
 
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
     scalings = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
-    tensors, findings = [], list(earlier)
-    outputs: dict[str, float] = {}  # output tensor -> how what it makes starts
+    tensors = []
+    outputs: dict[str, float | None] = {}  # output tensor -> how what it makes starts
     for name, meta in named_leaves(run.metas).items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
         starts_as = initial_exponent(widths, [by_name[name] for by_name in scalings])
         want = wanted(meta, grows, run, starts_as)
         if meta.role == "output":
             outputs[name] = starts_as + grows.fan_in / 2  # a random sum over width
+        elif meta.role == "tied":
+            outputs[name] = None  # a token's own logit is no random sum
         is_drawn = meta.dist == "normal"
         later = tuple(slope("update", name, horizon) for horizon in horizons)
         initial = (slope("weight", name), want.init) if is_drawn else (None, None)
-        line = Line(name, meta.role, *initial, later, want.update)
-        tensors.append(line)
-        own = [finding for finding in earlier if finding.subject == name]
-        findings += _tensor_findings(line, run, own, is_zero("update", name))
+        tensors.append(Line(name, meta.role, *initial, later, want.update))
 
-    recorded = {quantity.name for quantity in first if quantity.kind == "activation"}
-    readouts = [starts_as for name, starts_as in outputs.items() if f"{name}_logits" not in recorded]
-    d_heads = [r.cfg.model.dims.get("head_dim", 1) for r in (run, wide)]
-    heads_grow = d_heads[0] != d_heads[1]
+    narrow_origins, wide_origins = origins[widths[0]], origins[widths[-1]]
+    sums = {name: _growth_of_sum(origin, wide_origins.get(name), widths) for name, origin in narrow_origins.items()}
+    roles = {line.name: line.role for line in tensors}
     activations = []
-    for name in sorted(recorded):
-        later = tuple(slope("change", name, horizon) for horizon in horizons)
-        wants_initial = _initial_activation(name, outputs, readouts, heads_grow)
-        activations.append(Line(name, "", slope("activation", name), wants_initial, later, _change(name, run)))
-    findings += _activation_findings(activations, run, findings)
+    for name, origin in narrow_origins.items():
+        later, first_later = (
+            tuple(slope(kind, name, horizon) for horizon in horizons) for kind in ("change", "first change")
+        )
+        wants = _initial_activation(origin, outputs, sums[name]), later, _change(origin, roles, run)
+        starts = slope("activation", name), slope("first activation", name)
+        activations.append(Line(name, "", starts[0], *wants, starts[1], first_later))
+    activations = tuple(activations)
+    frozen = {line.name for line in tensors if is_zero(line.name)}
+    declining = {name: SUM_DECLINES for name, grows in sums.items() if grows}
+    declining |= {n: READOUT_DECLINES for n, o in narrow_origins.items() if o.readouts and o.readouts <= outputs.keys()}
+    case = Case(tuple(tensors), activations, narrow_origins, declining, degrees or {}, frozen, tuple(widths))
     losses_WS = np.stack([measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
-    if not np.all(np.isfinite(losses_WS)):  # nothing else can be said of the training
-        findings = list(earlier)
+    findings = list(earlier)
+    if np.all(np.isfinite(losses_WS)):  # else nothing can be said of the training
+        findings += coordinate_findings(case, earlier, float(run.cfg.optim.eps))
     findings += _loss_findings(widths, losses_WS)
-    return Verdict(tuple(tensors), tuple(activations), tuple(findings))
+    if worst(findings) == "fail":  # what may be a consequence is left until that is mended
+        findings = [finding for finding in findings if finding.level != "undecided"]
+    return Verdict(tuple(tensors), activations, tuple(findings))
 
 
-def off(slope: Slope | None, wants: float | None, tolerance: float) -> float:
-    """By how much a slope misses, 0 if within tolerance or if its interval reaches halfway into it."""
-    if slope is None or wants is None:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """All that coordinate_findings goes by.
+
+    activations: in the order of the forward pass.
+    declining: activation -> why its change may decline with width though all is right.
+    degrees: as in judge. frozen: tensors that are never updated.
+    """
+
+    tensors: tuple[Line, ...]
+    activations: tuple[Line, ...]
+    origins: Mapping[str, Origin]
+    declining: Mapping[str, str]
+    degrees: Mapping[tuple[str, str], float]
+    frozen: Collection[str]
+    widths: tuple[int, ...]
+
+
+def _growth_of_sum(narrow: Origin, wide: Origin | None, widths: Sequence[int]) -> float:
+    """The exponent by which an axis grows over which activations are multiplied by activations, as of heads; else 0."""
+    if wide is None or not narrow.summed or not wide.summed:
         return 0.0
-    deviation = slope.mean - wants
-    certain = abs(deviation) - slope.half_width > tolerance / 2
-    return deviation if abs(deviation) > tolerance and certain else 0.0
+    return math.log(wide.summed / narrow.summed) / math.log(widths[-1] / widths[0])
 
 
-def _tensor_findings(line: Line, run: Run, earlier: Sequence[Finding], is_zero: bool) -> list[Finding]:
+def _initial_activation(origin: Origin, outputs: Mapping[str, float | None], sum_grows: float) -> float | None:
+    """A product with an output tensor starts as that lets it; a mean over an axis that grows, as q.k / d_head, as a
+    random sum; all others are of order 1. None where it cannot be said."""
+    if origin.readouts and origin.readouts <= outputs.keys():
+        starts = [outputs[name] for name in origin.readouts]
+        return None if None in starts else max(start for start in starts if start is not None)
+    return -sum_grows / 2 + 0.0  # + 0.0: no minus zero
+
+
+def _change(origin: Origin, roles: Mapping[str, str], run: Run) -> float:
+    """Of order 1, but of the embedded tokens, which change at the rate their table means."""
+    meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("embedding rate")
+    embeds = not origin.activations and {roles[name] for name in origin.tensors} in ({"input"}, {"tied"})
+    return meant.exponent if meant and embeds else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Miss:
+    """By how much a slope is off, and whether that is certain: fail, or undecided and why."""
+
+    level: str
+    exponent: float
+    why: str = ""
+
+
+def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss | None:
+    """How a slope misses; None if it passes.
+
+    Near the tolerance, between two thirds and four thirds of it, it passes or fails only if the whole interval does,
+    and the slopes without the widest and without the narrowest width with it. Beyond, it fails unless the interval
+    reaches halfway into the tolerance. Below, it passes unless it certainly fails without one of these widths.
+    """
+    if slope is None or wants is None:
+        return None
+    exponent = slope.mean - wants
+    off = abs(exponent)
+    ends = [math.copysign(1, exponent) * (end.mean - wants) for end in slope.ends]
+    low, high = min(off - slope.half_width, *ends, off), max(off + slope.half_width, *ends, off)
+    shown = " and ".join(f"{off:.2f}" for off in ends)
+    varies = f"its slope depends on the widths: it is off by {shown} without the widest and without the narrowest"
+    noisy = f"it is off by {off:.2f} ±{slope.half_width:.2f}, on both sides of the tolerance of {tolerance:g}"
+    why = varies if ends and max(ends) - min(ends) > slope.half_width else noisy
+    if off > tolerance * 4 / 3:
+        return Miss("fail", exponent) if low > tolerance / 2 else Miss("undecided", exponent, why)
+    if off >= tolerance * 2 / 3:
+        if high <= tolerance:
+            return None
+        return Miss("fail", exponent) if low > tolerance else Miss("undecided", exponent, why)
+    certain = any(abs(end.mean - wants) - end.half_width > tolerance for end in slope.ends)
+    return Miss("undecided", exponent, varies) if certain else None
+
+
+def grows_late(slope: Slope | None, wants: float | None) -> Miss | None:
+    """A size within tolerance that grows, and the faster the wider: something in it starts small and will outgrow it."""
+    if slope is None or wants is None or slope.bend is None:
+        return None
+    end = slope.ends[1]
+    if slope.bend.low <= 0 or end.low - wants <= GROWTH:
+        return None
+    why = f"it grows the faster the wider the model: as m^{end.mean - wants:.2f} without the narrowest width"
+    return Miss("undecided", end.mean - wants, why)
+
+
+def coordinate_findings(case: Case, earlier: Sequence[Finding], eps: float) -> list[Finding]:
+    """Findings from slopes alone, beside what `earlier` says; eps is the optimizer's."""
+    findings: list[Finding] = []
+    for line in case.tensors:
+        findings += _initial_tensor(line, [finding for finding in earlier if finding.subject == line.name])
+    forward = _activation_findings(case, "starts", [*earlier, *findings])
+    findings += forward
+    if worst(forward) == "fail":  # gradients are of wrong sizes too, and every change
+        return findings
+    for line in case.tensors:
+        own = [finding for finding in earlier if finding.subject == line.name]
+        findings += _updates(line, own, line.name in case.frozen, eps, case.widths)
+    said = [*earlier, *findings]
+    tensors = {line.name for line in case.tensors}
+    if any(finding.level == "fail" and finding.subject in tensors for finding in said):
+        return findings
+    return findings + _activation_findings(case, "changes", said)
+
+
+def _initial_tensor(line: Line, earlier: Sequence[Finding]) -> list[Finding]:
+    miss = assess(line.initial, line.wants_initial, INITIAL_TOLERANCE)
+    said = {finding.about for finding in earlier if finding.level == "fail"}
+    said |= {finding.about for finding in earlier if finding.level == "benign" and finding.about == "init"}
+    if not miss or line.wants_initial is None or said & {"role", "init"}:
+        return []
+    starts, wants = (power(x) for x in (line.wants_initial + miss.exponent, line.wants_initial))
+    text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
+    return [Finding(line.name, "fail", "coordinates", "init", text, f"initial size x {power(-miss.exponent)}")]
+
+
+def _updates(
+    line: Line, earlier: Sequence[Finding], is_frozen: bool, eps: float, widths: Sequence[int]
+) -> list[Finding]:
     """What training shows and the static part has not said: it read the table, this is what applies it."""
-    if any(slope is None for slope in line.later) and not is_zero:
-        text = "its update is zero or not finite at some widths and not at others"
-        return [Finding(line.name, "fail", "coordinates", "update", text)]
-    if is_zero:
+    if is_frozen:
         fix = "look at masks and stopped gradients"
         return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]
-    findings = []
+    if any(slope is None for slope in line.later):
+        text = "its update is zero or not finite at some widths and not at others"
+        return [Finding(line.name, "fail", "coordinates", "update", text)]
     failed = {finding.about for finding in earlier if finding.level == "fail"}
     benign = {finding.about: finding for finding in earlier if finding.level == "benign"}
-    missing = off(line.initial, line.wants_initial, INITIAL_TOLERANCE)
-    if missing and line.wants_initial is not None and not failed & {"role", "init"} and "init" not in benign:
-        starts, wants = (power(x) for x in (line.wants_initial + missing, line.wants_initial))
-        text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
-        findings.append(Finding(line.name, "fail", "coordinates", "init", text, f"initial size x {power(-missing)}"))
-    missing = max((off(slope, line.wants_later, TOLERANCE) for slope in line.later), key=abs)
-    if not missing or failed & {"role", "learning rate"} or "learning rate" in benign:
-        return findings
-    text = f"its update goes as {power(line.wants_later + missing)}, the limit wants {power(line.wants_later)}"
-    fix = f"update x {power(-missing)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
-    if "eps" in benign and missing < 0:
+    misses = [miss for slope in line.later if (miss := assess(slope, line.wants_later, TOLERANCE))]
+    if not misses or failed & {"role", "learning rate"} or "learning rate" in benign:
+        return []
+    miss = _largest(misses)
+    text = f"its update goes as {power(line.wants_later + miss.exponent)}, the limit wants {power(line.wants_later)}"
+    if miss.level == "undecided":
+        return [_undecided(line.name, "update", text, miss, widths)]
+    fix = f"update x {power(-miss.exponent)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
+    if "eps" in benign and miss.exponent < 0:
         text = f"{text}; {benign['eps'].text.partition(';')[0]}"
-        fix = f"{benign['eps'].fix} (eps = {run.cfg.optim.eps:g} is not small beside the gradient)"
-    return [*findings, Finding(line.name, "fail", "coordinates", "update", text, fix)]
+        fix = f"{benign['eps'].fix} (eps = {eps:g} is not small beside the gradient)"
+    return [Finding(line.name, "fail", "coordinates", "update", text, fix)]
 
 
-def _made_by(name: str) -> str:
-    """The tensor that an activation is named after: `router_logits` after `router`, of the same module."""
-    return name.removesuffix("_logits")
+def _largest(misses: Sequence[Miss]) -> Miss:
+    return max(misses, key=lambda miss: (LEVELS.index(miss.level), abs(miss.exponent)))
 
 
-def _initial_activation(
-    name: str, outputs: Mapping[str, float], readouts: Sequence[float], heads_grow: bool
-) -> float | None:
-    """As an output lets start what is named after it, and the readout, the output that nothing is named after, the
-    logits; q.k / d_head as a random sum over d_head; of order 1 else.
-
-    None for the logits of a tied embedding: a token's own is no random sum.
-    """
-    kind = name.rpartition("/")[2]
-    if _made_by(name) in outputs:
-        return outputs[_made_by(name)]
-    if kind == "logits":
-        return readouts[-1] if readouts else None
-    return -0.5 if kind == "attention_logits" and heads_grow else 0.0
+def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence[int]) -> Finding:
+    """With the widths that would decide it: four times as wide what finite width does is smaller, and seeds differ
+    less."""
+    wider = ",".join(str(4 * width) for width in widths)
+    return Finding(subject, "undecided", "coordinates", about, f"{text}, and {miss.why}", f"--widths={wider}")
 
 
-def _change(name: str, run: Run) -> float:
-    """Of order 1, but of the embedding, which changes at the rate its table means."""
-    meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("embedding rate")
-    return meant.exponent if meant and name.rpartition("/")[2] == "embedding" else 0.0
+def _misses(line: Line, when: str, is_first: bool) -> Miss | None:
+    """How an activation misses at initialization (`starts`) or in its change (`changes`), of all layers or the first.
 
-
-def _misses(line: Line) -> tuple[float, float]:
-    """By how much an activation misses, at initialization and in its change.
-
-    Growth counts at any horizon, decline at the last alone: before that a change still carries what
+    Growth of a change counts at any horizon, decline at the last alone: before that a change still carries what
     initialization leaves, which vanishes with width.
     """
-    changes = [off(slope, line.wants_later, TOLERANCE) for slope in line.later]
-    change = max((*(miss for miss in changes if miss > 0), changes[-1]), key=abs)
-    return off(line.initial, line.wants_initial, INITIAL_TOLERANCE), change
+    if when == "starts":
+        slope = line.first_initial if is_first else line.initial
+        miss = assess(slope, line.wants_initial, INITIAL_TOLERANCE)
+        return miss or grows_late(slope, line.wants_initial)
+    slopes = line.first_later if is_first else line.later
+    changes = [assess(slope, line.wants_later, TOLERANCE) for slope in slopes]
+    counted = [miss for miss in changes if miss and (miss.exponent > 0 or miss is changes[-1])]
+    return _largest(counted) if counted else None
 
 
-def _activation_findings(lines: Sequence[Line], run: Run, earlier: Sequence[Finding]) -> list[Finding]:
-    """Forward scales whose activation misses though all that it is made of passes; else the activation itself.
+def _activation_findings(case: Case, when: str, earlier: Sequence[Finding]) -> list[Finding]:
+    """The activations that miss while all that they are made of passes.
 
-    Nothing where a tensor has failed: then everything behind it may miss. Mend that first.
+    Where the first of several layers misses, it is the first that counts: what is read by all layers but the first,
+    the layers before, has not been made yet.
     """
-    failed, metas = {finding.subject for finding in earlier if finding.level == "fail"}, named_leaves(run.metas)
-    if failed & set(metas):
-        return []
-    misses = {line.name: miss for line in lines if any(miss := _misses(line))}
-    findings, unexplained = [], []
-    for name, (initial, change) in misses.items():
-        module, _, kind = name.rpartition("/")
-        miss = max(initial, change, key=abs)
-        when = "starts" if abs(initial) >= abs(change) else "changes"
-        text = f"{name} {when} as {power(miss)} relative to what the limit wants"
-        declines = not initial and LARGEST_DECLINE <= change < 0
-        if (own := metas.get(_made_by(name))) and own.role == "output" and declines:
-            text = f"{text}; harmless: {HARMLESS_DECLINE['logits']}"
-            findings.append(Finding(name, "benign", "coordinates", "", text))
+    stacked = {line.name for line in case.activations if line.first_initial is not None}
+    whole = {line.name: miss for line in case.activations if (miss := _misses(line, when, False))}
+    first = {line.name: miss for line in case.activations if (miss := _misses(line, when, line.name in stacked))}
+    # What is not of a layer may read the last one, whatever the first is like
+    of_sources = {name: first if name in stacked else {**whole, **first} for name in first}
+    findings = _blamed(case, when, first, of_sources, earlier)
+    return findings or _blamed(case, when, whole, dict.fromkeys(whole, whole), earlier)
+
+
+def _blamed(
+    case: Case,
+    when: str,
+    misses: Mapping[str, Miss],
+    of_sources: Mapping[str, Mapping[str, Miss]],
+    earlier: Sequence[Finding],
+) -> list[Finding]:
+    """A finding for each miss that neither the misses of its sources, of_sources[name], nor failed tensors explain."""
+    of_training = ("learning rate", "eps", "decay", "update")
+    failed = {
+        finding.subject
+        for finding in earlier
+        if finding.level == "fail" and not (when == "starts" and finding.about in of_training)
+    }
+    lines = {line.name: line for line in case.activations}
+    findings = []
+    for name, miss in misses.items():
+        origin = case.origins[name]
+        behind = {of_sources[name][source].level for source in origin.activations if source in of_sources[name]}
+        if behind & {"fail", miss.level} or failed & (origin.tensors | origin.scales):
             continue
-        if kind not in FORWARD_SCALES:
-            fix = "no tensor explains it: look at the operation that makes it"
-            unexplained.append(Finding(name, "fail", "coordinates", "", text, fix))
-            continue
-        scale, made_of = FORWARD_SCALES[kind]
-        if scale in failed or any(_absolute(module, part) in misses for part in made_of):
-            continue
-        if kind in HARMLESS_DECLINE and declines:
-            text = f"{text}; harmless: {HARMLESS_DECLINE[kind]}"
-            findings.append(Finding(scale, "benign", "coordinates", "", text))
+        text = f"{when} as {power(miss.exponent)} relative to what the limit wants"
+        if when == "changes" and LARGEST_DECLINE <= miss.exponent < 0 and name in case.declining:
+            findings.append(Finding(name, "benign", "coordinates", "", f"{text}; harmless: {case.declining[name]}"))
+        elif miss.level == "undecided":
+            findings.append(_undecided(name, "", text, miss, case.widths))
         else:
-            findings.append(Finding(scale, "fail", "coordinates", "", text, f"{scale} x {power(-miss)}"))
-    explained = failed or any(finding.level == "fail" for finding in findings)
-    return findings if explained else findings + unexplained
+            made_of = ", ".join(sorted(origin.activations | origin.tensors)) or "the tokens"
+            text = f"{text}, though all that it is made of passes: {made_of}"
+            findings.append(Finding(name, "fail", "coordinates", "", text, _fix(case, lines[name], origin, when, miss)))
+    return findings
 
 
-def _absolute(module: str, part: str) -> str:
-    return part[1:] if part.startswith("/") else f"{module}/{part}".lstrip("/")
+def _fix(case: Case, line: Line, origin: Origin, when: str, miss: Miss) -> str:
+    """A forward scale if the activation is proportional to a power of one, else where to look."""
+    for scale in sorted(origin.scales):
+        if degree := case.degrees.get((line.name, scale)):
+            return f"{scale} x {power(-miss.exponent / degree)}"
+    if when == "changes":
+        return "look at the operation that makes it of them, and at gradients that are stopped there"
+    return f"take a factor {power(miss.exponent)} out of the operation that makes it of them"
 
 
 def _loss_findings(widths: Sequence[int], losses_WS: np.ndarray) -> list[Finding]:
