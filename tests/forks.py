@@ -93,4 +93,3 @@ class Fork(MuModule):
         guess_BTV = wrong("readout", norm(x_BTD) @ self.weight("answers", "output", "embed -> vocab"))
         self.record("guess", guess_BTV)
         return guess_BTV
-

@@ -11,12 +11,13 @@ from conftest import tiny_tree
 from flax import linen as nn
 from test_check import PLAN, config
 
+from mujax.check.blame import TOLERANCE, Case, Line, assess, coordinate_findings, grows_late
 from mujax.check.coordinates import Slope, fit_slope, measure
 from mujax.check.dataflow import Origin, origins
 from mujax.check.findings import Finding
 from mujax.check.forward import causality_findings, probe_forward
 from mujax.check.run import at_width
-from mujax.check.verdict import TOLERANCE, Case, Line, assess, coordinate_findings, grows_late, judge
+from mujax.check.verdict import judge
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.models import MODELS

@@ -6,12 +6,12 @@ at, whose input is what stands before the stack.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from mujax.parameterization import named_leaves
@@ -57,8 +57,8 @@ class _Value:
 OTHER = ""
 # What leaves a product a product: factors, biases, masks, other shapes, and a soft cap
 LINEAR = frozenset(
-    "add sub mul div neg add_any convert_element_type reshape transpose squeeze broadcast_in_dim expand_dims copy slice "
-    "dynamic_slice dynamic_update_slice concatenate pad rev select_n reduce_sum reduce_precision stop_gradient "
+    "add sub mul div neg add_any convert_element_type reshape transpose squeeze broadcast_in_dim expand_dims copy "
+    "slice dynamic_slice dynamic_update_slice concatenate pad rev select_n reduce_sum reduce_precision stop_gradient "
     "sharding_constraint optimization_barrier tanh".split()
 )
 
@@ -153,7 +153,8 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Value]) -> _Value:
         return _Value(sources)
     if eqn.primitive.name == "dot_general" and len(data) == 2:
         (axes, _), _ = eqn.params["dimension_numbers"]
-        products = frozenset([int(np.prod([eqn.invars[0].aval.shape[axis] for axis in axes]))])
+        shape = cast(jax.core.ShapedArray, eqn.invars[0].aval).shape
+        products = frozenset([math.prod(shape[axis] for axis in axes)])
     elif eqn.primitive.name in ("dot_general", "conv_general_dilated") and len(data) == 1:
         (other,) = (value for value in operands if not value.is_data)
         products = other.names("tensor") or data[0].products
@@ -165,8 +166,13 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Value]) -> _Value:
 
 
 def _origin(value: _Value, is_stacked: bool) -> Origin:
-    kinds = (value.names(kind) for kind in ("activation", "tensor", "scale"))
-    is_product = OTHER not in value.products
-    sizes = [product for product in value.products if isinstance(product, int)]
-    readouts = frozenset(product for product in value.products if isinstance(product, str) and is_product)
-    return Origin(*kinds, readouts, sizes[0] if is_product and len(value.products) == 1 and sizes else None, is_stacked)
+    products = frozenset() if OTHER in value.products else value.products
+    sizes = [product for product in products if isinstance(product, int)]
+    return Origin(
+        activations=value.names("activation"),
+        tensors=value.names("tensor"),
+        scales=value.names("scale"),
+        readouts=frozenset(product for product in products if isinstance(product, str)),
+        summed=sizes[0] if sizes and len(products) == 1 else None,
+        is_stacked=is_stacked,
+    )
