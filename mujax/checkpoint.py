@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mujax.errors import UserError, is_outage, is_refusal
 from mujax.processes import agreed, everywhere, is_primary, where_false
+from mujax.records import read_checkpoint
 from mujax.workdir import absolute, move
 
 Record = dict[str, Any]
@@ -139,13 +140,13 @@ class Checkpoints:
 
         def read() -> dict[str, Any]:
             try:
-                record = json.loads((folder / "record" / "metadata").read_text())
+                record = read_checkpoint(folder / "record" / "metadata")
                 digest = record.pop("digest")
                 if digest == _digest(record) and record["step"] == step:
                     return record
             except Exception as e:
                 _check_answered(folder, e)
-                return {"damage": f"its record cannot be read: {type(e).__name__}"}
+                return {"damage": f"its record cannot be read: {e if isinstance(e, UserError) else type(e).__name__}"}
             return {"damage": "its record does not match its digest"}
 
         record = agreed(read)

@@ -9,6 +9,7 @@ from typing import Any
 from mujax import workdir as files
 from mujax.config import leaves
 from mujax.errors import UserError, suggest
+from mujax.records import read_config, read_result
 from mujax.run import Run
 
 
@@ -33,7 +34,7 @@ class Claim:
         """
         if not (self.root / "result.json").exists():
             return None
-        row = files.read_json(self.root / "result.json")
+        row = read_result(self.root / "result.json")
         if row.get("id") != self.run.cfg.id:
             return None
         self._check_sources(f"--workdir={self.root}: its result", row)
@@ -53,7 +54,7 @@ class Claim:
     def take(self) -> None:
         """Writes whose workdir it is from now on; what another config, as allowed, has left is set aside."""
         config, file = self.run.cfg.as_dict(), self.root / "config.json"
-        if file.exists() and files.same_study(files.read_json(file)) != files.same_study(config):
+        if file.exists() and files.same_study(read_config(file)) != files.same_study(config):
             files.set_aside(self.root, ("result.json", "config.json"), copied=("metrics.jsonl",))
         files.write_json(file, config)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from mujax.errors import UserError, shown, suggest
 from mujax.models import MODELS
+from mujax.parameterization import PARAMETERIZATIONS
 from mujax.ranges import DATASETS, DTYPES, INT32, RANGES, check_numbers, check_together, one_of
 from mujax.sharding import RULES, WEIGHT_AXES
 

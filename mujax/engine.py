@@ -149,11 +149,11 @@ class Chunk:
         ]
         if not due:
             return
-        start = time.time()
+        start = time.monotonic()
         due_N = np.zeros(len(self._slots), bool)
         due_N[[lane for lane, *_ in due]] = True
         losses_N = np.asarray(self._executables.evaluate(self._lanes, self._validation, due_N, *self._numbers[1:]))
-        seconds = (time.time() - start) / len(due)
+        seconds = (time.monotonic() - start) / len(due)
         for lane, index, progress in due:
             loss = float(losses_N[lane])
             progress.evals.append((progress.done, loss))
@@ -184,7 +184,7 @@ class Chunk:
         row_set_N = np.asarray([sets.index(key) if key else 0 for key in keys], np.int32)
         active_N = np.asarray([slot is not None for slot in self._slots])
         bounds_N = np.full(len(self._slots), cfg.divergence_loss, np.float32)
-        start = time.time()
+        start = time.monotonic()
         lanes, metrics = self._executables.train(
             self._lanes, rows_UKBT, row_set_N, active_N, np.int32(num_steps), *self._numbers[1:], bounds_N
         )
@@ -197,7 +197,7 @@ class Chunk:
         }
         metrics = {name: np.asarray(values_NK) for name, values_NK in metrics.items()}
         diverged_at_N = np.asarray(lanes.diverged_at)
-        seconds = time.time() - start
+        seconds = time.monotonic() - start
         self._seconds_per_step = seconds / num_steps
         ended, share = [], seconds / len(self.busy)
         for lane, slot in enumerate(self._slots):

@@ -126,7 +126,7 @@ def compile_lanes(
 @functools.lru_cache(maxsize=4)  # groups that differ in lengths alone share a program
 def _compile(program: Program, model, layout: Layout, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
     del model  # what the program's name for it stands for: a fork edited in a notebook keeps its name
-    start = time.time()
+    start = time.monotonic()
     fns = make_lane_fns(program, layout, vmapped)
     lanes = abstract_lanes(program, layout, num_lanes)
     per_lane = NamedSharding(layout.mesh, P("sweep"))
@@ -149,7 +149,7 @@ def _compile(program: Program, model, layout: Layout, num_lanes: int, vmapped: b
         compiled = list(pool.map(lambda f: f[0].lower(*f[1]).compile(), functions))
     needed = max(_bytes_needed(c) for c in compiled)
     init, replace, train, evaluate = compiled
-    return Executables(num_lanes, layout, vmapped, init, replace, train, evaluate, needed, time.time() - start)
+    return Executables(num_lanes, layout, vmapped, init, replace, train, evaluate, needed, time.monotonic() - start)
 
 
 def _bytes_needed(compiled: Any) -> int:

@@ -35,13 +35,15 @@ def read_shapes(file: str, flag: str) -> dict[str, BaseShape]:
         raise UserError(f"--{flag}={file}: no such file")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # which JSON is, too
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise UserError(f"--{flag}={file} is neither YAML nor JSON: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"--{flag}={file} names no tensors; write {{name: [sizes]}}")
     for name, sizes in tree.items():
         if not isinstance(sizes, list) or not all(s is None or (type(s) is int and s > 0) for s in sizes):
-            raise UserError(f"--{flag}={file}: {name} is {sizes!r}, not a list of sizes, with null where none grows")
+            raise UserError(
+                f"--{flag}={file}: {name} is {repr(sizes)[:60]}, not a list of sizes, with null where none grows"
+            )
     return {str(name): tuple(sizes) for name, sizes in tree.items()}
 
 

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 
 from mujax import workdir as files
 from mujax.buckets import is_bucket, write
-from mujax.errors import UserError
 from mujax.peaks import peak_flops
+from mujax.records import read_bytes, read_metrics
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -25,8 +25,12 @@ HEARTBEAT_SECONDS = 10.0
 class _Lines:
     """A JSONL file that a run adds to; it is opened by name for each line, so one that is moved away is begun anew."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, where: Callable[[], Path], name: str):
+        self._where, self._name = where, name
+
+    @property
+    def file(self) -> Path:
+        return self._where() / self._name
 
     def append(self, record) -> None:
         files.append_jsonl(self.file, record, is_synced=False)
@@ -44,13 +48,13 @@ class _Lines:
 class _BucketLines(_Lines):
     """Nothing can be appended to an object: lines are kept here, and all are written anew when they are to be seen."""
 
-    def __init__(self, file: Path):
-        super().__init__(file)
+    def __init__(self, where: Callable[[], Path], name: str):
+        super().__init__(where, name)
         self._content, self._is_shown = bytearray(), True
 
     def append(self, record) -> None:
         if not self._content and self.file.exists():
-            self._content += self.file.read_bytes()
+            self._content += read_bytes(self.file)
         self._content += files.as_line(record)
         self._is_shown = False
 
@@ -66,11 +70,12 @@ class _BucketLines(_Lines):
 class RunLog:
     """The files of one run; those of processes that are not the primary one are not written."""
 
-    def __init__(self, root: Path, is_writer: bool):
-        lines = _BucketLines if is_bucket(root) else _Lines
-        self._metrics, self._performance = lines(root / "metrics.jsonl"), lines(root / "performance.jsonl")
-        self._heartbeat, self._is_writer = root / "heartbeat.json", is_writer
-        self._last_beat = 0.0
+    def __init__(self, root: Path, is_writer: bool, where: Callable[[], Path] | None = None):
+        """where: says where the folder is now, if it may be moved meanwhile."""
+        lines, self._where = _BucketLines if is_bucket(root) else _Lines, where or (lambda: root)
+        self._metrics, self._performance = (lines(self._where, f"{name}.jsonl") for name in ("metrics", "performance"))
+        self._is_writer = is_writer
+        self._last_beat = -HEARTBEAT_SECONDS
 
     def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
         """Drops records of what is done again: training from `step` on, and evaluations other than these.
@@ -80,19 +85,14 @@ class RunLog:
         """
         if not self._is_writer:
             return
-        for lines in (self._metrics, self._performance):
-            files.drop_torn_line(lines.file)
-        file = self._metrics.file
-        if not file.exists():
-            return
-
-        def is_kept(number: int, record: Mapping[str, Any]) -> bool:
-            at = record.get("step")
-            if not isinstance(at, int):
-                raise UserError(f"{file}, line {number} has no step; mujax train has not written it")
-            return at in eval_steps if "eval_loss" in record else at < step
-
-        files.write_jsonl(file, [r for n, r in enumerate(files.read_jsonl(file), start=1) if is_kept(n, r)])
+        file, kept = self._metrics.file, []
+        if file.exists():
+            for record in read_metrics(file):
+                is_kept = record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
+                kept += [record] * is_kept
+        files.drop_torn_line(self._performance.file)
+        if file.exists():
+            files.write_jsonl(file, kept)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """A record of steps, or of an evaluation, after which all so far can be seen."""
@@ -116,10 +116,11 @@ class RunLog:
         """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it cannot ends no run."""
         if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
+            file = self._where() / "heartbeat.json"
             try:
-                files.write_json(self._heartbeat, {"time": time.time(), "step": step})
+                files.write_json(file, {"time": time.time(), "step": step})
             except OSError as e:
-                print(f"{self._heartbeat}: {e.strerror or e}", file=sys.stderr)
+                print(f"{file}: {e.strerror or e}", file=sys.stderr)
 
 
 class StepTimer:

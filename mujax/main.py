@@ -1,5 +1,7 @@
 """The command line: finds the verb, and turns what goes wrong into one line and an exit code."""
 
+import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -79,4 +81,21 @@ def main() -> None:
     code = run(sys.argv[1:])
     for signum in (signal.SIGTERM, signal.SIGINT):  # what was done stands, whatever comes while Python shuts down
         signal.signal(signum, signal.SIG_IGN)
+    if code == INTERRUPTED and not _is_one_of_several():
+        _leave(code)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process has others beside it, which JAX waits for when Python shuts down."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> None:
+    """Ends the process without Python's own shutdown: threads that an interruption left at work, as TensorStore's
+    that write a checkpoint, would call into an interpreter that is being taken down, and crash it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
+            stream.flush()
+    os._exit(code)

@@ -9,6 +9,7 @@ from typing import Any
 from mujax import workdir as files
 from mujax.config import digest
 from mujax.errors import UserError
+from mujax.records import Row, check_regular, first_by_id, read_result, read_rows
 from mujax.settings import PLOTTED, Settings, belongs, is_single_run, numbers, record_of, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
@@ -62,11 +63,12 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                             f"{rows[row['id']].get(field)}; results of different code or data cannot be joined"
                         )
             manifest = _joined(manifest, other, folder)
+        curves = [_curve(folder, row["id"]) for folder, row in added]
+        for curve in curves:
+            check_regular(curve)
         files.write_json(root / "manifest.json", manifest)
         files.drop_torn_line(root / "results.jsonl")
-        for folder, row in added:
-            curve = folder / "points" / row["id"] / "metrics.jsonl"
-            curve = folder / "metrics.jsonl" if is_single_run(folder) else curve
+        for (_, row), curve in zip(added, curves, strict=True):
             if curve.exists():
                 target = root / "points" / row["id"] / "metrics.jsonl"
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,11 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
             files.append_jsonl(root / "results.jsonl", row)
     left_out = f"; {unfinished} runs have not finished" if unfinished else ""
     return f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all{left_out}"
+
+
+def _curve(folder: Path, id: str) -> Path:
+    """The training curve of a run, wherever its workdir has it."""
+    return folder / "metrics.jsonl" if is_single_run(folder) else folder / "points" / id / "metrics.jsonl"
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -131,18 +138,13 @@ def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str,
     return dict(run)
 
 
-def _rows(folder: Path) -> dict[str, Any]:
+def _rows(folder: Path) -> dict[str, Row]:
     """By id; the first of each."""
     if is_single_run(folder):
         file = folder / "result.json"
-        rows = [files.read_json(file)] if file.exists() else []
-    else:
-        file = folder / "results.jsonl"
-        rows = list(files.read_jsonl(file)) if file.exists() else []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("id"), str):
-            raise UserError(f"{file}, row {number} has no id")
-    return files.first_by_id(rows)
+        return first_by_id([read_result(file)] if file.exists() else [])
+    file = folder / "results.jsonl"
+    return first_by_id(read_rows(file) if file.exists() else [])
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[Any]:

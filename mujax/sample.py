@@ -18,6 +18,7 @@ from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.models import MODELS
+from mujax.records import read_config
 from mujax.run import Run, make_run
 from mujax.steps import Program, abstract_state, effective
 
@@ -134,7 +135,7 @@ def sample(
         if not root.exists():
             raise UserError(f"--workdir={workdir}: no such folder")
         raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
-    run = make_run(make_run_config(files.read_json(root / "config.json")))
+    run = make_run(make_run_config(read_config(root / "config.json")))
     tokenizer, is_row, fingerprint = _tokenizer(run)
     # An empty prompt is where a document begins: after the end of one, or at the start of its row
     start = tokenizer.start_id if is_row else tokenizer.eos_id

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mujax import workdir as files
 from mujax.config import OPERATION_SECTIONS, STUDY_SECTIONS, leaves
+from mujax.records import read_config, read_manifest
 
 # Fields that a curve plots or averages over
 PLOTTED = ("model.d_model", "optim.learning_rate", "seed")
@@ -91,9 +91,9 @@ class Settings:
 def record_of(root: Path) -> dict[str, Any]:
     """The manifest of a sweep's workdir; for a single run's, one as a sweep of it alone would have; else {}."""
     if (root / "manifest.json").exists():
-        return files.read_json(root / "manifest.json")
+        return read_manifest(root / "manifest.json")
     if (root / "config.json").exists():
-        return {"config": files.read_json(root / "config.json")}
+        return {"config": read_config(root / "config.json")}
     return {}
 
 

@@ -15,12 +15,12 @@ from mujax.config import canonical, hashed
 from mujax.data.loader import load_batches
 from mujax.engine import Parked, Progress, train_runs
 from mujax.errors import UserError
-from mujax.in_flight import load_parked, save_parked
-from mujax.lanes import abstract_lane
+from mujax.in_flight import Unusable, load_parked, save_parked
 from mujax.metrics import metric_records
 from mujax.mirrors import Mirror
 from mujax.points import Point, Shard, group_points, make_points
 from mujax.processes import deferred_signals
+from mujax.records import Row, first_by_id, read_manifest, read_rows
 from mujax.refine import propose, refine_config
 from mujax.results import code_version, make_row
 from mujax.steps import METRICS
@@ -29,7 +29,6 @@ from mujax.steps import METRICS
 # much state may take no more than a twentieth of the time.
 SAVE_SECONDS = 60.0
 
-Row = dict[str, Any]
 Mirrors = Callable[[Path], Sequence[Mirror]]
 
 
@@ -49,7 +48,8 @@ def sweep(
       open_mirrors: given the workdir, what finished points are copied to.
 
     Raises:
-      UserError: a bad config, data source or workdir, or a workdir in use; nothing has been compiled.
+      UserError: a bad config, data source or workdir, or a workdir in use; nothing has been compiled. Or the workdir
+        was moved away meanwhile; what is in flight is saved in it.
     """
     grid = make_points(tree)
     refinement = refine_config(tree, grid)
@@ -58,8 +58,8 @@ def sweep(
         raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
     part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
-    with files.locked(root), deferred_signals() as is_interrupted:
-        study = _Study(tree, root, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
+    with files.locked(root) as held, deferred_signals() as is_interrupted:
+        study = _Study(tree, root, held, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
         points, notes = grid, []
         while True:
             study.run(points, notes)
@@ -77,11 +77,21 @@ def sweep(
 class _Study:
     """A workdir, and what is in it."""
 
-    def __init__(self, tree, root: Path, grid: Sequence[Point], part: str, mirrors: Sequence[Mirror], is_interrupted):
-        self._tree, self._root, self._part = tree, root, part
+    def __init__(
+        self,
+        tree,
+        root: Path,
+        held: files.Held,
+        grid: Sequence[Point],
+        part: str,
+        mirrors: Sequence[Mirror],
+        is_interrupted: Callable[[], bool],
+    ):
+        self._tree, self._root, self._held, self._part = tree, root, held, part
         self._mirrors, self._is_interrupted = mirrors, is_interrupted
-        manifest_file = root / "manifest.json"
-        self._recorded = files.read_json(manifest_file) if manifest_file.exists() else {}
+        manifest_file, results_file = root / "manifest.json", root / "results.jsonl"
+        self._recorded = read_manifest(manifest_file) if manifest_file.exists() else {}
+        recorded_rows = read_rows(results_file) if results_file.exists() else []
         if self._recorded.get("part", part) != part:
             raise UserError(
                 f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, now it is to be "
@@ -97,12 +107,10 @@ class _Study:
                     f"--workdir={root} was begun on other text (fingerprint {recorded}, now {fingerprint}); "
                     "choose a new workdir"
                 )
-        self._results = root / "results.jsonl"
-        if files.drop_torn_line(self._results):
-            print(f"{self._results}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
-        recorded = files.read_jsonl(self._results) if self._results.exists() else ()
-        self.rows: dict[str, Row] = files.first_by_id(recorded)
+        self.rows: dict[str, Row] = first_by_id(recorded_rows)
         self._check_tables(grid)
+        if files.drop_torn_line(results_file):
+            print(f"{results_file}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
 
     def _check_tables(self, points: Sequence[Point]) -> None:
         """A workdir whose tables were others is another study, although its config reads the same.
@@ -128,40 +136,44 @@ class _Study:
     def run(self, points: Sequence[Point], refinement: Sequence[str]) -> None:
         """Trains the points that have no row yet."""
         self._check_tables(points)
+        self._stop_if_asked()
         entries = {p.id: {"overrides": p.overrides, "table_hash": p.run.table_hash} for p in points}
         known = self._recorded.get("points", {})
         self._recorded = {"config": self._tree, "part": self._part, "data": self._data, "points": {**known, **entries}}
-        files.write_json(self._root / "manifest.json", {**self._recorded, "refinement": list(refinement)})
+        files.write_json(self._held.path / "manifest.json", {**self._recorded, "refinement": list(refinement)})
         todo = [point for point in points if point.id not in self.rows]
         groups = group_points(todo)
         for number, members in enumerate(groups, start=1):
-            self._stop_if_interrupted()
+            self._stop_if_asked()
             done = len(points) - sum(point.id not in self.rows for point in points)
             title = f"group {number}/{len(groups)}, {_title(members)}; {done}/{len(points)} points finished"
             print(title, file=sys.stderr)
             with _Bar(members, self.rows.values()) as bar:
                 self._run_group(members, bar)
+        self._stop_if_asked()
         shutil.rmtree(self._root / "in_flight", ignore_errors=True)  # whatever is left there has its rows
 
     def _run_group(self, members: Sequence[Point], bar: "_Bar") -> None:
         cfg = members[0].run.cfg  # train and data are the same in the whole group
         batches, validation, corpus = load_batches(cfg, {p.run.cfg.seed for p in members})
         ids = [point.id for point in members]
-        file = self._root / "in_flight" / f"{members[0].run.group}.npz"
-        next_save = time.time() + SAVE_SECONDS
+        name = f"in_flight/{members[0].run.group}.npz"
+        next_save = time.monotonic() + SAVE_SECONDS
 
         def interrupt(park: Callable[[], list[Parked]]) -> None:
             nonlocal next_save
-            if self._is_interrupted() or time.time() > next_save:
-                start = time.time()
+            start = time.monotonic()
+            if self._is_interrupted() or start > next_save or not self._held.is_in_place():
+                file = self._held.path / name
                 try:
                     save_parked(file, park(), ids, code_version())
                 except OSError as e:  # the rows are what counts; this is tried again, or these points start again
                     print(f"{file} could not be saved: {e}", file=sys.stderr)
-                next_save = time.time() + max(SAVE_SECONDS, 20 * (time.time() - start))
-            self._stop_if_interrupted()
+                now = time.monotonic()
+                next_save = now + max(SAVE_SECONDS, 20 * (now - start))
+            self._stop_if_asked()
 
-        parked = self._parked(file, members)
+        parked = self._parked(name, members)
         bar.resumed({entry.index: entry.progress.done for entry in parked})
         runs = [point.run for point in members]
         for i, progress in train_runs(runs, batches, validation, parked, bar.trained, interrupt):
@@ -176,29 +188,35 @@ class _Study:
             )
             self._keep(members[i], row, progress, corpus.bits_per_byte)
             bar.finished(i, row)
-        file.unlink(missing_ok=True)
+        (self._held.path / name).unlink(missing_ok=True)
 
     def _keep(self, point: Point, row: Row, progress: Progress, bits_per_byte: Callable) -> None:
         history = dict(zip(METRICS, progress.history.tolist(), strict=True))
         records = metric_records(history, progress.evals, point.run.cfg.train.log_interval, bits_per_byte)
-        files.write_jsonl(self._root / "points" / point.id / "metrics.jsonl", records)
-        files.append_jsonl(self._results, row)
+        root = self._held.path
+        files.write_jsonl(root / "points" / point.id / "metrics.jsonl", records)
+        files.append_jsonl(root / "results.jsonl", row)
         self.rows[point.id] = row
+        if not self._held.is_in_place():  # mirrors know the folder by its name, and would make another
+            return
         for mirror in self._mirrors:
             mirror.point(row, records, point.run.cfg.as_dict())
 
-    def _parked(self, file: Path, members: Sequence[Point]) -> list[Parked]:
-        """What an interrupted call has left of these points."""
-        if not file.exists():
+    def _parked(self, name: str, members: Sequence[Point]) -> list[Parked]:
+        """What an interrupted call has left of these points; a file that is of no use is set aside."""
+        root = self._held.path
+        if not (root / name).exists():
             return []
         try:
             indices = {point.id: i for i, point in enumerate(members)}
-            return load_parked(file, abstract_lane(members[0].run.program), indices, code_version())
-        except ValueError as e:
-            print(f"{file}: {e}; its points start again", file=sys.stderr)
+            return load_parked(root / name, members[0].run, indices, code_version())
+        except Unusable as e:
+            folder = files.set_aside(root, [name])
+            print(f"{root / name}: {e}; it was moved to {folder}, and its points start again", file=sys.stderr)
             return []
 
-    def _stop_if_interrupted(self) -> None:
+    def _stop_if_asked(self) -> None:
+        self._held.check_in_place()
         if self._is_interrupted():
             raise KeyboardInterrupt
 
@@ -216,7 +234,7 @@ class _Bar:
     def __init__(self, members: Sequence[Point], rows):
         self._members = members
         self._steps = [0] * len(members)
-        self._tokens, self._num_done, self._start = 0, 0, time.time()
+        self._tokens, self._num_done, self._start = 0, 0, time.monotonic()
         self._width = members[0].run.cfg.model.d_model
         self._best: Row | None = None
         for row in rows:
@@ -225,8 +243,12 @@ class _Bar:
             total=sum(point.run.cfg.train.steps for point in members),
             bar_format="  {n_fmt}/{total_fmt} steps |{bar:20}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
             mininterval=0.2 if sys.stderr.isatty() else 20,
+            miniters=1,
             dynamic_ncols=True,
         )
+        # With its own, the time of day, it stands still when that is set back
+        self._bar._time = time.monotonic  # pyright: ignore[reportAttributeAccessIssue]
+        self._bar.start_t = self._bar.last_print_t = time.monotonic()
 
     def __enter__(self):
         return self
@@ -259,7 +281,7 @@ class _Bar:
                 self._best = row
 
     def _show(self) -> None:
-        rate = self._tokens / max(time.time() - self._start, 1e-9)
+        rate = self._tokens / max(time.monotonic() - self._start, 1e-9)
         parts = [f"{self._num_done}/{len(self._members)} points", f"{rate:.3g} tokens/s"]
         if best := self._best:
             where = f"{best['parameterization']} at LR {best['learning_rate']:.3g}"

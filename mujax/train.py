@@ -3,6 +3,7 @@ at once are mujax.sweep."""
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,8 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
         `data` stand for the resolved parameterization and the text that is trained on.
 
     Raises:
-      UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved.
+      UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved, or
+        the workdir was moved away meanwhile; the state is saved in it.
       ConnectionError: a bucket did not answer.
       KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
@@ -69,11 +71,12 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     if row is not None:
         return row
     with contextlib.ExitStack() as stack:
-        agreed(lambda: stack.enter_context(files.locked(root)))
+        held: list[files.Held] = []  # by the primary process
+        agreed(lambda: held.append(stack.enter_context(files.locked(root))))
         row = agreed(claim.finished_row)  # another process may have finished it in the meantime
         if row is not None:
             return row
-        training = _Training(claim, layout, corpus, batches[run.cfg.seed], validation)
+        training = _Training(claim, held[0] if held else None, layout, corpus, batches[run.cfg.seed], validation)
         stack.callback(training.close)
         with stop_requests(run.cfg.checkpoint.grace_seconds) as is_stopping:
             return training.run_to_end(is_stopping)
@@ -117,13 +120,14 @@ class _Training:
     def __init__(
         self,
         claim: Claim,
+        held: files.Held | None,
         layout: Layout | None,
         corpus: Corpus,
         batches: TrainBatches,
         validation: np.ndarray,
     ):
         run, root = claim.run, claim.root
-        self._claim, self._run, self._root = claim, run, root
+        self._claim, self._held, self._run, self._root = claim, held, run, root
         self._layout, self._corpus, self._batches = layout, corpus, batches
         self._cfg = run.cfg.train
         fns = make_train_fns(run.program, layout)
@@ -140,20 +144,23 @@ class _Training:
         self._copy = jax.jit(lambda params: jax.tree.map(jax.numpy.copy, params))
         self._validation = [self._place(len(rows), rows.__getitem__) for rows in validation]
         num_devices = layout.mesh.size if layout else 1
-        self._log = RunLog(root, is_primary())
+        self._log = RunLog(root, is_primary(), (lambda: held.path) if held else None)
         self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, num_devices)
-        self._latest = everywhere(lambda: Checkpoints(root / "checkpoints" / "latest", run.cfg.checkpoint.keep))
-        self._best = None
-        if run.cfg.checkpoint.best:
-            self._best = everywhere(lambda: Checkpoints(root / "checkpoints" / "best", keep=1))
-        self._start = time.time()
+        self._latest, self._best = self._open_checkpoints()
+        self._start = time.monotonic()
         self._evals: list[tuple[int, float]] = []
         self._diverged_at: int | None = None
         self._stopped_at: int | None = None
         self._saved_at = self._best_saved_at = -1
         self._trace: Path | None = None  # where a profile is being written
+        self._has_told = False  # the other processes that the workdir was moved
         # A step is dispatched before the metrics of the one before it are read: (step, metrics, tensors or None)
         self._pending: tuple[int, Mapping[str, Any], Any] | None = None
+
+    def _open_checkpoints(self) -> tuple[Checkpoints, Checkpoints | None]:
+        folder, cfg = self._root / "checkpoints", self._run.cfg.checkpoint
+        latest = everywhere(lambda: Checkpoints(folder / "latest", cfg.keep))
+        return latest, everywhere(lambda: Checkpoints(folder / "best", keep=1)) if cfg.best else None
 
     def run_to_end(self, is_stopping: Callable[[int], bool]) -> dict[str, Any]:
         """Trains from the latest checkpoint, or from the beginning, to the end; returns the row.
@@ -171,12 +178,13 @@ class _Training:
         t = int(state.step)
         self._rows = ahead(self._read, t, self._cfg.steps)
         while not self._has_ended:
-            if is_stopping(t):
+            if self._must_stop(t, is_stopping):
                 self._read_pending()
                 if self._has_ended:
                     break
                 self._save(t, state)
                 self._latest.wait()
+                agreed(lambda: self._held.check_in_place() if self._held else None)
                 raise KeyboardInterrupt
             if t % self._cfg.eval_interval == 0 or t == self._cfg.steps:
                 self._read_pending()
@@ -189,6 +197,7 @@ class _Training:
             state = self._train_step(t, state)
             t += 1
         self._read_pending()
+        self._follow()
         if not self._has_ended:
             self._save(t, state)
         self._latest.wait()
@@ -202,11 +211,40 @@ class _Training:
             stopped_at_step=self._stopped_at,
             eval_losses=self._evals,
             corpus=self._corpus,
-            seconds=time.time() - self._start,
+            seconds=time.monotonic() - self._start,
         )
         if is_primary():
             files.write_json(self._root / "result.json", row)
         return row
+
+    def _must_stop(self, t: int, is_stopping: Callable[[int], bool]) -> bool:
+        """Whether to save and stop before step t: as asked to, or because the workdir was moved away."""
+        if self._held is None or self._held.is_in_place():
+            return is_stopping(t)
+        if jax.process_count() > 1 and not self._has_told:  # the others stop with this one, at the same step
+            self._has_told = True
+            signal.raise_signal(signal.SIGTERM)
+        return is_stopping(t) or jax.process_count() == 1
+
+    def _follow(self) -> None:
+        """Saves from now on where the workdir has been moved to."""
+
+        def where() -> str:
+            assert self._held
+            return str(self._held.path)
+
+        now = agreed(where)
+        if now == str(self._root):
+            return
+        if is_primary():
+            print(f"{self._root} was moved to {now}; saving there", file=sys.stderr)
+        self._root = Path(now)
+        for checkpoints in (self._latest, self._best):
+            if checkpoints:
+                checkpoints.close()
+        self._latest, self._best = self._open_checkpoints()
+        saved = agreed(lambda: self._latest.steps)  # a save that was under way is not among them
+        self._saved_at = self._saved_at if self._saved_at in saved else -1
 
     def _stop_tracing(self) -> None:
         trace, self._trace = self._trace, None
@@ -319,12 +357,13 @@ class _Training:
             "table_hash": run.table_hash,
             "data_fingerprint": self._corpus.fingerprint,
             "evals": self._evals,
-            "seconds": time.time() - self._start,
+            "seconds": time.monotonic() - self._start,
             "code_version": code_version(),
             "jax_version": jax.__version__,
         }
 
     def _save(self, step: int, state: TrainState) -> None:
+        self._follow()
         if step == self._saved_at or self._has_ended:
             return
         self._timer.pause()
@@ -336,6 +375,7 @@ class _Training:
         self._saved_at = step
 
     def _save_best(self, step: int, state: TrainState) -> None:
+        self._follow()
         if self._best:
             self._best.save(step, {"params": state.params}, self._record())
             self._best_saved_at = step
@@ -353,7 +393,7 @@ class _Training:
         if found is not None:
             record, trees = found
             self._evals = [(at, loss) for at, loss in record["evals"]]
-            self._start = time.time() - record["seconds"]
+            self._start = time.monotonic() - record["seconds"]
             self._saved_at = step
             if is_primary():
                 print(f"{self._root}: going on from step {step}", file=sys.stderr)

@@ -18,6 +18,9 @@ from typing import IO, Any
 from mujax import buckets
 from mujax.config import OPERATION_SECTIONS, differences
 from mujax.errors import UserError, is_outage
+from mujax.records import check_regular, read_bytes, read_config, read_manifest
+from mujax.records import read_json as read_json
+from mujax.records import read_jsonl as read_jsonl
 
 
 def local_path(workdir: str | Path) -> Path:
@@ -67,16 +70,20 @@ def make_writable(workdir: str | Path) -> Path:
     return root
 
 
-def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> None:
-    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...; first copies some."""
+def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> Path:
+    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...; first copies some.
+
+    Returns the folder that they are moved to.
+    """
     present = [name for name in names if (root / name).exists()]
+    folder = next(f for n in itertools.count(1) if not (f := root / "earlier" / str(n)).exists())
     if present:
-        n = next(n for n in itertools.count(1) if not (root / "earlier" / str(n)).exists())
         for name in copied:
             if (root / name).exists():
-                _write_whole(root / "earlier" / str(n) / name, (root / name).read_bytes())
+                _write_whole(folder / name, read_bytes(root / name))
         for name in present:
-            move(root / name, root / "earlier" / str(n) / name)
+            move(root / name, folder / name)
+    return folder
 
 
 def move(source: Path, target: Path) -> None:
@@ -88,8 +95,57 @@ def move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+class Held:
+    """A workdir while a process holds its lock: it is known by the folder itself, not by its name, which may change.
+
+    A place in a bucket has no folder, and stays where it is.
+    """
+
+    def __init__(self, root: Path, folder: int | None):
+        """folder: a file descriptor of it."""
+        self._root, self._folder = root, folder
+
+    def is_in_place(self) -> bool:
+        """Whether the name that the process was given is still that of the folder."""
+        return self._folder is None or self._is(self._root)
+
+    @property
+    def path(self) -> Path:
+        """The name that the folder has now.
+
+        Raises:
+          UserError: it has none, as it was deleted, or this system cannot tell.
+        """
+        if self.is_in_place():
+            return self._root
+        with contextlib.suppress(OSError):
+            now = Path(os.readlink(f"/proc/self/fd/{self._folder}"))  # of Linux
+            if self._is(now):
+                return now
+        raise UserError(
+            f"--workdir={self._root} was deleted, or moved out of sight, while it was in use; nothing more was saved"
+        )
+
+    def check_in_place(self) -> None:
+        """Raises UserError if the folder has another name than the process was given."""
+        if not self.is_in_place():
+            raise UserError(
+                f"--workdir={self._root} was moved to {self.path} while it was in use, and all is saved there; go on "
+                f"with --workdir={self.path}"
+            )
+
+    def _is(self, path: Path) -> bool:
+        assert self._folder is not None
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a file system that does not answer says nothing of where a folder is
+            return True
+
+
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[Held]:
     """Holds a workdir for this process alone; the lock of a process that was killed ends with it, that of a bucket
     soon after.
 
@@ -99,11 +155,13 @@ def locked(root: Path) -> Iterator[None]:
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     if buckets.is_bucket(root):
         with buckets.locked(root, owner):
-            yield
+            yield Held(root, None)
         return
-    with open(root / "lock", "a+", encoding="utf-8") as stream:
+    lock = root / "lock"
+    check_regular(lock)
+    with open(lock, "a+b") as stream:
         stream.seek(0)
-        holder = stream.read()
+        holder = _printable(stream.read(200))
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,12 +174,20 @@ def locked(root: Path) -> Iterator[None]:
         if holder:
             print(f"{root}: {holder} did not end cleanly; going on from what it has left", file=sys.stderr)
         stream.truncate(0)
-        stream.write(owner)
+        stream.write(owner.encode())
         stream.flush()
+        folder = os.open(root, os.O_RDONLY)
         try:
-            yield
+            yield Held(root, folder)
         finally:
+            os.close(folder)
             stream.truncate(0)
+
+
+def _printable(content: bytes) -> str:
+    """What a lock says of its holder, or of whoever has written there."""
+    text = content.decode(errors="replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,9 +234,10 @@ def open_workdir(
     for other in {"config.json", "manifest.json"} - {record}:
         if (root / other).exists():
             raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
-    if (root / record).exists():
-        recorded = read_json(root / record)
-        check_same(f"--workdir={workdir}", recorded.get("config", recorded), config, allowed_changes)
+    file = root / record
+    if file.exists():
+        recorded = read_manifest(file)["config"] if record == "manifest.json" else read_config(file)
+        check_same(f"--workdir={workdir}", recorded, config, allowed_changes)
     return root
 
 
@@ -209,7 +276,7 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "w+b") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -238,41 +305,11 @@ def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
             os.fsync(stream.fileno())
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises UserError if the file does not hold a JSON object."""
-    return _parse_object(file.read_bytes(), str(file))
-
-
-def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """Records of a JSONL file; a last line without its newline was torn by a crash and is left out."""
-    lines = file.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        yield _parse_object(line, f"{file}, line {number}")
-
-
-def first_by_id(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Rows by run id; of duplicates the first counts, wherever rows are read."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        found.setdefault(str(row.get("id")), dict(row))
-    return found
-
-
-def _parse_object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except ValueError as e:
-        raise UserError(f"{where} is not JSON: {e}") from e
-    if not isinstance(document, dict):
-        raise UserError(f"{where} is not a JSON object")
-    return document
-
-
 def drop_torn_line(file: Path) -> bool:
     """Cuts off a last line that lacks its newline, so that appending goes on cleanly; True if there was one."""
     if not file.exists():
         return False
-    content = file.read_bytes()
+    content = read_bytes(file)
     keep = content.rfind(b"\n") + 1
     if keep == len(content):
         return False

@@ -32,7 +32,7 @@ def row(name, width, x, loss, seed=0, **changes):
     decay = changes.pop("weight_decay", 0.0)
     own = {"model.d_model": width, "optim.learning_rate": 2.0**x, "optim.weight_decay": decay}
     return {
-        "id": f"{name}-{width}-{x}-{seed}-{decay}", "status": "diverged" if loss is None else "ok",
+        "id": f"{name}-{width}-{x}-{seed}-{decay}".replace("/", "|"), "status": "diverged" if loss is None else "ok",
         "diverged_at_step": 7 if loss is None else None, "parameterization": name, "width": width,
         "learning_rate": 2.0**x, "weight_decay": decay, "seed": seed, "final_loss": loss, "tokens": 1000,
         "data_fingerprint": "abc", "overrides": own, **changes,

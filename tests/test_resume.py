@@ -118,6 +118,13 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
     assert left_by(tmp_path) == uninterrupted
 
 
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def die():
     """What a kill is to the run: nothing is saved."""
     raise KeyboardInterrupt
@@ -233,6 +240,29 @@ def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
     assert main.run([*args, "--config.optim.learning_rate=0.5"]) == 2  # what there is is not of this run
     assert "optim.learning_rate: 0.0078125 -> 0.5" in capsys.readouterr().err
     assert main.run(args) == 0
+
+
+def test_a_workdir_that_is_moved_while_it_trains(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
+    """The run notices, saves its state in the folder wherever that is now, and ends with 2; no other folder is made."""
+    root, now = tmp_path / "run", tmp_path / "moved"
+
+    def move():
+        wait_for(root / "checkpoints" / "latest" / "7")  # what Orbax is about to write, it writes by its name
+        wait_for(root / "checkpoints" / "best" / "10")
+        root.rename(now)
+
+    args = flags_of(text_file, root)
+    with monkeypatch.context() as patch:
+        strike(patch, "_train_step", 12, move)
+        assert main.run(args) == 2
+    err = capsys.readouterr().err
+    assert f"{root} was moved to {now} while it was in use, and all is saved there; go on with --workdir={now}" in err
+    assert not root.exists()
+    assert sorted(os.listdir(now / "checkpoints" / "latest")) == ["12", "7"]
+    assert main.run(flags_of(text_file, now)) == 0
+    assert "going on from step 12" in capsys.readouterr().err
+    assert left_by(now) == uninterrupted
+    each_step_once(now)
 
 
 STUCK = """

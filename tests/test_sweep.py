@@ -276,7 +276,7 @@ def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny
     file = next((tmp_path / "in_flight").iterdir())
     content = file.read_bytes()
     for damaged, other_code, complaint in (
-        (content[: len(content) // 2], False, "cannot be read"),
+        (content[: len(content) // 2], False, "its SHA-256 is not that of its content"),
         (content, True, "saved by other code"),
     ):
         trained.clear()
@@ -445,6 +445,17 @@ def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_interrupted_ends_without_the_shutdown_of_python():
+    """Threads that still write, as TensorStore's do, crash an interpreter that is being taken down; 75 must come out."""
+    code = (
+        "import atexit, os, signal, sys; from mujax import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV)); main.run = lambda argv: print('said') or 75\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (75, "said\n")
 
 
 def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):

@@ -6,7 +6,6 @@ from typing import Any
 
 from mujax.check.explain import describe
 from mujax.config import make_run_config
-from mujax.errors import UserError
 from mujax.run import make_run
 
 HEADER = ("tensor", "role", "shape", "init std", "forward", "LR / global LR", "eps", "decay", "rule of LR", "source")
@@ -22,15 +21,15 @@ def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]
     for point in points.values():
         overrides = point.get("overrides", {}) if isinstance(point, dict) else None
         if isinstance(overrides, dict):
-            name, width = overrides.get("parameterization.name"), overrides.get("model.d_model", 0)
-            if name not in widest or width > widest[name].get("model.d_model", 0):
+            name, width = str(overrides.get("parameterization.name")), _width(overrides)
+            if name not in widest or width > _width(widest[name]):
                 widest[name] = overrides
     tables = {}
     for overrides in list(widest.values())[:MAX_TABLES]:
         try:
             cfg = make_run_config(_with(config, overrides))
             told = describe(make_run(cfg))
-        except (UserError, TypeError, KeyError, AttributeError):  # of another version of mujax
+        except Exception:  # of another version of mujax, or edited: whatever is wrong, the rows have been read
             continue
         title = f"{told['parameterization']}, width {told['width']} (base width {told['base_width']}): {told['source']}"
         lr = cfg.optim.learning_rate
@@ -45,6 +44,11 @@ def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]
         ]  # fmt: skip
         tables[title] = [HEADER, *lines]
     return tables
+
+
+def _width(overrides: Mapping[str, Any]) -> int:
+    width = overrides.get("model.d_model", 0)
+    return width if type(width) is int else 0
 
 
 def _with(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

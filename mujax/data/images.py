@@ -3,11 +3,13 @@
 import functools
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 
 from mujax.data.corpus import Corpus
 from mujax.errors import UserError
+from mujax.records import check_regular
 
 COLORS = 3
 NUM_SYNTHETIC = 20_000
@@ -40,11 +42,14 @@ def load_images(name: str, path: str, seq_len: int, num_classes: int, batch_size
 
 
 def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    file = Path(os.path.expanduser(path))
     try:
-        with np.load(os.path.expanduser(path)) as file:
-            images, labels = file["images"], file["labels"]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
-        raise UserError(f"data.path = {path!r} is no .npz file with arrays `images` and `labels`: {e}") from e
+        check_regular(file)
+        with np.load(file) as content:
+            images, labels = content["images"], content["labels"]
+    except Exception as e:  # whatever NumPy and zipfile make of what they read
+        reason = " ".join(str(e).split())
+        raise UserError(f"data.path = {path!r} is no .npz file with arrays `images` and `labels`: {reason}") from e
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, COLORS):
         raise UserError(
             f"data.path = {path!r}: images are {images.dtype} {images.shape}; data.seq_len wants uint8 "

@@ -20,6 +20,7 @@ from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, check_files,
 from mujax.data.sources import JsonLines, Parquet, Part, Source, TextFiles, folder_and_glob, length_of
 from mujax.data.tokenizers import Tokenizer
 from mujax.errors import UserError, cut
+from mujax.records import read_bytes, read_json, read_part, read_preparation
 
 COUNTS = ("documents", "tokens", "text_bytes", "cut_documents", "bytes")
 # Text that a SentencePiece model is trained on at most
@@ -109,7 +110,7 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> None:
     """Recognizes the folder as that of this very recipe and source, or makes it so."""
     begun = {"recipe": dataclasses.asdict(recipe), "parts": [[part.name, part.split, part.size] for part in parts]}
     file = root / PREPARING / "recipe.json"
-    recorded = files.read_json(file) if file.exists() else None
+    recorded = read_preparation(file) if file.exists() else None
     if recorded and recorded != begun and not any(file.parent.glob("part-*.json")):  # a try that came to nothing
         for left in (*root.glob("*.bin"), *root.glob("tokenizer.*")):
             left.unlink()
@@ -145,7 +146,7 @@ def _check_tokenizer(root: Path, tokenizer: Tokenizer) -> None:
     file, described = root / PREPARING / "tokenizer.json", tokenizer.as_dict()
     if not file.exists():
         files.write_json(file, described)
-    elif files.read_json(file) != described:
+    elif read_json(file) != described:
         raise UserError(f"--workdir={root} was begun with another tokenizer of this name; choose a new workdir")
 
 
@@ -166,7 +167,7 @@ def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[
         model = tokenizers.train(_training_text(source, parts), int(value))
         with files.replacing(file) as stream:
             stream.write(model)
-    return tokenizers.make("sentencepiece", file.read_bytes(), {})
+    return tokenizers.make("sentencepiece", read_bytes(file), {})
 
 
 def _training_text(source: Source, parts: Sequence[Part]) -> Iterator[str]:
@@ -201,7 +202,7 @@ def _heads(source: Source, parts: Sequence[Part], count: int) -> list[int]:
 
 def _describe(root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int) -> dict[str, Any]:
     """What dataset.json holds."""
-    records = [files.read_json(record_file(root, i)) for i in range(num_parts)]
+    records = [read_part(record_file(root, i)) for i in range(num_parts)]
     shards = [shard for record in records for shard in record["shards"] if shard["bytes"]]
     splits = {}
     for split in SPLITS:

@@ -19,6 +19,7 @@ import numpy as np
 
 from mujax.data.corpus import Corpus
 from mujax.errors import UserError, shown
+from mujax.records import check_regular, is_name, read_json
 
 FORMAT = 1
 LAYOUTS = ("document", "packed")
@@ -90,7 +91,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     file = folder / DESCRIPTION
     try:
-        description = json.loads(file.read_bytes())
+        description = read_json(file)
         if description["format"] != FORMAT:
             raise UserError(f"{file} has format {description['format']!r}; this version of mujax reads {FORMAT}")
         is_same = description == sealed(description) and description["fingerprint"] == fingerprint(description)
@@ -162,11 +163,14 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     What was read once is not read again while its size and time of change are the same.
     """
     verified, found = {}, {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        verified = dict(json.loads((folder / VERIFIED).read_text()))
+    with contextlib.suppress(OSError, UserError):  # then all is read
+        verified = read_json(folder / VERIFIED)
     unread = []
     for shard in shards:
+        if not is_name(shard["file"]):
+            raise UserError(f"{folder / DESCRIPTION}: {shown(shard['file'])} is no name of a file in its folder")
         file = folder / shard["file"]
+        check_regular(file)
         try:
             status = file.stat()
         except OSError as e:

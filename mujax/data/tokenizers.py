@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from mujax.errors import UserError
+from mujax.records import is_name, read_bytes, shown
 
 Options = Mapping[str, str]
 Ids = Sequence[int] | np.ndarray
@@ -98,13 +99,16 @@ def of_dataset(folder: Path, recorded: Mapping[str, Any]) -> Tokenizer:
     Raises:
       UserError: it cannot be made here, or its file is missing or not the one that the text was encoded with.
     """
-    kind, file = recorded["kind"], folder / recorded["file"]
+    kind, name = recorded["kind"], recorded["file"]
     if kind not in KINDS:
         raise UserError(f"{folder}: text was encoded by {kind}, which only its own code can decode")
     model = b""
-    if recorded["file"]:
+    if name:
+        if not is_name(name):
+            raise UserError(f"{folder}: its tokenizer {shown(name)} is no name of a file in it")
+        file = folder / name
         try:
-            model = file.read_bytes()
+            model = read_bytes(file)
         except OSError as e:
             raise UserError(f"{file} cannot be read: {e.strerror}") from e
         if hashlib.sha256(model).hexdigest() != recorded["sha256"]:

@@ -141,15 +141,15 @@ class _Compiled(NamedTuple):
 def _compile(program: Program, mesh: MeshConfig, topology: Topology, slots: int, lanes: int) -> _Compiled:
     sizes = mesh.data, mesh.fsdp, mesh.tensor, mesh.slices
     layout = make_layout(slots, *sizes, rules=mesh.axis_rules, devices=topology.devices)
-    start = time.time()
+    start = time.monotonic()
     try:
         compiled = _lower(program, layout, lanes).compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         why = str(e).partition("Ran out of memory")[2].partition("HLO module")[0].strip(" .\n")
-        return _Compiled(time.time() - start, f"out of memory {why}" if why else "out of memory")
-    seconds = time.time() - start
+        return _Compiled(time.monotonic() - start, f"out of memory {why}" if why else "out of memory")
+    seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     cost = read_cost(compiled.as_text(), layout.mesh.size)

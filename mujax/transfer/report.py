@@ -7,6 +7,7 @@ from typing import Any
 
 from mujax import workdir as files
 from mujax.errors import UserError
+from mujax.records import read_config, read_manifest
 from mujax.transfer.curves import TrainingCurve
 from mujax.transfer.phase import PhasePoint, main_effects
 from mujax.transfer.rows import Row, load_rows, load_sources, load_training, mixed, warnings
@@ -150,7 +151,7 @@ def _training(
 def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
     """Name and content of the file with the config: under `config`, whichever verb wrote it."""
     if (folder / "manifest.json").exists():
-        return "manifest.json", files.read_json(folder / "manifest.json")
+        return "manifest.json", read_manifest(folder / "manifest.json")
     if (folder / "config.json").exists():
-        return "config.json", {"config": files.read_json(folder / "config.json")}
+        return "config.json", {"config": read_config(folder / "config.json")}
     return "", {}

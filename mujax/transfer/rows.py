@@ -2,40 +2,18 @@
 
 import glob
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mujax import workdir as files
 from mujax.errors import UserError
+from mujax.records import Row, first_by_id, is_number, read_manifest, read_metrics, read_result, read_rows
 from mujax.settings import Fields, Settings, among, belongs, is_single_run
 from mujax.transfer.curves import TrainingCurve
 from mujax.transfer.studies import Naming
 
-Row = dict[str, Any]
 MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
 MAX_TRAINING_POINTS = 120_000
-
-
-def is_number(x) -> bool:
-    return type(x) in (int, float) and math.isfinite(x)
-
-
-# What the report reads of a row, and what it must be; the second group may be missing
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "id": lambda x: isinstance(x, str),
-    "status": lambda x: x in ("ok", "diverged", "stopped"),
-    "diverged_at_step": lambda x: x is None or is_number(x),
-    "width": lambda x: type(x) is int and x > 0,
-    "parameterization": lambda x: isinstance(x, str),
-    "learning_rate": lambda x: is_number(x) and x > 0,
-    "seed": lambda x: type(x) is int,
-    "final_loss": lambda x: x is None or is_number(x),
-    "overrides": lambda x: isinstance(x, dict),
-}
-_OPTIONAL: dict[str, Callable[[Any], bool]] = {
-    name: is_number for name in ("weight_decay", "tokens", "steps", "depth", "n_params", "seconds")
-}
 
 
 def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
@@ -50,22 +28,14 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
     if not root.is_dir():
         raise UserError(f"--{flag}={workdir}: no such folder")
     if (root / "results.jsonl").exists():
-        rows = list(files.read_jsonl(root / "results.jsonl"))
+        rows = read_rows(root / "results.jsonl")
     elif (root / "result.json").exists():
-        rows = [files.read_json(root / "result.json")]
+        rows = [read_result(root / "result.json")]
     else:
         raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
     if not rows:
         raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
-    for number, row in enumerate(rows, start=1):
-        for field, is_right in _CHECKS.items():
-            if field not in row or not is_right(row[field]):
-                value = repr(row[field]) if field in row else "missing"
-                raise UserError(f"--{flag}={workdir}: row {number}, field {field!r} is {value}")
-        for field, is_right in _OPTIONAL.items():
-            if row.get(field) is not None and not is_right(row[field]):
-                raise UserError(f"--{flag}={workdir}: row {number}, field {field!r} is {row[field]!r}, not a number")
-    first, settings = files.first_by_id(rows), Settings(root)
+    first, settings = first_by_id(rows), Settings(root)
     for row in first.values():
         entry = settings.entry(row)
         row["config"] = entry.config
@@ -108,7 +78,7 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
         for row in alone:
             if row["config"] is not None:
                 row["config"], row["overrides"] = among(row["config"], bases)
-        first = files.first_by_id(alone)
+        first = first_by_id(alone)
         rows[alone[0]["folder"]] = list(first.values())
         repeated += len(alone) - len(first)
     depth, names = 1, [folder.name for folder in rows]
@@ -168,7 +138,7 @@ def load_training(
     chosen = sorted(sorted(found)[:MAX_RUNS], key=lambda item: item[1])
     limit, curves = max(8, min(MAX_STEPS, MAX_TRAINING_POINTS // max(len(chosen), 1))), []
     for _, _, study, width, x, seed, file in chosen:
-        records = [r for r in files.read_jsonl(file) if is_number(r.get("loss")) and is_number(r.get("step"))]
+        records = [r for r in read_metrics(file) if is_number(r.get("loss"))]
         if records:
             stride = -(-len(records) // limit)
             kept = records[: -1 if len(records) > 1 else 1 : stride] + records[-1:] * (len(records) > 1)
@@ -181,9 +151,8 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
     """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
     found = []
     if (root / "manifest.json").exists():
-        manifest = files.read_json(root / "manifest.json")
-        points, notes = manifest.get("points"), manifest.get("refinement")
-        num_points = len(points) if isinstance(points, dict | list) else 0
+        manifest = read_manifest(root / "manifest.json")
+        num_points, notes = len(manifest.get("points", {})), manifest.get("refinement")
         if len(rows) < num_points:
             found.append(f"{len(rows)} of {num_points} points have finished; curves are incomplete")
         notes = notes if isinstance(notes, list) else []
