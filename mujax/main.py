@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import mujax
 from mujax.cli import check, explain, export, launch, merge, plan, prepare, report, sample, sweep, train, version
+from mujax.cli.console import make_tolerant, output_error
+from mujax.cli.cores import explained, hide_absent_tpu
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage, suggest
@@ -56,7 +58,8 @@ def run(argv: Sequence[str]) -> int:
         after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
-    except Exception as e:
+    except Exception as raised:
+        e = explained(raised)
         if not is_foreseen(e):  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
             traceback.print_exc()
             return CRASHED
@@ -78,9 +81,20 @@ def main() -> None:
     # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told otherwise.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
-    code = run(sys.argv[1:])
+    make_tolerant()
+    argv = sys.argv[1:]
+    if argv[:1] != ["plan"]:  # which compiles for TPUs, and takes none
+        hide_absent_tpu()
+    code = run(argv)
     for signum in (signal.SIGTERM, signal.SIGINT):  # what was done stands, whatever comes while Python shuts down
         signal.signal(signum, signal.SIG_IGN)
+    if error := output_error():
+        print(f"mujax: standard output could not be written: {error.strerror}", file=sys.stderr)
+        # Files hold what was done, and the exit code is that of the work; what was only printed is lost
+        is_in_files = (
+            any(arg.startswith("--workdir") for arg in argv) and argv[0] != "sample" and "--dry_run" not in argv
+        )
+        code = code if code or is_in_files else USAGE_ERROR
     if code == INTERRUPTED and not _is_one_of_several():
         _leave(code)
     sys.exit(code)

@@ -27,7 +27,7 @@ widths that would decide are named), 2 something to fix in the command or config
 import sys
 from typing import Any
 
-from mujax.cli.cores import make_cores_devices
+from mujax.cli.cores import find_devices, make_cores_devices
 from mujax.cli.flags import numbers
 from mujax.cli.verb import CHECK_FAILED, FINISHED, Verb
 from mujax.errors import UserError
@@ -35,6 +35,7 @@ from mujax.errors import UserError
 
 def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, seeds: str | None) -> int:
     make_cores_devices()
+    find_devices()
     from mujax.check.render import format_report, write_report
     from mujax.check.run import FAST, FULL, check
     from mujax.config import make_run_config

@@ -22,6 +22,7 @@ Exit codes: 0 printed, 2 something to fix in the command or the folder."""
 import logging
 from pathlib import Path
 
+from mujax.cli.cores import find_devices
 from mujax.cli.flags import number
 from mujax.cli.verb import FINISHED, Verb
 from mujax.errors import UserError
@@ -53,6 +54,7 @@ def run(
         number("top_k", top_k, 0, 0),
         number("top_p", top_p, 1.0, 1e-6, 1),
     )
+    find_devices()
     lines = [prompt or ""] if prompts is None else _read_lines("prompts", prompts)
     texts = [text for text in lines for _ in range(number("num_samples", num_samples, 1, 1, 10**5))]
     limits = number("num_tokens", num_tokens, 256, 1, 2**24), sampling, number("window", window, 0, 0, 2**24)

@@ -39,7 +39,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mujax.cli.cores import make_cores_devices
+from mujax.cli.cores import find_devices, make_cores_devices
 from mujax.cli.verb import FINISHED, Verb
 from mujax.errors import UserError
 
@@ -65,6 +65,7 @@ def run(
     if not workdir:
         raise UserError("sweep needs --workdir=DIR")
     make_cores_devices()
+    find_devices()
     from mujax.mirrors import open_mirrors
     from mujax.sweep import sweep
 

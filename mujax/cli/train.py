@@ -37,7 +37,7 @@ import logging
 import sys
 from typing import Any
 
-from mujax.cli.cores import make_cores_devices
+from mujax.cli.cores import find_devices, make_cores_devices
 from mujax.cli.flags import number
 from mujax.cli.verb import DIVERGED, FINISHED, Verb
 from mujax.errors import UserError
@@ -66,6 +66,7 @@ def run(
     if make_run_config(config).mesh.num_devices > 1:  # a mesh of cores, where there is nothing better
         make_cores_devices()
     initialize(coordinator, total, own)
+    find_devices()
     with leaving_at_once():
         row = train(config, workdir, [name for name in (allow_config_change or "").split(",") if name])
     stream = sys.stdout if is_primary() else sys.stderr

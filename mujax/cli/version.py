@@ -15,6 +15,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_c
 def run() -> int:
     import jax
 
+    from mujax.cli.cores import explained
     from mujax.results import code_version
 
     print(f"mujax {code_version()}")
@@ -26,8 +27,8 @@ def run() -> int:
             print(f"{package} is not installed")
     try:
         devices = jax.devices()
-    except RuntimeError as e:  # an accelerator that another process holds, a driver that is missing
-        print(f"no devices: {' '.join(str(e).split())}")
+    except (RuntimeError, AssertionError) as e:  # one that another process holds, a driver that is missing
+        print(f"no devices: {' '.join(str(explained(e)).split())}")
     else:
         print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     return FINISHED
