@@ -1,8 +1,10 @@
 """Shards hold what an independent tokenization of the same documents gives, however often their making was killed."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import random
 import re
@@ -115,7 +117,13 @@ def test_a_document_a_row(sources, pieces, tmp_path):
         kept = document[:31]
         assert row.tolist() == [0, *kept, *[1] * (32 - len(kept))]
         assert until_first(1, row[None, 1:]).sum() == len(kept) + 1
-    assert made["splits"]["train"]["cut_documents"] == sum(len(document) > 31 for document in ids[30:]) > 0
+    counts = made["splits"]["train"]
+    assert counts["cut_documents"] == sum(len(document) > 31 for document in ids[30:]) > 0
+    # What the loss counts, and what it does not; a start begins each row. Cutting leaves the tokenizer as dense.
+    stream = stream_of(tmp_path / "out", "train").reshape(-1, 33)
+    assert counts["tokens"] == until_first(1, stream[:, 1:]).sum()
+    assert counts["tokens"] + counts["padding"] + len(stream) == stream.size
+    assert counts["tokens_per_byte"] == sum(len(document) + 1 for document in ids[30:]) / counts["text_bytes"]
 
 
 def test_by_hash_whatever_the_order(sources, pieces, tmp_path):
@@ -338,6 +346,14 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "half.jsonl").write_text('{"text": "bad \\ud800"}\n')
     (folder / "nul.jsonl").write_text('{"text": "a\\u0000b"}\n')
     (folder / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    (folder / "gzip.jsonl").write_bytes(gzip.compress(b'{"text": "abc"}\n'))
+    (folder / "z.jsonl.zst").write_bytes(bytes.fromhex("28b52ffd 2004 21000061 62630a"))
+    (folder / "b.jsonl").write_bytes(bz2.compress(b'{"text": "abc"}\n'))
+    (folder / "z.parquet").write_bytes(gzip.compress((folder / "a.parquet").read_bytes()))
+    (folder / "packed").mkdir()
+    (folder / "packed" / "a.txt").write_bytes(lzma.compress(b"text"))
+    (folder / "words.jsonl").write_text(json.dumps({"text": ["a whole document " * 99]}) + "\n")
+    (folder / "key.jsonl").write_text(json.dumps({"a whole document " * 99: 1}) + "\n")
     return {
         "has no field 'words' but: url, text": ("jsonl:good.jsonl", "bytes"),
         "latin.jsonl, line 2 is not UTF-8 text (byte 13)": ("jsonl:latin.jsonl", "bytes"),
@@ -354,6 +370,13 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "half.jsonl, line 1: text is no text that UTF-8 can hold": ("jsonl:half.jsonl", "bytes"),
         "nul.jsonl: a document has in it the id that ends documents, 0": ("jsonl:nul.jsonl", "bytes"),
         "deep.jsonl, line 1 is not JSON": ("jsonl:deep.jsonl", "bytes"),
+        "gzip.jsonl is compressed (gzip) without the suffix by which mujax knows it": ("jsonl:gzip.jsonl", "bytes"),
+        "z.jsonl.zst is compressed (zstd), which mujax does not read": ("jsonl:z.jsonl.zst", "bytes"),
+        "b.jsonl is compressed (bzip2), which mujax does not read": ("jsonl:b.jsonl", "bytes"),
+        "z.parquet is compressed as a whole (gzip)": ("parquet:z.parquet", "bytes"),
+        "a.txt is compressed (xz): decompress it": ("text:packed", "bytes"),
+        "words.jsonl, line 1: text has 'a whole document": ("jsonl:words.jsonl", "ids:9"),
+        "key.jsonl, line 1 has no field 'text' but: a whole document": ("jsonl:key.jsonl", "bytes"),
         "it holds lists of ids, not text": ("jsonl:lists.jsonl", "bytes"),
         "it is text where --tokenizer=ids expects": ("jsonl:good.jsonl", "ids:9"),
         "'words' is not one of: bytes, byte_vocabulary, sentencepiece": ("jsonl:good.jsonl", "words:3"),
@@ -377,7 +400,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
         args = [arg for arg in args if not arg.endswith("=")]
         assert main.run(["prepare", *args, "--layout=packed", f"--workdir=out-{tokenizer[:5]}-{source[-9:]}"]) == 2
         said = capsys.readouterr().err
-        assert complaint in said and "Traceback" not in said, said
+        assert complaint in said and "Traceback" not in said and len(said) < 600, said
     assert not list(tmp_path.glob("out*/dataset.json"))
     good = ["prepare", "--source=jsonl:good.jsonl", "--tokenizer=bytes"]
     for flags, complaint in {
@@ -410,6 +433,30 @@ def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "1.jsonl", documents(6))
     with pytest.raises(UserError, match="was begun with other files"):
         prepare(recipe, tmp_path / "out")
+
+
+def test_a_finished_dataset_says_that_its_source_has_changed(tmp_path, capsys):
+    """Also where the size is the same; it stays as it is, and nothing is said of a source that was taken away."""
+    for i in range(2):
+        write_jsonl(tmp_path / f"{i}.jsonl", ["abc", "def"])
+    args = ["prepare", f"--source=jsonl:{tmp_path}/*.jsonl", "--tokenizer=bytes", "--layout=packed"]
+    args += ["--validation=head:1", "--processes=1", f"--workdir={tmp_path / 'out'}"]
+
+    def said() -> str:
+        assert main.run(args) == 0
+        return capsys.readouterr().err
+
+    said()
+    assert "source" not in said()
+    before = finished(tmp_path / "out")
+    write_jsonl(tmp_path / "1.jsonl", ["abc", "xyz"])
+    os.utime(tmp_path / "1.jsonl", (2e9, 2e9))
+    write_jsonl(tmp_path / "2.jsonl", ["new"])
+    assert re.search(r"the source changed: \S*1.jsonl has changed, \S*2.jsonl is new; it stays as it was", said())
+    for i in range(3):
+        (tmp_path / f"{i}.jsonl").unlink()
+    assert "source" not in said()
+    assert finished(tmp_path / "out") == before
 
 
 def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):

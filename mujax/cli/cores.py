@@ -94,5 +94,6 @@ def _is_of_backends(e: Exception) -> bool:
     traceback = e.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next
-    is_there = isinstance(e, AssertionError) and traceback is not None
-    return is_there and traceback.tb_frame.f_code.co_filename.endswith("xla_bridge.py")
+    if not (isinstance(e, AssertionError) and traceback):
+        return False
+    return traceback.tb_frame.f_code.co_filename.endswith("xla_bridge.py")

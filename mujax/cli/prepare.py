@@ -33,7 +33,8 @@ Leaves in DIR
   dataset.json             counts, tokenizer, tokens a byte, files with their SHA-256, fingerprint
   tokenizer.model or .json what the text was encoded with
   train-*.bin, validation-*.bin
-Killed at any time, the same command goes on and leaves the same bytes; finished, it is left alone.
+Killed at any time, the same command goes on and leaves the same bytes; finished, it is left alone,
+and the command says if files of the source have changed since.
 Exit codes: 0 finished, 2 something to fix in the command or the source, 75 interrupted."""
 
 import os
@@ -69,7 +70,8 @@ def run(
         per_byte = counts["tokens_per_byte"]
         ratio = "" if per_byte is None else f", {per_byte:.3f} a byte"
         cut = f", {counts['cut_documents']} of them cut" if counts["cut_documents"] else ""
-        print(f"{split}: {counts['documents']} documents{cut}; {counts['tokens']} tokens{ratio}")
+        padding = f", and {counts['padding']} of padding" if "padding" in counts else ""
+        print(f"{split}: {counts['documents']} documents{cut}; {counts['tokens']} tokens{padding}{ratio}")
     fields = {"name": "shards", "path": workdir, "vocab_size": described["tokenizer"]["vocab_size"]}
     if described["layout"] == "document":
         fields |= {"seq_len": described["seq_len"], "eos_id": described["tokenizer"]["eos_id"]}

@@ -23,6 +23,15 @@ DOCUMENT_END = 0
 VALIDATION_SHARE = 0.05
 # A folder of at least this many files is split by file; fewer files are each split by position.
 MIN_FILES_TO_SPLIT_BY_FILE = 20
+# First bytes of compressed files
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
 
 # Tests are not prose anybody wrote to be read; encodings/ is generated tables; the others vary by machine.
 _EMBEDDED_SUFFIXES = (".py", ".txt")
@@ -122,11 +131,18 @@ def _describe(name: str, path: str) -> str:
     return "data.name = 'embedded'" if name == "embedded" else f"data.path = {path!r}"
 
 
+def compression_of(head: bytes) -> str:
+    """How a file that begins so is compressed, whatever its name says; '' where it is not."""
+    return next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), "")
+
+
 def _read_utf8(file: Path) -> bytes:
     try:
         raw = file.read_bytes()
         raw.decode()
     except UnicodeDecodeError as e:
+        if kind := compression_of(raw):
+            raise UserError(f"{file} is compressed ({kind}): decompress it, or narrow data.glob") from e
         raise UserError(f"{file} is not UTF-8 text (byte {e.start}); convert it, or narrow data.glob") from e
     except OSError as e:
         raise UserError(f"{file} cannot be read: {e.strerror}") from e

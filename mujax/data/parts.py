@@ -26,6 +26,9 @@ from mujax.data.tokenizers import Ids
 from mujax.errors import UserError
 
 PREPARING = "preparing"
+# What is counted of layout document beside the tokens of its rows: ends after the first, and what the documents were
+# before they were cut
+ROW_COUNTS = ("padding", "whole_tokens")
 # Text that is encoded in one call
 BATCH_CHARACTERS = 2**20
 Encode = Callable[[Sequence[Document]], Sequence[Ids]]
@@ -195,6 +198,8 @@ class _Output:
         self._waiting: list[Document] = []
         self._waiting_size = 0
         self._counts = {"documents": 0, "tokens": 0, "text_bytes": 0, "cut_documents": 0}
+        if work.recipe.layout == "document":
+            self._counts |= dict.fromkeys(ROW_COUNTS, 0)
 
     def add(self, document: Document) -> None:
         self._waiting.append(document)
@@ -211,9 +216,13 @@ class _Output:
             raise UserError(f"{self._part.name}: {e}") from e
         encoded = [ids.astype(self._dtype) for ids in encoded]
         self._counts["documents"] += len(documents)
-        self._counts["tokens"] += sum(len(ids) + 1 for ids in encoded)
         self._counts["text_bytes"] += sum(len(d.encode()) if isinstance(d, str) else d.text_bytes for d in documents)
+        whole = sum(len(ids) + 1 for ids in encoded)  # with their ends
         is_packed = self._work.recipe.layout == "packed"
+        if is_packed:
+            self._counts["tokens"] += whole
+        else:
+            self._counts["whole_tokens"] += whole
         content = (self._packed(encoded) if is_packed else self._rows(encoded)).tobytes()
         self._stream.write(content)
         self._digest.update(content)
@@ -240,6 +249,8 @@ class _Output:
             kept = ids[: seq_len - 1]
             row[1 : 1 + len(kept)] = kept
             self._counts["cut_documents"] += len(kept) < len(ids)
+            self._counts["tokens"] += len(kept) + 1
+            self._counts["padding"] += seq_len - len(kept) - 1
         return rows
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mujax import workdir as files
 from mujax.data import tokenizers
-from mujax.data.parts import PREPARING, Recipe, Rule, Work, do_all, dtype_of, record_file, texts_of
+from mujax.data.parts import PREPARING, ROW_COUNTS, Recipe, Rule, Work, do_all, dtype_of, record_file, texts_of
 from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, check_files, fingerprint, read_description, sealed
 from mujax.data.sources import JsonLines, Parquet, Part, Source, TextFiles, folder_and_glob, length_of
 from mujax.data.tokenizers import Tokenizer
@@ -51,13 +51,15 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
             _check_same(root, description["recipe"], dataclasses.asdict(recipe))
             check_files(root, description["shards"])
             _clean_up(root)
+            if not is_quiet:
+                _tell_changes(root, recipe, rule, description.get("source_files"))
             return description
         source = make_source(recipe.source, rule.own, recipe.field, recipe.data_dir)
         if rule.kind == "own" and not source.has_validation:
             raise UserError("--validation=own: the source sets nothing aside; use own:WHERE, head:N or hash:SHARE")
         parts = source.parts()
         _check_outside(root, parts)
-        _begin(root, recipe, parts)
+        source_files = _begin(root, recipe, parts)
         tokenizer = _make_tokenizer(recipe, root, source, parts)
         _check_tokenizer(root, tokenizer)
         if tokenizer.file[0] and not (root / tokenizer.file[0]).exists():
@@ -67,7 +69,7 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
         work = Work(source, recipe, root, *described, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.start_id)
         heads = _heads(source, parts, rule.count)
         do_all(work, parts, heads, num_processes, is_quiet)
-        description = _describe(root, recipe, tokenizer, len(parts))
+        description = _describe(root, recipe, tokenizer, len(parts), source_files)
         files.write_json(root / DESCRIPTION, description)
         _clean_up(root)
         return description
@@ -106,12 +108,42 @@ def _check_same(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise UserError(f"--workdir={root} holds another dataset: {shown}; choose a new workdir")
 
 
-def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> None:
-    """Recognizes the folder as that of this very recipe and source, or makes it so."""
+def _files_of(parts: Sequence[Part]) -> dict[str, list[int]]:
+    """Size and time of change of each file of the source."""
+    names = {name for part in parts for name in part.where if isinstance(name, str) and os.path.isfile(name)}
+    statuses = {name: os.stat(name) for name in sorted(names)}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
+
+
+def _tell_changes(root: Path, recipe: Recipe, rule: Rule, then: dict[str, list[int]] | None) -> None:
+    """Says that a finished dataset was made of other files than the source has now; a source that is gone may be."""
+    if not then:  # of TFDS, or of an earlier version
+        return
+    try:
+        now = _files_of(make_source(recipe.source, rule.own, recipe.field, recipe.data_dir).parts())
+    except (UserError, OSError):
+        return
+    changes = [f"{file} has changed" for file in then if file in now and then[file] != now[file]]
+    changes += [f"{file} is new" for file in now if file not in then]
+    changes += [f"{file} is gone" for file in then if file not in now] if now else []
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        print(
+            f"{root} was made before the source changed: {', '.join(changes[:3])}{more}; it stays as it was. Prepare "
+            "the source as it is now in a new workdir",
+            file=sys.stderr,
+        )
+
+
+def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[int]]:
+    """Recognizes the folder as that of this very recipe and source, or makes it so; returns the files of the source as
+    they were at the beginning."""
     begun = {"recipe": dataclasses.asdict(recipe), "parts": [[part.name, part.split, part.size] for part in parts]}
+    source_files = _files_of(parts)
     file = root / PREPARING / "recipe.json"
     recorded = read_preparation(file) if file.exists() else None
-    if recorded and recorded != begun and not any(file.parent.glob("part-*.json")):  # a try that came to nothing
+    is_same = bool(recorded) and all(recorded.get(key) == begun[key] for key in begun)
+    if recorded and not is_same and not any(file.parent.glob("part-*.json")):  # a try that came to nothing
         for left in (*root.glob("*.bin"), *root.glob("tokenizer.*")):
             left.unlink()
         shutil.rmtree(file.parent)
@@ -121,15 +153,17 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> None:
         if recorded["parts"] != begun["parts"]:
             raise UserError(f"--workdir={root} was begun with other files of this source; choose a new workdir")
         print(f"{root}: going on with what was begun", file=sys.stderr)
+        source_files = recorded.get("source_files", source_files)
     else:
         own = ("lock", PREPARING)
         others = sorted(entry.name for entry in root.iterdir() if entry.name not in own and entry.name[0] != ".")
         if others:
             raise UserError(f"--workdir={root} holds something else ({', '.join(others[:3])}); choose a new folder")
-        files.write_json(file, begun)
+        files.write_json(file, {**begun, "source_files": source_files})
     for entry in root.iterdir():
         if re.fullmatch(r"\..+\.\d+", entry.name):  # of a process that was killed while it wrote
             entry.unlink()
+    return source_files
 
 
 def _check_outside(root: Path, parts: Sequence[Part]) -> None:
@@ -200,16 +234,19 @@ def _heads(source: Source, parts: Sequence[Part], count: int) -> list[int]:
     return heads
 
 
-def _describe(root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int) -> dict[str, Any]:
+def _describe(
+    root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int, source_files: dict[str, list[int]]
+) -> dict[str, Any]:
     """What dataset.json holds."""
     records = [read_part(record_file(root, i)) for i in range(num_parts)]
     shards = [shard for record in records for shard in record["shards"] if shard["bytes"]]
     splits = {}
     for split in SPLITS:
         own = [shard for shard in shards if shard["split"] == split]
-        counts = {key: sum(shard[key] for shard in own) for key in COUNTS}
-        num_bytes = counts["text_bytes"]
-        splits[split] = {**counts, "tokens_per_byte": counts["tokens"] / num_bytes if num_bytes else None}
+        keys = COUNTS if recipe.layout == "packed" else (*COUNTS, *ROW_COUNTS)
+        counts = {key: sum(shard[key] for shard in own) for key in keys}
+        num_bytes, whole = counts["text_bytes"], counts.get("whole_tokens", counts["tokens"])
+        splits[split] = {**counts, "tokens_per_byte": whole / num_bytes if num_bytes else None}
         if not own:
             raise UserError(f"nothing is in the {split} split by --validation={recipe.validation}")
     description = {
@@ -221,6 +258,7 @@ def _describe(root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int) 
         "splits": splits,
         "empty_documents": sum(record["empty_documents"] for record in records),
         "recipe": dataclasses.asdict(recipe),
+        "source_files": source_files,
         "shards": sorted(shards, key=lambda shard: shard["file"]),
     }
     return sealed({"fingerprint": fingerprint(description), **description})

@@ -1,19 +1,20 @@
 """Where documents come from: files of text, JSON lines or parquet. Each source is cut into parts, each the work of one
 process; their order, and that of the documents in them, is that of the source."""
 
+import contextlib
 import dataclasses
 import glob
 import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
 
-from mujax.data.corpus import cut_of, find_files, held_out_files
+from mujax.data.corpus import compression_of, cut_of, find_files, held_out_files
 from mujax.data.tokenizers import Ids, Tokenizer
-from mujax.errors import UserError
+from mujax.errors import UserError, shown
 
 # Text of a part, where a source can be cut anywhere
 PART_BYTES = 2**26
@@ -113,6 +114,8 @@ class JsonLines:
     def parts(self) -> list[Part]:
         found = []
         for split, files in _found("jsonl", self.pattern, self.validation_pattern):
+            for file in files:
+                self._check_readable(file)
             found += [Part(file, split, Path(file).stat().st_size, (file,)) for file in files]
         return found
 
@@ -129,13 +132,24 @@ class JsonLines:
         except OSError as e:
             raise UserError(f"{file} cannot be read: {e.strerror or e}") from e
 
+    def _check_readable(self, file: str) -> None:
+        try:
+            with open(file, "rb") as stream:
+                kind = compression_of(stream.read(8))
+        except OSError as e:
+            raise UserError(f"{file} cannot be read: {e.strerror or e}") from e
+        if kind == "gzip" and not file.endswith(".gz"):
+            raise UserError(f"{file} is compressed (gzip) without the suffix by which mujax knows it: add .gz")
+        if kind and kind != "gzip":
+            raise UserError(f"{file} is compressed ({kind}), which mujax does not read: decompress it, or use .gz")
+
     def _parse(self, line: bytes, where: str) -> Document:
         try:
             record = json.loads(_decode(line, where))
         except (ValueError, RecursionError) as e:
             raise UserError(f"{where} is not JSON: {e}") from e
         if not isinstance(record, dict) or self.field not in record:
-            fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            fields = _names(record) if isinstance(record, dict) else type(record).__name__
             raise UserError(f"{where} has no field {self.field!r} but: {fields}; name the one with the text: --field")
         return _document(record[self.field], self.field, where)
 
@@ -224,11 +238,20 @@ def _open_parquet(file: str, field: str):
     try:
         opened = parquet.ParquetFile(file)
     except (pa.ArrowException, OSError) as e:
+        with contextlib.suppress(OSError), open(file, "rb") as stream:
+            if kind := compression_of(stream.read(8)):
+                raise UserError(f"{file} is compressed as a whole ({kind}): decompress it") from e
         raise UserError(f"{file} is no parquet file: {' '.join(str(e).split())[:200]}") from e
     if field not in opened.schema_arrow.names:
-        names = ", ".join(opened.schema_arrow.names)
-        raise UserError(f"{file} has no column {field!r} but: {names}; name the one with the text: --field")
+        names = opened.schema_arrow.names
+        raise UserError(f"{file} has no column {field!r} but: {_names(names)}; name the one with the text: --field")
     return opened
+
+
+def _names(fields: Iterable[str]) -> str:
+    """Those of a record, as far as a line takes them; a document may stand where a name should."""
+    fields = [name if len(name) <= 40 else f"{name[:40]}..." for name in fields]
+    return ", ".join(fields[:20]) + (f" and {len(fields) - 20} more" if len(fields) > 20 else "")
 
 
 def _document(value: Any, field: str, where: str) -> Document:
@@ -243,7 +266,7 @@ def _document(value: Any, field: str, where: str) -> Document:
     if isinstance(value, list):
         bad = next((i for i in value if type(i) is not int or not 0 <= i < 2**31), None)
         if bad is not None:
-            raise UserError(f"{where}: {field} has {bad!r}, which is no id")
+            raise UserError(f"{where}: {field} has {shown(bad)}, which is no id")
         return Encoded(tuple(value), 0)
     raise UserError(f"{where}: {field} is {type(value).__name__}, not text")
 
@@ -259,5 +282,7 @@ def _decode(text: bytes, where: str) -> bytes:
     try:
         text.decode()
     except UnicodeDecodeError as e:
+        if kind := compression_of(text):
+            raise UserError(f"{where} is compressed ({kind}): decompress it, or leave it out by the pattern") from e
         raise UserError(f"{where} is not UTF-8 text (byte {e.start})") from e
     return text
