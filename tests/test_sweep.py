@@ -448,7 +448,7 @@ def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
 
 
 def test_what_is_interrupted_ends_without_the_shutdown_of_python():
-    """Threads that still write, as TensorStore's do, crash an interpreter that is being taken down; 75 must come out."""
+    """Threads that still write, as those of TensorStore, crash an interpreter that goes down; 75 must come out."""
     code = (
         "import atexit, os, signal, sys; from mujax import main\n"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV)); main.run = lambda argv: print('said') or 75\n"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from mujax.errors import UserError
-from mujax.records import is_name, read_bytes, shown
+from mujax.errors import UserError, shown
+from mujax.records import is_name, read_bytes
 
 Options = Mapping[str, str]
 Ids = Sequence[int] | np.ndarray
