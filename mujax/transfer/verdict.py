@@ -145,7 +145,7 @@ def judge(
     low, high = drifted
     moves, beyond, inside = low > 0 or high < 0, min(abs(low), abs(high)), max(abs(low), abs(high)) < tolerance
     ends = [c.within(0.95) or (0.0, math.inf) for c in costs]
-    cheapest, dearest = max(end[0] for end in ends), max(end[1] for end in ends)
+    cheapest, dearest = max(max(end[0] for end in ends), 0.0), max(end[1] for end in ends)
     if moves and (beyond > tolerance or cheapest > loss_tolerance):
         word = "drifts"
     elif dearest < loss_tolerance and (moves or inside):
