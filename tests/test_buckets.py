@@ -111,6 +111,7 @@ def server():
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield httpd
         httpd.shutdown()
+        httpd.server_close()
 
 
 def test_a_run_in_a_bucket(server, compiled_once, text_file, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -322,7 +323,7 @@ def test_published_metrics_of_kalra_2026(tmp_path, no_figures):
         "embd": (0.14, 58, 60), "ln": (3.9, 14, 60), "attn": (0.46, 45, 60), "last": (0.79, 35, 60),
     }  # fmt: skip
     # The interval is of a mean of logarithms: by scipy's, from the file's own numbers
-    rows = list(csv.DictReader(open(KALRA)))
+    rows = list(csv.DictReader(Path(KALRA).read_text().splitlines()))
     e = {(r["display"].replace("μ", "mu"), r["weight_decay"]): float(r["E"]) for r in rows}
     without = {"SP+Embd": "SP", "SP+Embd+Last": "SP+Last", "SP+Attn+Embd": "SP+Attn", "muP-LN": "SP+Attn+Last"}
     without |= {"SP+Embd+LN": "SP+LN", "muP-Attn": "SP+LN+Last", "muP-Last": "SP+Attn+LN", "muP": "muP-Embd"}

@@ -91,10 +91,10 @@ def strike(monkeypatch, where: str, call: int, action) -> None:
 
 def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
     """While it compiles, in a step, in an evaluation, in a save, and twice in a row."""
-    args = flags_of(text_file, tmp_path)
+    args, killers = flags_of(text_file, tmp_path), []
 
     def terminate_while_compiling():  # tracing takes less, and with compilation more
-        subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"])
+        killers.append(subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"]))
 
     for where, call, action in (
         ("_train_step", 1, terminate_while_compiling),
@@ -110,6 +110,8 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
         assert time.monotonic() - start < 25
         assert "the same command goes on" in capsys.readouterr().err
         assert not (tmp_path / "result.json").exists()
+    for process in killers:
+        process.wait()
     assert main.run(args) == 0
     assert "going on from step" in capsys.readouterr().err
     each_step_once(tmp_path)

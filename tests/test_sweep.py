@@ -305,7 +305,7 @@ def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, c
     with pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; wait until it has ended"):
         sweep(tree, tmp_path)
     holder.kill()
-    holder.wait()
+    holder.communicate()
     capsys.readouterr()
     assert len(sweep(tree, tmp_path)) == 3
     assert f"process {holder.pid}" in (err := capsys.readouterr().err)

@@ -1,6 +1,7 @@
 """The train verb on real text: it learns, leaves its files, resumes nothing wrongly, and reports divergence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def test_learns_real_text(tiny, tmp_path, model, dtype):
         model__d_model=32, model__dtype=dtype, data__seq_len=32,
     )  # fmt: skip
     row = train(tree, tmp_path)
-    text = np.frombuffer(open(tree["data"]["path"], "rb").read(), np.uint8)
+    text = np.frombuffer(Path(tree["data"]["path"]).read_bytes(), np.uint8)
     frequencies = np.bincount(text) / len(text)
     entropy = -np.sum(frequencies[frequencies > 0] * np.log(frequencies[frequencies > 0]))
     assert row["status"] == "ok"
