@@ -30,6 +30,7 @@ Leaves in DIR
   results.jsonl            one row a finished point; only one that came through has a loss
   points/ID/metrics.jsonl  the training curve of a point
   in_flight/               points that have not finished, while there are any
+  earlier/N/in_flight/     such points that were damaged, or saved by other code
 
 Stopped by Ctrl-C or SIGTERM, it saves what is in flight; the same command goes on from there.
 Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
