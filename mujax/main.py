@@ -63,8 +63,13 @@ def run(argv: Sequence[str]) -> int:
         if not is_foreseen(e):  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
             traceback.print_exc()
             return CRASHED
-        print(f"mujax: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
+        print(f"mujax: {_one_line(str(e)) or type(e).__name__}", file=sys.stderr)
         return CRASHED if is_outage(e) else USAGE_ERROR  # a full disk and a file taken away among them
+
+
+def _one_line(text: str) -> str:
+    """Text for a terminal, without the control characters that a file may have had in a name."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -211,7 +211,7 @@ _OF_MANIFEST: Mapping[str, Field] = {
     "part": _TEXT,
     "data": (_is_texts, "an object of texts"),
     "points": (lambda x: _is_object(x) and all(map(is_name, x)), "an object of points by their ids"),
-    "refinement": (lambda x: isinstance(x, dict | list), "a list"),
+    "refinement": (lambda x: isinstance(x, dict | list) and all(map(_is_text, x)), "a list of texts"),
     "merged": (_are_objects, "a list of configs"),
 }
 _OF_POINT: Mapping[str, Field] = {"overrides": _OBJECT, "table_hash": _TEXT}
