@@ -18,7 +18,7 @@ from mujax.transfer.verdict import drift_per_doubling
 def row(name, width, x, loss, seed=0, **overrides):
     """A row with only what the report reads; loss None is a diverged run."""
     return {
-        "id": f"{name}-{width}-{x}-{seed}-{overrides}", "status": "ok" if loss is not None else "diverged",
+        "id": f"{name}-{width}-{x}-{seed}-{overrides}".replace("/", "|"), "status": "ok" if loss is not None else "diverged",
         "parameterization": name, "width": width, "learning_rate": 2.0**x, "seed": seed, "final_loss": loss,
         "diverged_at_step": None if loss is not None else 7,
         "overrides": {"model.d_model": width, "optim.learning_rate": 2.0**x, **overrides},
