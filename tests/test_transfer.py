@@ -18,7 +18,8 @@ from mujax.transfer.verdict import drift_per_doubling
 def row(name, width, x, loss, seed=0, **overrides):
     """A row with only what the report reads; loss None is a diverged run."""
     return {
-        "id": f"{name}-{width}-{x}-{seed}-{overrides}".replace("/", "|"), "status": "ok" if loss is not None else "diverged",
+        "id": f"{name}-{width}-{x}-{seed}-{overrides}".replace("/", "|"),
+        "status": "ok" if loss is not None else "diverged",
         "parameterization": name, "width": width, "learning_rate": 2.0**x, "seed": seed, "final_loss": loss,
         "diverged_at_step": None if loss is not None else 7,
         "overrides": {"model.d_model": width, "optim.learning_rate": 2.0**x, **overrides},
@@ -105,7 +106,7 @@ def test_report_is_one_page_with_everything(tmp_path):
     rows = parabolas({32: -4.0, 64: -4.0}, name="mup") + parabolas({32: -4.0, 64: -5.0}, name=hostile)
     rows += [row("mup", 64, -2, None)]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "manifest.json").write_text('{"config": "' + hostile + '"}')
+    (tmp_path / "manifest.json").write_text('{"config": {"note": "' + hostile + '"}}')
     text = report(tmp_path)
     assert re.search(r"^mup +64 +0\.0625 +-4 +-4\.00 +2\.0156 +9 +1$", text, re.M)
     assert "mup: x1.00 per doubling of width (-0.00" in text.replace("+0.00", "-0.00")
