@@ -85,7 +85,7 @@ class Fork(MuModule):
         inner_BTF = wrong("mlp", jax.nn.relu(norm(x_BTD + blend_BTD) @ matrix("wide")))
         self.record("inner", inner_BTF)
         outer_BTD = inner_BTF @ matrix("back")
-        noise = jnp.where(hps.final_ratio == list(MISTAKES).index("noise"), 0.05 * ratio, 0.0).astype(x_BTD.dtype)
+        noise = jnp.where(hps.final_ratio == list(MISTAKES).index("noise"), 0.07 * ratio, 0.0).astype(x_BTD.dtype)
         outer_BTD += noise * jax.random.normal(jax.random.key(1), outer_BTD.shape, x_BTD.dtype)
         self.record("outer", outer_BTD)
         x_BTD = wrong("stream", wrong("skip", x_BTD) + blend_BTD + side_BTD + outer_BTD)

@@ -91,7 +91,7 @@ def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
     """The verdict of each stage of the worked example, word for word."""
     assert ["check", f"--config=docs/examples/gated.py:{stage}", "--workdir=runs/gated", "--fast"] in commands(FORK)
     done = run_mujax("check", f"--config=docs/examples/gated.py:{stage}", f"--workdir={tmp_path}", "--fast")
-    shown = {"broken": "FAIL: mlp0/wo, mlp1/wo", "better": "FAIL: embedding", "right": "pass"}[stage]
+    shown = {"broken": "FAIL: mlp0/wo, mlp1/wo, embedding", "better": "FAIL: embedding", "right": "pass"}[stage]
     assert done.returncode == (stage != "right"), done.stderr
     assert f"\n{shown}\n" in done.stdout
     if stage != "right":

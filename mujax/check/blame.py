@@ -18,7 +18,8 @@ from mujax.check.findings import LEVELS, Finding, power, worst
 # initialization are almost exact.
 INITIAL_TOLERANCE = 0.2
 TOLERANCE = 0.3
-# Of the slope at the wide end at initialization, where it gets steeper with width; right models stay below 0.01
+# By which the slope of a size at initialization must certainly rise without the narrowest width, where it is steeper
+# than without the widest: what finite width does to right models gets less with width
 GROWTH = 0.03
 
 # Changes that may decline, up to this exponent, though all is right; a wrong scale shows at initialization too.
@@ -62,11 +63,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Miss:
-    """By how much a slope is off, and whether that is certain: fail, or undecided and why."""
+    """By how much a slope is off, and whether that is certain: fail, or undecided and why.
+
+    by_seeds: whether it is the interval over seeds that leaves it undecided, not the choice of widths.
+    """
 
     level: str
     exponent: float
     why: str = ""
+    by_seeds: bool = False
 
 
 def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss | None:
@@ -85,13 +90,14 @@ def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss |
     shown = " and ".join(f"{off:.2f}" for off in ends)
     varies = f"its slope depends on the widths: it is off by {shown} without the widest and without the narrowest"
     noisy = f"it is off by {off:.2f} ±{slope.half_width:.2f}, on both sides of the tolerance of {tolerance:g}"
-    why = varies if ends and max(ends) - min(ends) > slope.half_width else noisy
+    by_seeds = not ends or max(ends) - min(ends) <= slope.half_width
+    undecided = Miss("undecided", exponent, noisy if by_seeds else varies, by_seeds)
     if off > tolerance * 4 / 3:
-        return Miss("fail", exponent) if low > tolerance / 2 else Miss("undecided", exponent, why)
+        return Miss("fail", exponent) if low > tolerance / 2 else undecided
     if off >= tolerance * 2 / 3:
         if high <= tolerance:
             return None
-        return Miss("fail", exponent) if low > tolerance else Miss("undecided", exponent, why)
+        return Miss("fail", exponent) if low > tolerance else undecided
     certain = any(abs(end.mean - wants) - end.half_width > tolerance for end in slope.ends)
     return Miss("undecided", exponent, varies) if certain else None
 
@@ -101,7 +107,7 @@ def grows_late(slope: Slope | None, wants: float | None) -> Miss | None:
     if slope is None or wants is None or slope.bend is None:
         return None
     end = slope.ends[1]
-    if slope.bend.low <= 0 or end.low - wants <= GROWTH:
+    if slope.bend.mean <= 0 or end.low - wants <= GROWTH:
         return None
     why = f"it grows the faster the wider the model: as m^{end.mean - wants:.2f} without the narrowest width"
     return Miss("undecided", end.mean - wants, why)
@@ -174,8 +180,10 @@ def _largest(misses: Sequence[Miss]) -> Miss:
 def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence[int]) -> Finding:
     """With the widths that would decide it: four times as wide what finite width does is smaller, and seeds differ
     less."""
-    wider = ",".join(str(4 * width) for width in widths)
-    return Finding(subject, "undecided", "coordinates", about, f"{text}, and {miss.why}", f"--widths={wider}")
+    decides = f"--widths={','.join(str(4 * width) for width in widths)}"
+    if miss.by_seeds:
+        decides = f"more seeds (--seeds), or {decides}"
+    return Finding(subject, "undecided", "coordinates", about, f"{text}, and {miss.why}", decides)
 
 
 def _misses(line: Line, when: str, is_first: bool) -> Miss | None:

@@ -24,7 +24,8 @@ def format_report(report: Report) -> str:
     widths = " ".join(map(str, report.widths))
     tensors = [_line(line, verdict.level(line.name)) for line in verdict.tensors]
     activations = [_line(line, verdict.level(line.name)) for line in verdict.activations]
-    activations = [line[:1] + line[2:] for line in activations]  # no role
+    # No role; and no "pass" of what may be off because of something before it
+    activations = [[*line[:1], *line[2:-1], line[-1].replace("pass", "")] for line in activations]
     at = [f"@{horizon}" for horizon in horizons]
     blocks = [
         f"{cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name}: widths {widths}; "
