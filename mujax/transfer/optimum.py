@@ -32,7 +32,7 @@ STEEP = "a neighbour of the best point is more than 0.4 nats above it: the grid 
 NO_NOISE = "noise unknown: one seed per point and too few points to estimate it"
 
 # Said of an optimum, but no reason to leave a verdict undecided: its interval allows for it
-BORROWED = "one seed: how far seeds move the optimum is borrowed from other studies, 0.2 log2 LR"
+BORROWED = "too few seeds to tell how far they move the optimum: 0.2 log2 LR is borrowed from other studies"
 DISAGREE = "a parabola's vertex is elsewhere"
 
 BOWL = 3.0  # log2 LR to each side of the best point that the shared shape is fitted to
