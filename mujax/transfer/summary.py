@@ -136,7 +136,7 @@ def measure(study: Study, noise: float | None = None, target: int | None = None)
     laws = fit_laws(widths, optima)
     verdict = judge(widths, optima, target=target if target and widths and target > widths[-1] else None)
     if alone := seed_drifts(widths, grids, losses):
-        said = "each seed alone: " + ", ".join(f"{drift:+.2f}" for drift in alone)
+        said = "each seed alone: " + ", ".join("flagged" if drift is None else f"{drift:+.2f}" for drift in alone)
         verdict = dataclasses.replace(verdict, reasons=(*verdict.reasons, said))
     return Measured(
         study,
@@ -188,14 +188,17 @@ def _minimum(m: Measured, width: int) -> float | None:
 
 def seed_drifts(
     widths: Sequence[int], grids: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
-) -> list[float]:
-    """Measures the drift of each seed alone, log2 LR per doubling; empty unless each point has the same seeds."""
+) -> list[float | None]:
+    """Measures the drift of each seed alone, log2 LR per doubling, None where its optima are flagged.
+
+    Empty unless each point has the same seeds.
+    """
     counts = {np.atleast_1d(np.asarray(cell)).size for curve in losses for cell in curve}
     if len(counts) != 1 or counts == {1}:
         return []
     alone = [[[np.atleast_1d(np.asarray(cell))[i] for cell in curve] for curve in losses] for i in range(counts.pop())]
     drifts = [drift_per_doubling(widths, fit_optima(grids, own)) for own in alone]
-    return [drift.value for drift in drifts if drift]
+    return [drift.value if drift else None for drift in drifts] if any(drifts) else []
 
 
 def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
