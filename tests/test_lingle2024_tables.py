@@ -84,7 +84,7 @@ def printed(*arguments):
 def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     """Two ablations that agree with the paper, and one that does not: their optima were made so."""
     folders = [
-        sweep("biases", seeds=3), sweep("sp", drift=-1.0, seeds=3, rates=range(-11, -2)),
+        sweep("biases", seeds=3, rates=range(-10, -1)), sweep("sp", drift=-1.0, seeds=3, rates=range(-11, -2)),
         sweep("cosine", drift=-0.5, seeds=2, rates=range(-11, -2)),
     ]  # fmt: skip
     out, _, code = printed(*folders, f"--out={tmp_path / 'out'}")
@@ -106,7 +106,7 @@ def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     assert "lion No -10 -8 -8".split() == found["lion"][:5] and found["lion"][-2:] == ["not", "run"]
     assert "\nbiases (profile paper, scale desk)\n" in out
     ours = next(line for line in lines if line[:2] == ["64", "ours"])
-    assert [round(float(loss), 2) for loss in ours[2:7]] == pytest.approx([2.92, 2.32, 2.12, 2.32, 2.92], abs=0.011)
+    assert [round(float(loss), 2) for loss in ours[2:11:2]] == pytest.approx([2.92, 2.32, 2.12, 2.32, 2.92], abs=0.011)
     assert "512 published 3.108 2.986 2.947 2.970 3.557 2^-6".split() in [line[:8] for line in lines]
 
 
@@ -121,7 +121,7 @@ def test_gaps_are_marked_and_decide_nothing(sweep):
     assert lines[2][:8] == ["32", "ours", "3.050", ".", "2.250", "2.450", "3.050", "2^-6"]
     assert lines[4][:8] == ["128", "ours", "2.862", ".", "2.062", "div", "div", "2^-6"]
     flags = next(line for line in text.splitlines() if line.startswith("* ours, width 128: "))
-    assert "a neighbour of the best point diverged; " in flags and "fewer than 3 points to fit" in flags
+    assert flags.endswith("a neighbour of the best point diverged")
 
 
 def test_learning_rates_of_a_refinement_are_no_part_of_the_papers_rule(sweep):

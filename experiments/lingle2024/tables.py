@@ -5,8 +5,8 @@ python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
 
 A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given as NAME=FOLDER.
 Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses are the best of a run's evaluations,
-as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: the optimum's drift
-per doubling of width, by parabolas, is inside or outside of +-0.25 with 95% (mujax.transfer.verdict.judge).
+as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: how the optimum moves
+with the width, and what the narrowest width's costs at the others, both with 95% (mujax.transfer.verdict.judge).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mujax.config import differences
 from mujax.errors import UserError
 from mujax.transfer.optimum import Optimum, fit_optima
 from mujax.transfer.rows import load_rows
-from mujax.transfer.verdict import ArgminVerdict, Verdict, argmin_verdict, judge
+from mujax.transfer.verdict import ArgminVerdict, Verdict, argmin_verdict, judge, penalties
 from mujax.workdir import read_json, same_study
 
 HERE = Path(__file__).parent
@@ -35,6 +35,7 @@ STUDIES = ABLATIONS | REASONS
 NOISE = 0.01
 MISSING, DIVERGED = ".", "div"
 TOLERANCE = 0.25  # of the drift, log2 of the learning rate per doubling of width
+LOSS_TOLERANCE = 0.02  # of what the narrowest width's optimum costs at the others, nats
 # Learning rates go with the root of the batch, so these optima are shifted against the others'
 LR_NOTES = {"bsz_large": ", rates x 2", "bsz_small": ", rates / 2"}
 # The published tables' names of what the ablations call differently
@@ -91,7 +92,7 @@ class Study:
         ]
 
     def verdict(self) -> Verdict:
-        return judge(self.widths, self.optima(), TOLERANCE)
+        return judge(self.widths, self.optima(), TOLERANCE, LOSS_TOLERANCE)
 
 
 def mean(seeds: Sequence[float | None]) -> float | None:
@@ -163,11 +164,10 @@ def study_table(studies: Sequence[Study]) -> str:
                 cell_text(study.cells[width].get(x)) if x in study.grid or x in study.cells[width] else "" for x in grid
             ]
             text, flagged = "-", optimum.flags if optimum else ()
-            if optimum and optimum.parabola:
-                parabola = optimum.parabola
-                text = f"{parabola.vertex:.2f}"
-                if parabola.interval:
-                    text += " ({:.2f} to {:.2f})".format(*parabola.interval)
+            if optimum and optimum.vertex is not None:
+                text = f"{optimum.vertex:.2f}"
+                if optimum.interval:
+                    text += " ({:.2f} to {:.2f})".format(*optimum.interval)
             lines.append(
                 [f"{width}", study.source, *cells, "-" if best is None else f"2^{best:g}", text + "*" * bool(flagged)]
             )
@@ -191,31 +191,35 @@ def cell_text(seeds: Sequence[float | None] | None) -> str:
 
 # Published word, ours -> do they agree?
 AGREEMENT = {("Yes", "transfers"): "yes", ("No", "drifts"): "yes", ("Yes", "drifts"): "no", ("No", "transfers"): "no"}
+# One learning rate that serves at all widths is what the paper asks for
+AGREEMENT |= {("Yes", "moves at no cost"): "yes", ("No", "moves at no cost"): "no"}
 
 
 def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
     """A line an ablation: the verdict and the best learning rate of each width, published and ours."""
     verdicts = published_verdicts()
-    header = ["ablation", "published", "best", "drift", "ours", "best", "drift", "agree", "by its rule", "seeds"]
+    header = ["ablation", "published", "best", "ours", "best", "drift", "cost", "agree", "by its rule", "seeds"]
     lines = [header]
     for name in STUDIES:
         said, their, our = verdicts.get(name, MISSING), theirs.get(name), ours.get(name)
-        line = [name, said, best_text(their), drift_text(their)]
+        line = [name, said, best_text(their)]
         if our is None:
-            lines.append([*line, *[MISSING] * 5, "not run"])
+            lines.append([*line, *[MISSING] * 6, "not run"])
             continue
         seeds = our.num_seeds()
         word = our.verdict().word if min(seeds) > 1 else "one seed"
         agree = AGREEMENT.get((said, word), "open") if said != MISSING else MISSING
         rule = our.argmin()
         lines.append([
-            *line, word, best_text(our), drift_text(our), agree, rule.word + "?" * bool(rule.close),
+            *line, word, best_text(our), drift_text(our), cost_text(our), agree, rule.word + "?" * bool(rule.close),
             " ".join(map(str, seeds)),
         ])  # fmt: skip
     legend = (
         "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does the optimum move by "
-        f"less than {TOLERANCE} log2 a doubling of width? Drifts with twice their 68% interval. By its rule: the "
-        "paper's on our grid of factor 4; ?: a gap below 0.02 nats. Seeds: at the best of each width. "
+        f"less than {TOLERANCE} log2 per doubling of width, and cost the narrowest width's less than {LOSS_TOLERANCE} "
+        "nats at the others? Drift: with its 95% interval. Cost: in nats, and in brackets the highest end of the 95% "
+        "intervals. By its rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. Seeds: at the best of "
+        "each width. "
         f"{MISSING}: not known; *: flagged, see the ablation's table."
     )
     return "\n".join([*textwrap.wrap(legend, 120), *aligned(lines)])
@@ -225,12 +229,21 @@ def best_text(study: Study | None) -> str:
     return " ".join("-" if x is None else f"{x:g}" for x in study.best()) if study else MISSING
 
 
-def drift_text(study: Study | None) -> str:
-    drift = study.verdict().drift if study else None
-    if drift is None or drift.interval is None:
+def drift_text(study: Study) -> str:
+    drift = study.verdict().drift
+    ends = drift.within(0.95) if drift else None
+    if drift is None or ends is None:
         return MISSING
-    low, high = (drift.value + 2 * (end - drift.value) for end in drift.interval)
-    return f"{drift.value:+.2f} ({low:+.2f} to {high:+.2f}){'*' * bool(drift.flags)}"
+    return f"{drift.value:+.2f} ({ends[0]:+.2f} to {ends[1]:+.2f}){'*' * bool(drift.flags)}"
+
+
+def cost_text(study: Study) -> str:
+    """The most that the narrowest width's optimum costs at another, nats, and the highest end of the intervals."""
+    costs = [cost for cost in penalties(study.widths, study.optima())[1:] if cost]
+    ends = [end for cost in costs if (end := cost.within(0.95))]
+    if not ends or study.verdict().cost is None:
+        return MISSING
+    return f"{max(cost.value for cost in costs):.3f} ({max(high for _, high in ends):.3f})"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -238,40 +251,40 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def draw(ours: Mapping[str, Study], theirs: Mapping[str, Study], folder: Path) -> None:
-    """drift.png: of each ablation, ours and published; losses.png: our curves, a panel an ablation."""
+def draw(ours: Mapping[str, Study], folder: Path) -> None:
+    """drift.png: of each ablation; losses.png: our curves, a panel per ablation."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        for name, figure in (("drift", draw_drift(plt, ours, theirs)), ("losses", draw_losses(plt, ours))):
+        for name, figure in (("drift", draw_drift(plt, ours)), ("losses", draw_losses(plt, ours))):
             figure.savefig(folder / f"{name}.png", dpi=110)
             plt.close(figure)
 
 
-def draw_drift(plt, ours: Mapping[str, Study], theirs: Mapping[str, Study]):
+def draw_drift(plt, ours: Mapping[str, Study]):
     names = [name for name in STUDIES if name in ours]
     figure, axis = plt.subplots(figsize=(7, 1.2 + 0.27 * len(names)), layout="constrained")
     axis.axvspan(-TOLERANCE, TOLERANCE, color="0.92", zorder=0)
     for x, text in ((0.0, "transfer"), (-1.0, "1/width")):
         axis.axvline(x, color="0.6", lw=0.8, ls="--", zorder=1)
         axis.text(x, -1.0, text, ha="center", va="bottom", fontsize=8, color="0.35")
-    for studies, offset, color, label in ((ours, 0, "#00798c", "ours"), (theirs, 0.3, "#d1495b", "published losses")):
-        axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label=f"{label}, 2 x 68%")
-        for row, name in enumerate(names):
-            drift = studies[name].verdict().drift if name in studies else None
-            if drift and drift.interval:
-                ends = [[2 * abs(end - drift.value)] for end in drift.interval]
-                fill = "none" if drift.flags else color
-                axis.errorbar(drift.value, row + offset, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2)
+    color = "#00798c"
+    axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label="drift, 95%")
+    for row, name in enumerate(names):
+        drift = ours[name].verdict().drift
+        if drift and (interval := drift.within(0.95)):
+            ends = [[abs(end - drift.value)] for end in interval]
+            fill = "none" if drift.flags else color
+            axis.errorbar(drift.value, row, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2)
     words = published_verdicts()
     told = {"Yes": "transfers", "No": "does not", MISSING: "not known"}
     axis.plot([], [], "o", color="0.3", mfc="none", ms=4.5, label="flagged")
     for row, name in enumerate(names):
         if ours[name].verdict().drift is None:
-            axis.text(0, row, "undecided", ha="center", va="center", fontsize=8, color="#00798c")
+            axis.text(0, row, "undecided", ha="center", va="center", fontsize=8, color=color)
     labels = [f"{name}  (published: {told[words.get(name, MISSING)]})" for name in names]
     axis.set_yticks(range(len(names)), labels)
     axis.set(ylim=(len(names) - 0.3, -1.1), xlabel="drift of the optimal log2 learning rate per doubling of width")
@@ -325,7 +338,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "tables.txt").write_text(text + "\n")
         if ours:
-            draw(ours, theirs, args.out)
+            draw(ours, args.out)
 
 
 if __name__ == "__main__":
