@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,8 @@ def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     assert abs(drifts["biases"]) < 0.02 and abs(drifts["sp"] + 1) < 0.02
     cosine = next(line for line in out.splitlines() if line.startswith("cosine "))
     assert "drifts" in cosine and cosine.split()[-6:] == "no No? 2 2 2 2".split()
+    cost, end = map(float, re.search(r"(\S+) \((\S+)\) +no", cosine).groups())
+    assert cost == pytest.approx(1.5**2 / 20, rel=0.05) and cost <= end < 2 * cost  # of three doublings
     assert "lion No -10 -8 -8".split() == found["lion"][:5] and found["lion"][-2:] == ["not", "run"]
     assert "\nbiases (profile paper, scale desk)\n" in out
     ours = next(line for line in lines if line[:2] == ["64", "ours"])

@@ -8,6 +8,7 @@ from conftest import ROOT
 from laws import GRIDS, WIDTHS, clean, draws
 
 from mujax.transfer.optimum import fit_optima
+from mujax.transfer.summary import seed_drifts
 from mujax.transfer.verdict import argmin_verdict, judge, loss_at, penalties, price, stable_range
 
 PUBLISHED = {  # group -> (verdict of arXiv 2404.05728, ours at 0.02 nats of noise)
@@ -90,6 +91,15 @@ def test_a_proven_movement_that_costs_nothing_has_a_word_of_its_own_and_the_rang
     assert far.cost.value == pytest.approx(0.022 * 1.2**2, rel=0.15)
     assert "to 131072" in far.reasons[0]
     assert judge(widths, fit_optima(*curves(widths, lambda i: -5))).word == "transfers"
+
+
+def test_a_seed_whose_optima_are_flagged_is_not_left_out():
+    """The fourth seed's loss rises from the first learning rate on, so that its optima lie at the edge."""
+    grids, losses = curves([32, 64, 128], lambda i: -5)
+    losses = [[(*cell, 3.0 + k) for k, cell in enumerate(curve)] for curve in losses]
+    *good, flagged = seed_drifts([32, 64, 128], grids, losses)
+    assert len(good) == 3 and all(abs(drift) < 0.05 for drift in good)
+    assert flagged is None
 
 
 def test_losses_below_zero_have_the_verdict_of_the_same_curves_shifted():
