@@ -81,26 +81,39 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 def study_table(measured: Sequence[Measured]) -> str:
     """A line a study: where its optimum is and moves, and what that costs.
 
-    noise: standard deviation of a run's loss that the intervals go by, "*" where the parabolas miss the points by more
-    than seeds explain and it is widened to that. seeds: standard deviation among them at the best learning rates.
+    noise: standard deviation of a run's loss that the intervals go by, "*" where the fitted curves miss the points by
+    more than seeds explain and it is widened to that. seeds: standard deviation among them at the best learning rates.
+    optimum: standard deviation of a seed's own optimum, log2 LR, "b" where it is borrowed from other studies.
     """
     lines = [
-        ["study", "best log2 LR", "drift per doubling", "verdict", "loss at the widest", *METRICS, "noise", "seeds"]
+        [
+            "study",
+            "best log2 LR",
+            "drift per doubling",
+            "verdict",
+            "loss at the widest",
+            *METRICS,
+            "noise",
+            "seeds",
+            "optimum",
+        ]
     ]
     for m in measured:
         best = " ".join("-" if o is None else f"{o.log2_lr:g}" for o in m.optima)
         last = m.optima[-1]
         loss = "-"
         if last:
-            error = last.parabola.error(0) if last.parabola else math.nan
-            minimum = last.parabola.minimum if last.parabola else last.loss
-            loss = f"{minimum:.4f}" + (f" ± {error:.4f}" if math.isfinite(error) else "")
+            minimum = last.loss if last.vertex is None else last.minimum
+            loss = f"{minimum:.4f}" + (f" ± {last.minimum_error:.4f}" if math.isfinite(last.minimum_error) else "")
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
         word = m.verdict.word if has_seeds(m) else "one seed"
         noise = next((o.noise for o in m.optima if o), None)
         sigma = f"{noise.sigma:.3f}" + "*" * ("widened" in noise.source) if noise else "-"
-        lines.append([short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m)])
+        spread_of = f"{noise.spread:.2f}" + " b" * (noise.spread_dof is None) if noise else "-"
+        lines.append(
+            [short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m), spread_of]
+        )
     return aligned(lines)
 
 
@@ -248,8 +261,8 @@ def drift_draws(m: Measured) -> np.ndarray:
 
 
 def loss_draws(m: Measured) -> np.ndarray:
-    parabola = m.optima[-1].parabola if m.optima[-1] else None
-    return draws(m, "loss", *((parabola.minimum, parabola.error(0)) if parabola else (math.nan, math.nan)))
+    last = m.optima[-1]
+    return draws(m, "loss", *((last.minimum, last.minimum_error) if last else (math.nan, math.nan)))
 
 
 def spread(values: np.ndarray, digits: int = 2) -> str:
@@ -352,7 +365,7 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
 
 
 def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
-    """Where the optimum is against width, by the parabola of the tables, hollow where flagged; a panel a question."""
+    """Where the optimum is against width, by the fit of the tables, hollow where flagged; a panel a question."""
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
@@ -364,7 +377,7 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
             measured = [m for m in measured if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)]
         for m in measured:
             optima = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
-            best = [o.parabola.vertex if o.parabola else o.log2_lr for _, o in optima]
+            best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
             (line,) = axis.plot([n for n, _ in optima], best, "o-", ms=3.5, lw=1.2, label=short(m))
             flagged = [(n, x) for (n, o), x in zip(optima, best, strict=True) if o.flags]
             axis.plot(
