@@ -119,7 +119,7 @@ def study_table(measured: Sequence[Measured]) -> str:
 
 def seeds_apart(m: Measured) -> str:
     at_best = [
-        curve.seed_losses[curve.log2_lrs.index(o.log2_lr)]
+        curve.raw_losses[curve.log2_lrs.index(o.log2_lr)]
         for curve, o in zip(m.study.curves, m.optima, strict=True)
         if o
     ]
