@@ -210,6 +210,39 @@ def test_check_names_what_is_planted(mistake, text_file, monkeypatch):
     assert verdict.culprits == (culprit,), [f for f in verdict.findings if f.level == "fail"]
 
 
+class GrowingRecurrence(recurrent.Recurrence):
+    """Its output times sqrt(d_model)."""
+
+    @nn.compact
+    def extend(self, *args, **kwargs):
+        out_BTD, memory = super().extend(*args, **kwargs)
+        return out_BTD * self.cfg.d_model**0.5, memory
+
+
+class CountsExpertsAsItsFanIn(moe.Experts):
+    """Divides what the experts make by the root of their width once more."""
+
+    def mlp(self, x_TD):
+        return super().mlp(x_TD) * self.cfg.d_model**-0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [(16, 64), (16, 32, 64, 128), (32, 64, 128, 256)])
+@pytest.mark.parametrize(
+    ("model", "part", "culprit"),
+    [
+        ("recurrent", {"mixer_class": GrowingRecurrence}, "blocks/recurrence_out"),
+        ("moe", {"mlp_class": CountsExpertsAsItsFanIn}, "blocks/mlp_out"),
+    ],
+)
+def test_a_wrong_factor_is_named_at_all_widths(model, part, culprit, widths, text_file, monkeypatch):
+    config_cls, module = MODELS[model]
+    monkeypatch.setitem(MODELS, "planted", (config_cls, fork(module, **part)))
+    cfg = dataclasses.replace(config("mup", text_file), model=make(model).cfg.model, model_name="planted")
+    verdict = judge_one(cfg, widths)
+    assert verdict.culprits == (culprit,), [f for f in verdict.findings if f.level == "fail"]
+
+
 def test_hooks_are_those_of_the_transformer():
     assert moe.MoETransformer.block_class.mixer_class is Block.mixer_class
     assert issubclass(recurrent.RecurrentModel, Transformer)

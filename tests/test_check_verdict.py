@@ -17,7 +17,7 @@ from mujax.check.dataflow import Origin, origins
 from mujax.check.findings import Finding
 from mujax.check.forward import causality_findings, probe_forward
 from mujax.check.run import at_width
-from mujax.check.verdict import judge
+from mujax.check.verdict import Verdict, judge
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.models import MODELS
@@ -156,6 +156,14 @@ def test_undecided_names_the_widths_that_would_decide():
     assert "0.25 and 0.33" in finding.text
     (finding,) = coordinate_findings(case(changes={"u": slope(0.29, 0.2, 0.28, 0.3)}), (), 1e-8)
     assert finding.fix == "more seeds (--seeds), or --widths=64,128,256,512" and "0.29 ±0.20" in finding.text
+
+
+def test_undecided_is_no_pass():
+    def verdict(level):
+        return Verdict((), (), (Finding("u", level, "coordinates", "", ""),))
+
+    assert verdict("benign").passed and not verdict("undecided").passed and not verdict("fail").passed
+    assert verdict("undecided").undecided == ("u",) and not verdict("undecided").culprits
 
 
 def test_noise_that_grows_from_a_small_start():

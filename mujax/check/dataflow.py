@@ -153,7 +153,7 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Value]) -> _Value:
         return _Value(sources)
     if eqn.primitive.name == "dot_general" and len(data) == 2:
         (axes, _), _ = eqn.params["dimension_numbers"]
-        shape = cast(jax.core.ShapedArray, eqn.invars[0].aval).shape
+        shape = cast(Any, eqn.invars[0].aval).shape
         products = frozenset([math.prod(shape[axis] for axis in axes)])
     elif eqn.primitive.name in ("dot_general", "conv_general_dilated") and len(data) == 1:
         (other,) = (value for value in operands if not value.is_data)
