@@ -15,7 +15,7 @@ from mujax.dry_run import dry_run, estimate_bytes
 from mujax.errors import UserError
 from mujax.executables import choose_lanes
 from mujax.grid import axis, chain, expand_sweep, override, product, zipped
-from mujax.points import Shard, curve_of, group_points, make_points
+from mujax.points import Shard, curves_along, group_points, make_points
 
 WIDTHS = axis("model.d_model", (16, 32))
 RATES = axis("optim.learning_rate", (0.1, 0.2, 0.3))
@@ -104,12 +104,10 @@ def test_shards_are_a_partition_and_keep_curves_together(tiny):
         assert sorted(ids) == sorted(point.id for point in points)
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= (1 if field is None else 6)
-    owners = {}
-    for i, part in enumerate(parts):
-        for point in part:
-            owners.setdefault(curve_of(point, "optim.learning_rate"), set()).add(i)
-    assert len(owners) == 6
-    assert all(len(who) == 1 for who in owners.values())
+    owner = {point.id: i for i, part in enumerate(parts) for point in part}
+    curves, _ = curves_along(points, "optim.learning_rate")
+    assert len(curves) == 6
+    assert all(len({owner[point.id] for point in curve}) == 1 for curve in curves)
     for text in ("4/4", "1", "a/b", "-1/4", "1/0"):
         with pytest.raises(UserError, match="is not i/n"):
             Shard.parse(text)
