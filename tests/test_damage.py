@@ -26,7 +26,7 @@ from mujax import main
 from mujax import sweep as sweep_module
 from mujax.checkpoint import Checkpoints, _Damaged, _digest
 from mujax.claim import Claim
-from mujax.config import make_run_config
+from mujax.config import digest, make_run_config
 from mujax.data.images import load_images
 from mujax.data.parts import Recipe, record_file
 from mujax.data.prepare import COUNTS, _begin, _describe
@@ -44,6 +44,7 @@ from mujax.records import is_name, read_config
 from mujax.results import code_version
 from mujax.steps import METRICS
 from mujax.transfer.rows import load_rows, load_training, warnings
+from mujax.transfer.studies import Naming
 from mujax.transfer.tables import read_table
 from mujax.workdir import locked, open_workdir, read_jsonl, write_json, write_jsonl
 
@@ -98,7 +99,7 @@ def make_sweep(root, tree, point):
     """A finished sweep of one point."""
     (root / "points" / point.id).mkdir(parents=True)
     corpus = sweep_module.load_batches(point.run.cfg, ())[2].fingerprint
-    data = sweep_module.digest(dataclasses.asdict(point.run.cfg.data))
+    data = digest(dataclasses.asdict(point.run.cfg.data))
     entry = {"overrides": point.overrides, "table_hash": point.run.table_hash}
     write_json(
         root / "manifest.json",
@@ -121,7 +122,7 @@ def merge_from(root, tree):
 def report_on(root, tree):
     rows, repeated = load_rows(root)
     warnings(root, rows, repeated)
-    load_training(root, rows, {})
+    load_training(root, rows, {}, Naming(rows))
 
 
 def make_run(root, tree, point):
@@ -166,7 +167,7 @@ def make_dataset(root, tree, point):
         "format": 1, "layout": "packed", "seq_len": 0, "dtype": "uint16", "shards": shards,
         "tokenizer": {"kind": "bytes", "vocab_size": 256, "eos_id": 0, "start_id": 0, "file": "", "sha256": "",
                       "options": {}},
-        "splits": {"validation": {"tokens_per_byte": 1.0}}, "recipe": {},
+        "splits": dict.fromkeys(("train", "validation"), {"tokens_per_byte": 1.0}), "recipe": {},
     }  # fmt: skip
     write_json(root / "dataset.json", sealed({"fingerprint": fingerprint(description), **description}))
     write_json(root / ".verified.json", {})
@@ -188,7 +189,7 @@ def make_preparation(root, tree, point):
 
 def read_preparation(root, _):
     _begin(root, RECIPE, [])
-    _describe(root, RECIPE, make("bytes", b"", {}), 1)
+    _describe(root, RECIPE, make("bytes", b"", {}), 1, {})
 
 
 def make_checkpoint(root, tree, point):

@@ -45,7 +45,7 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
     file = Path(os.path.expanduser(path))
     try:
         check_regular(file)
-        with np.load(file) as content:
+        with open(file, "rb") as stream, np.load(stream) as content:  # NumPy leaves a damaged file open
             images, labels = content["images"], content["labels"]
     except Exception as e:  # whatever NumPy and zipfile make of what they read
         reason = " ".join(str(e).split())
