@@ -361,7 +361,7 @@ def test_measure_equals_plain_training(text_file):
     runs = [make_run(at_width(cfg, 32)) for cfg in cfgs]
     measured = measure(runs, batches, validation[0], (2, 5))
     assert len(trained) == 1
-    nine = measure([make_run(at_width(cfgs[0], 16))] * 9, batches, validation[0], (1,))  # on 8 devices
+    nine = measure([make_run(at_width(cfgs[0], 16))] * 9, batches, validation[0], (1,), num_draws=1)  # on 8 devices
     assert {values.shape for values in nine.values()} == {(9,)}
     fns = make_train_fns(runs[0].program)
     init, step, activations = jax.jit(fns.init), jax.jit(fns.step), jax.jit(fns.activations)

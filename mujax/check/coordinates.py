@@ -96,7 +96,7 @@ def measure(
       num_draws: of the weights of each run; all but the first are not trained.
 
     Returns:
-      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together}; inf or NaN where a run
+      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together, the trained ones first}; inf or NaN where a run
       diverged.
     """
     program = runs[0].program
@@ -153,7 +153,7 @@ def measure(
             for name, values in named_leaves(sizes[kind]).items():
                 values = np.asarray(values, np.float64)[:num_runs]
                 quantity = Quantity(kind, name, 0 if kind in AT_INIT else end)
-                measured[quantity] = np.concatenate([*([measured[quantity]] if quantity in measured else ()), values])
+                measured[quantity] = np.concatenate([values, *([measured[quantity]] if quantity in measured else ())])
 
     for draw in reversed(range(num_draws)):  # the last of them is trained
         lanes = fns.init(np.asarray(seeds, np.uint32) + SEEDS_APART * draw, hps, scalings)
