@@ -47,18 +47,21 @@ def test_the_draws_have_their_optimum_where_they_say():
             assert abs(at - optima[0, w]) < 0.02
 
 
+DECIDABLE = [n for n, s in SETTINGS.items() if s.seeds == 3 and s.step < 2 and not (s.growth and s.asymmetry)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETTINGS)
-def test_settings(name, num=200):
-    """Verdicts and coverage of every setting with three seeds on a grid of factor 2."""
+@pytest.mark.parametrize("name", DECIDABLE)
+def test_settings(name, num=60):
+    """Verdicts and coverage of every setting with three seeds; see experiments/benchmarks/optimum.md."""
     setting = SETTINGS[name]
     found = measure(setting, num)
     if abs(setting.drift) >= 0.35:
         assert found.words["transfers"] <= 0.05 * num
     else:
         assert found.words["drifts"] <= 0.05 * num
-    if found.unflagged >= 0.2 * num and name not in ("v with a cliff, drift -0.1",):
-        assert 0.5 <= found.coverage <= 0.97
+    assert found.unflagged >= 0.9 * num
+    assert 0.5 <= found.coverage <= 0.92
 
 
 def test_a_grid_too_coarse_to_tell_the_shape_is_flagged():
