@@ -1,6 +1,6 @@
 """Does the optimum transfer? Drift, penalties and a verdict in words, from curves of one study at several widths.
 
-Positions are log2 learning rates, losses nats a token. See optimum.py for how a curve is given.
+Positions are log2 learning rates, losses nats per token. See optimum.py for how a curve is given.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Verdict:
 class ArgminVerdict:
     """word: Yes if the best grid point is the same at every width (arXiv 2404.05728), undecided if a cell is missing.
 
-    best: log2 LR a width, None if every point diverged. close: widths where the second best point is within `gap`
+    best: log2 LR per width, None if every point diverged. close: widths where the second best point is within `gap`
     of the best, so that other seeds could turn the word.
     """
 
