@@ -96,8 +96,8 @@ def measure(
       num_draws: of the weights of each run; all but the first are not trained.
 
     Returns:
-      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together, the trained ones first}; inf or NaN where a run
-      diverged.
+      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together, the
+      trained ones first; inf or NaN where a run diverged}.
     """
     program = runs[0].program
     num_devices = min(jax.device_count(), len(runs))
