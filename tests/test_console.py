@@ -17,7 +17,8 @@ def merge(tmp_path):
     """A command that writes files, prints a line, and is quick."""
     for name in "ab":
         (tmp_path / name).mkdir()
-        row = {"id": name * 12, "status": "ok", "final_loss": 2.0, "overrides": {}}
+        row = {"id": name * 12, "status": "ok", "final_loss": 2.0, "overrides": {}, "diverged_at_step": None, "seed": 0}
+        row |= {"width": 16, "parameterization": "sp", "learning_rate": 0.1}
         (tmp_path / name / "results.jsonl").write_text(json.dumps(row) + "\n")
         manifest = {"config": {}, "points": {name * 12: {"overrides": {}}}, "data": {}}
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))

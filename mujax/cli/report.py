@@ -12,7 +12,7 @@ Flags
                            own rows if it has any; a run of mujax train joins the sweep among them
                            whose point it is or could be
   --input=FILE             results from elsewhere instead: a .csv or .tsv file, divided by commas,
-                           semicolons or tabs (decimal commas are read with the latter two), or .jsonl
+                           semicolons or tabs (which allow decimal commas), or .jsonl
   --columns=NAME=COL,...   what its columns are. Needed are width, learning_rate or
                            log2_learning_rate, and loss; further study, parameterization,
                            weight_decay, seed (numbers or words), tokens, steps, n_params, status.
@@ -22,12 +22,13 @@ Flags
                            --columns='loss="loss, val",study=optimizer+depth,tokens='
   --noise=NATS             standard deviation of the loss of one run over seeds; without it, it is
                            estimated from the seeds, else from what the fitted curves leave
-  --target_width=N         a width beyond the widest that was trained: the verdict then also asks what
-                           the narrowest width's optimum costs there, if the optimum moves on as it does
+  --target_width=N         a width beyond the widest that was trained: the verdict then also asks
+                           what the narrowest width's optimum costs there, if it moves on as it does
 
-In a table from elsewhere a loss of nan or inf, or a status of diverged, is a run that diverged; a row
-whose loss is empty, NA or the like is left out, with a warning. Runs of one width that differ in weight
-decay, tokens, steps or n_params are studies of their own; those that differ in the seed are averaged.
+In a table from elsewhere a loss of nan or inf, or a status of diverged, is a run that diverged; a
+row whose loss is empty, NA or the like is left out, with a warning. Runs of one width that differ
+in weight decay, tokens, steps or n_params are studies of their own; those that differ in the seed
+are averaged.
 
 Runs whose configs differ in nothing but the seed are averaged; what else differs, but for width and
 learning rate, makes a study of its own and stands in its name.
