@@ -277,7 +277,7 @@ def test_interrupted_local_jobs_save_and_are_waited_for(standins, tmp_path, monk
 
     def interrupt():
         wait_for(lambda: len(sweeps(standins)) == 2 and not (standins / "codes").read_text())
-        time.sleep(0.3)  # until both have their handlers
+        time.sleep(1)  # until both have their handlers
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
