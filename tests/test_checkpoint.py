@@ -30,6 +30,12 @@ def tree(step: int) -> dict:
     }
 
 
+def made(step: int) -> dict:
+    """What a run says of itself beside its arrays; `of` tells records apart."""
+    texts = dict.fromkeys(("table", "table_hash", "data_fingerprint"), "a")
+    return {"config": {}, **texts, "evals": [], "seconds": 1.0, "of": step}
+
+
 def abstract(device: int = 0) -> dict:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[device])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree(0))
@@ -46,7 +52,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "latest"
     checkpoints = Checkpoints(folder, keep=2)
     for step in (5, *STEPS):
-        checkpoints.save(step, tree(step), {"of": step})
+        checkpoints.save(step, tree(step), made(step))
     checkpoints.wait()
     assert checkpoints.steps == [*STEPS]  # the two latest
     checkpoints.close()
@@ -134,7 +140,7 @@ def test_what_cannot_be_saved_may_be_later(text, kind, saved, monkeypatch):
     checkpoints = Checkpoints(saved, keep=2)
     monkeypatch.setattr(checkpoints._manager, "save", fail)
     with pytest.raises(kind, match=re.escape(f"a checkpoint could not be saved ({text}); the last one stands")):
-        checkpoints.save(30, tree(30), {"of": 30})
+        checkpoints.save(30, tree(30), made(30))
 
 
 def test_what_zeros_would_pass_for(saved, tmp_path, monkeypatch):
@@ -198,7 +204,7 @@ def test_only_to_read(saved, tmp_path, capsys):
     assert "going on from step 10" in capsys.readouterr().err
     assert sorted(os.listdir(folder)) == ["10", "20", "30.orbax-checkpoint-tmp"]
     own = Checkpoints(folder, keep=2)  # of the process that goes on, which clears up
-    own.save(40, tree(40), {"of": 40})
+    own.save(40, tree(40), made(40))
     own.wait()
     assert sorted(os.listdir(folder)) == ["20", "40"]
     assert Checkpoints(tmp_path / "none", keep=2).restore(abstract(), lambda record: None) is None
