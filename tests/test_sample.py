@@ -194,7 +194,8 @@ def test_weights_of_a_device_that_is_not_here(trained, tmp_path):
     root, tree, row = trained
     run = make_run(make_run_config(tree))
     params = jax.device_put(sample._load_params(root, "latest", run, None), jax.devices()[7])
-    record = {name: row[name] for name in ("table_hash", "data_fingerprint")}
+    record = {"config": {}, "table": "", "evals": [], "seconds": 1.0}
+    record |= {name: row[name] for name in ("table_hash", "data_fingerprint")}
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "latest", keep=2)
     checkpoints.save(60, {"params": params}, record)
     checkpoints.wait()
