@@ -365,7 +365,7 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
 
 
 def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
-    """Where the optimum is against width, by the fit of the tables, hollow where flagged; a panel a question."""
+    """Draws the fitted optimum against width, a panel per question; flagged optima are hollow."""
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)

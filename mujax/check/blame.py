@@ -1,4 +1,4 @@
-"""Who is to blame, from slopes alone: which tensor or activation is wrong, and by which power of the width.
+"""Names the tensor or activation that is wrong, and the power of the width it is wrong by, from slopes alone.
 
 What is wrong at one place shows everywhere behind it, so places are judged by what they are made of: an activation is
 to blame only if it misses while all its sources pass (mujax.check.dataflow). Initialization comes first: after a
@@ -63,7 +63,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Miss:
-    """By how much a slope is off, and whether that is certain: fail, or undecided and why.
+    """The amount a slope is off by, and whether that is certain: fail, or undecided and why.
 
     by_seeds: whether it is the interval over seeds that leaves it undecided, not the choice of widths.
     """
@@ -148,7 +148,7 @@ def _initial_tensor(line: Line, earlier: Sequence[Finding], widths: Sequence[int
 def _updates(
     line: Line, earlier: Sequence[Finding], is_frozen: bool, eps: float, widths: Sequence[int]
 ) -> list[Finding]:
-    """What training shows and the static part has not said: it read the table, this is what applies it."""
+    """Finds wrong updates that the static part cannot see: it reads the table, training shows how it is applied."""
     if is_frozen:
         fix = "look at masks and stopped gradients"
         return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]

@@ -1,4 +1,4 @@
-"""Of what each recorded activation is made: read off the traced forward pass, so that a fork declares nothing.
+"""The sources of each recorded activation, read off the traced forward pass, so that a fork declares nothing.
 
 `self.record(name, x)` names a place in the computation. The sources of x are what the model computes it from without
 passing another such place: recorded activations, tensors and forward scales. Of a stack of layers the first is looked
@@ -21,7 +21,7 @@ from mujax.steps import abstract_state, make_train_fns
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where an activation stands in the computation.
+    """The place of an activation in the computation.
 
     activations, tensors, scales: its sources, by name.
     readouts: the tensors that it is a product with, where only factors, biases and masks follow the product.
@@ -40,8 +40,11 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class _Value:
-    """What is known of an array: its sources, as (kind, name), and the last products on the ways to it, each as the
-    name of a tensor or the size of an axis; OTHER for a way on which none came last. Numbers have none of both."""
+    """An array of the forward pass: its sources and the last products on the paths to it.
+
+    sources: (kind, name) each. products: the name of a tensor or the size of an axis; OTHER for a path that does not
+    end in a product. Constants have neither.
+    """
 
     sources: frozenset[tuple[str, str]] = frozenset()
     products: frozenset[str | int] = frozenset()

@@ -1,4 +1,4 @@
-"""What forward passes of one small model tell, in float64: whether it is causal, and what its forward scales multiply.
+"""Probes one small model by forward passes in float64: is it causal, and what do its forward scales multiply?
 
 A model that predicts each next token must not read the tokens after a position: then its loss is no loss.
 """
