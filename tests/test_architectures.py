@@ -272,5 +272,7 @@ def test_the_account_is_that_of_the_committed_rows(model, tmp_path, monkeypatch,
     printed = capsys.readouterr().out.rpartition("\n\n")[0] + "\n"
     assert printed == (here / model / "report.txt").read_text()
     told = [float(number) for number in re.findall(r"[-+]\d\.\d\d\b", (here / "README.md").read_text())]
-    for drift in re.findall(r"moves by (\S+) log2 LR per doubling of width \(95%: (\S+) to (\S+)\)", printed):
+    drifts = re.findall(r"moves by (\S+) log2 LR per doubling of width \(90%: (\S+) to (\S+)\)", printed)
+    assert len(drifts) == 2
+    for drift in drifts:
         assert all(min(abs(float(number) - near) for near in told) < 0.0051 for number in drift), drift

@@ -58,6 +58,7 @@ def test_settings(name, num=60):
     found = measure(setting, num)
     if abs(setting.drift) >= 0.35:
         assert found.words["transfers"] <= 0.05 * num
+        assert found.words["undecided"] <= 0.4 * num
     else:
         assert found.words["drifts"] <= 0.05 * num
     assert found.unflagged >= 0.9 * num

@@ -6,7 +6,7 @@ python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
 A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given as NAME=FOLDER.
 Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses are the best of a run's evaluations,
 as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: how the optimum moves
-with the width, and what the narrowest width's costs at the others, both with 95% (mujax.transfer.verdict.judge).
+with the width, and what the narrowest width's costs at the others, by 90% intervals (mujax.transfer.verdict.judge).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from mujax.config import differences
 from mujax.errors import UserError
 from mujax.transfer.optimum import Optimum, fit_optima
 from mujax.transfer.rows import load_rows
-from mujax.transfer.verdict import ArgminVerdict, Verdict, argmin_verdict, judge, penalties
+from mujax.transfer.verdict import LEVEL, ArgminVerdict, Verdict, argmin_verdict, judge, penalties
 from mujax.workdir import read_json, same_study
 
 HERE = Path(__file__).parent
@@ -217,7 +217,7 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
     legend = (
         "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does the optimum move by "
         f"less than {TOLERANCE} log2 per doubling of width, and cost the narrowest width's less than {LOSS_TOLERANCE} "
-        "nats at the others? Drift: with its 95% interval. Cost: in nats, and in brackets the highest end of the 95% "
+        "nats at the others? Drift: with its 90% interval. Cost: in nats, and in brackets the highest end of the 90% "
         "intervals. By its rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. Seeds: at the best of "
         "each width. "
         f"{MISSING}: not known; *: flagged, see the ablation's table."
@@ -231,7 +231,7 @@ def best_text(study: Study | None) -> str:
 
 def drift_text(study: Study) -> str:
     drift = study.verdict().drift
-    ends = drift.within(0.95) if drift else None
+    ends = drift.within(LEVEL) if drift else None
     if drift is None or ends is None:
         return MISSING
     return f"{drift.value:+.2f} ({ends[0]:+.2f} to {ends[1]:+.2f}){'*' * bool(drift.flags)}"
@@ -240,7 +240,7 @@ def drift_text(study: Study) -> str:
 def cost_text(study: Study) -> str:
     """The most that the narrowest width's optimum costs at another, nats, and the highest end of the intervals."""
     costs = [cost for cost in penalties(study.widths, study.optima())[1:] if cost]
-    ends = [end for cost in costs if (end := cost.within(0.95))]
+    ends = [end for cost in costs if (end := cost.within(LEVEL))]
     if not ends or study.verdict().cost is None:
         return MISSING
     return f"{max(cost.value for cost in costs):.3f} ({max(high for _, high in ends):.3f})"
@@ -272,10 +272,10 @@ def draw_drift(plt, ours: Mapping[str, Study]):
         axis.axvline(x, color="0.6", lw=0.8, ls="--", zorder=1)
         axis.text(x, -1.0, text, ha="center", va="bottom", fontsize=8, color="0.35")
     color = "#00798c"
-    axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label="drift, 95%")
+    axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label=f"drift, {LEVEL:.0%}")
     for row, name in enumerate(names):
         drift = ours[name].verdict().drift
-        if drift and (interval := drift.within(0.95)):
+        if drift and (interval := drift.within(LEVEL)):
             ends = [[abs(end - drift.value)] for end in interval]
             fill = "none" if drift.flags else color
             axis.errorbar(drift.value, row, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2)

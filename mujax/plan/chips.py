@@ -72,7 +72,7 @@ def load_topology(name: str, slices: int = 1) -> Topology:
         )
     chip = CHIPS[generation]
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
-        raise UserError(f"--topology={cut(name)} has no shape; e.g. {generation}:{chip.example}")
+        raise UserError(f"--topology={cut(name)}: a shape is two or three numbers, e.g. {generation}:{chip.example}")
     if (count := math.prod(map(int, shape.split("x")))) > MOST_CHIPS:
         raise UserError(f"--topology={name} has {count} chips, more than any slice; e.g. {generation}:{chip.example}")
     if importlib.util.find_spec("libtpu") is None:

@@ -17,6 +17,10 @@ from mujax.transfer.optimum import Cell, Optimum, cell_means
 
 Word = Literal["transfers", "moves at no cost", "drifts", "undecided"]
 
+# Level of the intervals that a verdict rests on: that a number lies above, or below, a limit is then said wrongly in at
+# most one of 20 cases, as in tests of equivalence by two one-sided tests at 5%
+LEVEL = 0.90
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -116,8 +120,8 @@ def judge(
 ) -> Verdict:
     """Judges the movement of the optimum over the whole range of widths, and what it costs there.
 
-    All by 95% intervals, and with D the movement per doubling of width, C the loss at any other width of using the
-    narrowest one's optimum:
+    All by 90% intervals (LEVEL), and with D the movement per doubling of width, C the loss at any other width of using
+    the narrowest one's optimum:
       drifts: D lies beyond the tolerance; or the optimum surely moves and C is above the loss tolerance.
       transfers: D lies within the tolerance, C below the loss tolerance, and the optimum may not move at all.
       moves at no cost: the optimum surely moves, D is not beyond the tolerance, and C below the loss tolerance.
@@ -132,7 +136,7 @@ def judge(
     if drift is None:
         flagged = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else [])]
         return Verdict("undecided", (*flagged, "fewer than two widths have an optimum"), None)
-    drifted = drift.within()
+    drifted = drift.within(LEVEL)
     if drift.flags or drifted is None:
         return Verdict("undecided", drift.flags, drift)
     far = target or widths[-1]
@@ -144,7 +148,7 @@ def judge(
     cost = max(costs, key=lambda c: c.value)
     low, high = drifted
     moves, beyond, inside = low > 0 or high < 0, min(abs(low), abs(high)), max(abs(low), abs(high)) < tolerance
-    ends = [c.within(0.95) or (0.0, math.inf) for c in costs]
+    ends = [c.within(LEVEL) or (0.0, math.inf) for c in costs]
     cheapest, dearest = max(max(end[0] for end in ends), 0.0), max(end[1] for end in ends)
     if moves and (beyond > tolerance or cheapest > loss_tolerance):
         word = "drifts"
@@ -154,10 +158,11 @@ def judge(
         word = "undecided"
     side = "within" if inside else "beyond" if moves and beyond > tolerance else "on both sides of"
     reasons = [
-        f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width (95%: {low:+.3f} to {high:+.3f}), "
-        f"{side} {tolerance:g}: x{2**movement.value:.2f} from width {widths[0]} to {far}",
+        f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width "
+        f"({LEVEL:.0%}: {low:+.3f} to {high:+.3f}), {side} {tolerance:g}: "
+        f"x{2**movement.value:.2f} from width {widths[0]} to {far}",
         f"the narrowest width's optimum costs at most {cost.value:.4f} nats at the other widths "
-        f"(95%: {cheapest:.4f} to {dearest:.4f}), "
+        f"({LEVEL:.0%}: {cheapest:.4f} to {dearest:.4f}), "
         + (
             "less than"
             if dearest < loss_tolerance
@@ -178,7 +183,7 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 
 def _said(widths: Sequence[int], optima: Sequence[Optimum | None], drift: Estimate) -> list[str]:
     """What a reader must know beside the verdict: estimators that disagree, errors that are borrowed."""
-    said, line, ends = [], _line(widths, optima), drift.within()
+    said, line, ends = [], _line(widths, optima), drift.within(LEVEL)
     if line and ends and not ends[0] <= line.parabolas <= ends[1]:
         said.append(f"estimators disagree: the vertices of local parabolas move by {line.parabolas:+.3f} per doubling")
     cautions: dict[str, list[int]] = {}
