@@ -1,0 +1,68 @@
+"""What stays the same while the house is laid out anew: ids of all configs' points, help texts, losses to the bit.
+
+`pytest tests/test_frozen.py --regenerate-golden` writes the ids and the help texts anew; the diff is the review.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+
+import pytest
+from conftest import ROOT
+
+from configs.kalra2026.studies import REASONS as KALRA_REASONS
+from configs.kalra2026.studies import STUDIES
+from configs.lingle2024.ablations import ABLATIONS, REASONS
+from mujax import main
+from mujax.grid import expand_sweep
+
+FROZEN = ROOT / "tests" / "golden" / "frozen.json"
+CONFIGS = {
+    **{f"{name}.py": (name, ()) for name in ("quickstart", "moe", "recurrent")},
+    **{f"lingle2024/ablations.py:{name}": ("lingle2024.ablations", (name,)) for name in ABLATIONS},
+    **{f"lingle2024/ablations.py:{name},scale=desk": ("lingle2024.ablations", (f"{name},scale=desk",))
+       for name in (*ABLATIONS, *REASONS)},
+    **{f"kalra2026/studies.py:{name}": ("kalra2026.studies", (name,)) for name in STUDIES if name != "factorial"},
+    **{f"kalra2026/studies.py:{name},scale=desk": ("kalra2026.studies", (f"{name},scale=desk",))
+       for name in (*STUDIES, *KALRA_REASONS)},
+}  # fmt: skip
+
+
+def ids_of(module, args):
+    """The number of a config's points and a hash of their ids, in order."""
+    config = importlib.import_module(f"configs.{module}").get_config(*args).to_dict()
+    ids = [cfg.id for _, cfg in expand_sweep(config)]
+    return [len(ids), hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]]
+
+
+def help_of(verb):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main.run([verb, "--help"] if verb else ["--help"]) == 0
+    return hashlib.sha256(out.getvalue().encode()).hexdigest()[:16]
+
+
+def test_ids_and_help_texts(request):
+    found = {
+        "ids": {name: ids_of(*how) for name, how in CONFIGS.items()},
+        "help": {verb or "mujax": help_of(verb) for verb in ("", *main.VERBS)},
+    }
+    if request.config.getoption("--regenerate-golden"):
+        FROZEN.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(FROZEN.read_text())
+
+
+@pytest.mark.slow
+def test_twenty_rows_of_the_quickstart_to_the_bit(tmp_path):
+    """Trained again: the same losses as committed. On machines with two cores, whose sums they are."""
+    committed = [json.loads(line) for line in open(ROOT / "experiments/quickstart/results.jsonl")]
+    wanted = {row["id"]: row for row in committed if row["width"] < 128 and row["learning_rate"] >= 2.0**-7}
+    grid = [f"--config.sweep.optim.learning_rate={tuple(2.0**k for k in range(-7, -2))}"]
+    width = ["--config.sweep.model.d_model=(32, 64)"]
+    assert main.run(["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *grid, *width]) == 0
+    found = [json.loads(line) for line in open(tmp_path / "results.jsonl")]
+    assert len(found) == len(wanted) == 20
+    for row in found:
+        assert row["final_loss"] == wanted[row["id"]]["final_loss"], row["id"]
+        assert row["eval_losses"] == wanted[row["id"]]["eval_losses"], row["id"]
