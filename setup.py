@@ -38,7 +38,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mujax", "mujax.*", "configs", "configs.*"]),
-    package_data={"mujax.transfer": ["*.j2", "*.js"]},
+    package_data={"mujax.report": ["*.j2", "*.js"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12,<0.13",

@@ -181,7 +181,7 @@ def get_config(model: str = "transformer") -> ConfigDict:
 
     # A sweep is the product of the axes named here, in the shape of the config itself, e.g.
     #   c.sweep.optim = {"learning_rate": (2.0**-8, 2.0**-7)}
-    # and of c.sweep.points, which mujax.grid builds for all that is not a plain product.
+    # and of c.sweep.points, which mujax.sweep.grid builds for all that is not a plain product.
     c.sweep = ConfigDict()
 
     # A second pass, after the points of the sweep: more points around the best value of a field, until both its

@@ -118,7 +118,7 @@ def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
     Exits with 1 if by more than TOLERANCE, and with 2 if the text is another than theirs: that of another Python.
     """
     make_cores_devices()
-    from mujax.sweep import sweep
+    from mujax.sweep.study import sweep
 
     kept = {name: kept_rows(paper, name) for name in names}
     every = [(name, row) for name, rows in kept.items() for row in rows]

@@ -18,7 +18,6 @@ from mujax.errors import UserError, shown, suggest
 from mujax.models import MODELS
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.ranges import DATASETS, DTYPES, INT32, RANGES, check_numbers, check_together, one_of
-from mujax.sharding import RULES, WEIGHT_AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +136,9 @@ SECTIONS = {
 STUDY_SECTIONS = ("sweep", "refine")
 # Sections that say where and how a run is done, and may change while it is under way: no part of what it is
 OPERATION_SECTIONS = ("mesh", "checkpoint", "monitor")
+WEIGHT_AXES = ("fsdp", "tensor")  # mesh axes that split weights
+# Logical axis -> mesh axis that splits it, if it divides it: of weights, and, but for those on fsdp, of activations
+RULES = (("embed", "fsdp"), ("heads", "tensor"), ("kv_heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor"))
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
 
 

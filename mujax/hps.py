@@ -11,7 +11,7 @@ class Hps(NamedTuple):
     """Hyperparameters as numbers: Python floats, scalars in jit, or a batch with a leading axis.
 
     learning_rate: peak LR of a tensor whose table factor is 1.
-    weight_decay, b1, b2, eps: see mujax.optim; those of a tensor whose table factors are 1.
+    weight_decay, b1, b2, eps: see mujax.optimizers; those of a tensor whose table factors are 1.
     grad_clip: global-norm bound on the gradient of the effective weights; inf for none.
     warmup_steps, decay_steps, total_steps, final_ratio: see mujax.schedules.
     attention_scale, residual_scale, logits_scale, embedding_scale: the forward scales of the

@@ -144,7 +144,7 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(meta=meta)
 
 
-# Where arrays live while a module runs: a mujax.sharding.Layout, or None on one device. Modules name axes alone.
+# Where arrays live while a module runs: a training.sharding.Layout, or None on one device. Modules name axes alone.
 _LAYOUT: contextvars.ContextVar[Any] = contextvars.ContextVar("layout", default=None)
 
 

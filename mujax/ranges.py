@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mujax.data.corpus import VOCAB_SIZE
 from mujax.errors import UserError, cut, not_one_of, shown
-from mujax.optim import DECAY_FORMS, OPTIMIZERS
+from mujax.optimizers import DECAY_FORMS, OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.schedules import SCHEDULES
 
 DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
 INT32 = 2**31 - 1
+NUM_BYTES = 256  # the vocabulary of text that is read as bytes
 # float32 holds every whole number up to here
 EXACT = 2**24
 
@@ -169,7 +169,7 @@ def check_together(parameterization, optim, schedule, train, data, mesh, checkpo
     for name in ("path", "glob"):
         if "\0" in getattr(data, name):
             raise UserError(f"data.{name} = {shown(getattr(data, name))} holds a null byte: it is no name of a file")
-    if data.name in ("embedded", "text") and data.vocab_size < VOCAB_SIZE:
+    if data.name in ("embedded", "text") and data.vocab_size < NUM_BYTES:
         raise UserError(
             f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are 256 bytes, or more "
             "pieces of a vocabulary that is trained on it"

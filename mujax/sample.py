@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mujax import workdir as files
-from mujax.checkpoint import Checkpoints, Record
 from mujax.config import make_run_config
-from mujax.data.corpus import VOCAB_SIZE
 from mujax.data.loader import shards_folder
 from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.models import MODELS
-from mujax.records import read_config
-from mujax.run import Run, make_run
-from mujax.steps import Program, abstract_state, effective
+from mujax.ranges import NUM_BYTES
+from mujax.storage import files
+from mujax.storage.records import read_config
+from mujax.training.checkpoint import Checkpoints, Record
+from mujax.training.run import Run, make_run
+from mujax.training.steps import Program, abstract_state, effective
 
 
 class Sampling(NamedTuple):
@@ -195,7 +195,7 @@ def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
 def _tokenizer(run: Run) -> tuple[Tokenizer, bool, str | None]:
     """That of the text which the run was trained on; whether a document has a row of its own; the fingerprint."""
     data = run.cfg.data
-    if data.name != "shards" and data.vocab_size == VOCAB_SIZE:
+    if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return make("bytes", b"", {}), False, None
     folder = shards_folder(data)
     described = read_description(folder)

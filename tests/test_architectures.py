@@ -17,9 +17,9 @@ from mujax import main
 from mujax.config import make_run_config
 from mujax.models import MODELS, moe, recurrent
 from mujax.models.transformer import Block, Transformer
-from mujax.run import make_run
-from mujax.steps import make_train_fns
-from mujax.transfer import figures
+from mujax.report import figures
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 
 def make(model, **overrides):

@@ -16,10 +16,11 @@ import jax
 import pytest
 from test_resume import each_step_once, flags_of, left_by, strike
 
-from mujax import buckets, main
+from mujax import main
 from mujax.errors import UserError
-from mujax.logs import RunLog
-from mujax.workdir import any_path, locked, read_jsonl, set_aside, write_json
+from mujax.storage import buckets
+from mujax.storage.files import any_path, locked, read_jsonl, set_aside, write_json
+from mujax.training.logs import RunLog
 
 NEEDED = ("gcsfs", "gcp_storage_emulator")
 pytestmark = pytest.mark.skipif(not all(map(importlib.util.find_spec, NEEDED)), reason=f"needs {' and '.join(NEEDED)}")

@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import count_compilations, tiny_tree
 
-from mujax import optim, steps
+from mujax import optimizers
 from mujax.check.coordinates import Quantity, fit_slope, measure, spectral_norm
 from mujax.check.dataflow import origins
 from mujax.check.oracle import symmetry, symmetry_findings
@@ -25,8 +25,9 @@ from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Power, S
 from mujax.parameterization.mup import MUP
 from mujax.parameterization.table import ONE
 from mujax.params import MuModule, signature
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.training import steps
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 WIDTHS = (16, 32, 64, 128)
 PLAN = FAST._replace(seq_len=32)
@@ -270,7 +271,7 @@ def test_integer_ratio_of_widths(text_file, monkeypatch):
 
 def overwritten_rates(name, decay_form, metas, hps, scalings, *rest):
     flat = jax.tree.map(lambda s: s._replace(lr=1.0), scalings, is_leaf=is_scaling)
-    return optim.make_optimizer(name, decay_form, metas, hps, flat, *rest)
+    return optimizers.make_optimizer(name, decay_form, metas, hps, flat, *rest)
 
 
 def test_schedule_that_overwrites_the_rates(text_file, monkeypatch):
@@ -284,7 +285,7 @@ def test_schedule_that_overwrites_the_rates(text_file, monkeypatch):
 
 def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier, momentum_dtype):
     """AdamW as everybody has it: lr * decay * stored weight."""
-    no_decay = optim.make_optimizer(name, decay_form, metas, hps._replace(weight_decay=0.0), scalings, multiplier)
+    no_decay = optimizers.make_optimizer(name, decay_form, metas, hps._replace(weight_decay=0.0), scalings, multiplier)
     del momentum_dtype
 
     def update(grads, state, params):
@@ -296,7 +297,7 @@ def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier,
 
 
 def clipped_by_the_stored_norm(name, decay_form, metas, hps, scalings, *rest):
-    unclipped = optim.make_optimizer(name, decay_form, metas, hps._replace(grad_clip=np.inf), scalings, *rest)
+    unclipped = optimizers.make_optimizer(name, decay_form, metas, hps._replace(grad_clip=np.inf), scalings, *rest)
 
     def update(grads, state, params):
         norm = optax.tree.norm(jax.tree.map(lambda g, s: g * s.forward, grads, scalings))
@@ -341,8 +342,8 @@ def test_oracle_sees_optimizers_that_look_at_stored_weights(bug, changes, text_f
     elif bug == "clip":
         monkeypatch.setattr(steps, "make_optimizer", clipped_by_the_stored_norm)
     elif bug == "eps":
-        adamw = dataclasses.replace(optim.OPTIMIZERS["adamw"], hps=("b1", "b2"))
-        monkeypatch.setitem(optim.OPTIMIZERS, "adamw", adamw)
+        adamw = dataclasses.replace(optimizers.OPTIMIZERS["adamw"], hps=("b1", "b2"))
+        monkeypatch.setitem(optimizers.OPTIMIZERS, "adamw", adamw)
     else:
         monkeypatch.setattr(steps, "make_optimizer", decay_at_the_stored_rate)
         assert oracle_of(text_file).difference < 1e-12  # the bug is in the decay alone

@@ -22,7 +22,7 @@ from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.models import MODELS
 from mujax.params import MuModule
-from mujax.run import make_run
+from mujax.training.run import make_run
 
 WIDTHS = (16, 32, 64, 128)
 # A layer of two branches, after an embedding: names that the check has never heard of

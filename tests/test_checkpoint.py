@@ -13,9 +13,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mujax import checkpoint
-from mujax.checkpoint import Checkpoints, _checksums
 from mujax.errors import UserError
+from mujax.training import checkpoint
+from mujax.training.checkpoint import Checkpoints, _checksums
 
 STEPS = (10, 20)
 # TensorStore gives up what else it was about to read

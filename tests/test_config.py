@@ -14,13 +14,14 @@ import pytest
 from conftest import ROOT, run_mujax, tiny_tree
 
 from configs import base, quickstart
-from mujax import main, sharding
+from mujax import main
 from mujax.cli import flags, train
 from mujax.cli.flags import parse
 from mujax.config import DERIVED, SECTIONS, differences, make_run_config
 from mujax.errors import UserError
-from mujax.grid import expand_sweep
 from mujax.models import MODELS
+from mujax.sweep.grid import expand_sweep
+from mujax.training import sharding
 
 
 def without_sweep(tree):
@@ -322,7 +323,8 @@ def test_reading_a_config_imports_no_tensorflow():
     code = """
 import sys
 from mujax.config import make_run_config
-from mujax import train, sweep
+from mujax.training import loop
+from mujax.sweep import study
 from configs import quickstart
 tree = quickstart.get_config().to_dict()
 del tree["sweep"]

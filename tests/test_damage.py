@@ -23,30 +23,30 @@ import pytest
 from conftest import ROOT, tiny_tree
 
 from mujax import main
-from mujax import sweep as sweep_module
-from mujax.checkpoint import Checkpoints, _Damaged, _digest
-from mujax.claim import Claim
 from mujax.config import digest, make_run_config
 from mujax.data.images import load_images
-from mujax.data.parts import Recipe, record_file
-from mujax.data.prepare import COUNTS, _begin, _describe
+from mujax.data.prepare.dataset import COUNTS, _begin, _describe
+from mujax.data.prepare.parts import Recipe, record_file
 from mujax.data.shards import check_files, fingerprint, load_shards, sealed
 from mujax.data.tokenizers import make, of_dataset
-from mujax.engine import Parked, Progress
 from mujax.errors import UserError
-from mujax.export import read_shapes
-from mujax.in_flight import Unusable, load_parked, save_parked
-from mujax.lanes import abstract_lane
-from mujax.logs import RunLog
-from mujax.merge import merge
-from mujax.points import make_points
-from mujax.records import is_name, read_config
-from mujax.results import code_version
-from mujax.steps import METRICS
-from mujax.transfer.rows import load_rows, load_training, warnings
-from mujax.transfer.studies import Naming
-from mujax.transfer.tables import read_table
-from mujax.workdir import locked, open_workdir, read_jsonl, write_json, write_jsonl
+from mujax.explain.export import read_shapes
+from mujax.report.rows import load_rows, load_training, warnings
+from mujax.report.studies import Naming
+from mujax.report.tables import read_table
+from mujax.storage.files import locked, open_workdir, read_jsonl, write_json, write_jsonl
+from mujax.storage.records import is_name, read_config
+from mujax.sweep import study
+from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.lanes import abstract_lane
+from mujax.sweep.merge import merge
+from mujax.sweep.points import make_points
+from mujax.sweep.snapshots import Unusable, load_parked, save_parked
+from mujax.training.checkpoint import Checkpoints, _Damaged, _digest
+from mujax.training.logs import RunLog
+from mujax.training.ownership import Claim
+from mujax.training.results import code_version
+from mujax.training.steps import METRICS
 
 ROW = {
     "id": "0123456789ab", "group": "ba9876543210", "status": "ok", "diverged_at_step": None, "stopped_at_step": None,
@@ -82,8 +82,8 @@ def no_training(monkeypatch, point):
     def train_runs(*args):
         raise Trains
 
-    monkeypatch.setattr(sweep_module, "make_points", lambda tree: [point])
-    monkeypatch.setattr(sweep_module, "train_runs", train_runs)
+    monkeypatch.setattr(study, "make_points", lambda tree: [point])
+    monkeypatch.setattr(study, "train_runs", train_runs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Case:
 def make_sweep(root, tree, point):
     """A finished sweep of one point."""
     (root / "points" / point.id).mkdir(parents=True)
-    corpus = sweep_module.load_batches(point.run.cfg, ())[2].fingerprint
+    corpus = study.load_batches(point.run.cfg, ())[2].fingerprint
     data = digest(dataclasses.asdict(point.run.cfg.data))
     entry = {"overrides": point.overrides, "table_hash": point.run.table_hash}
     write_json(
@@ -112,7 +112,7 @@ def make_sweep(root, tree, point):
 
 
 def go_on(root, tree):
-    sweep_module.sweep(tree, root)
+    study.sweep(tree, root)
 
 
 def merge_from(root, tree):
@@ -483,7 +483,7 @@ def test_a_file_in_flight_that_is_damaged_is_set_aside(in_flight, tmp_path, tree
     (tmp_path / "in_flight").mkdir()
     (tmp_path / "in_flight" / f"{point.run.group}.npz").write_bytes(damaged)
     with pytest.raises(Trains):
-        sweep_module.sweep(tree, tmp_path)
+        study.sweep(tree, tmp_path)
     aside = tmp_path / "earlier" / "1" / "in_flight" / f"{point.run.group}.npz"
     assert aside.read_bytes() == damaged and not list((tmp_path / "in_flight").iterdir())
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "SHA-256" in line]
@@ -509,7 +509,7 @@ def test_no_path_of_data_leaves_its_folder(id, tmp_path, tree, point):
     with pytest.raises(UserError, match="row 1, field 'id' is"):
         load_rows(source)
     with pytest.raises(UserError, match="row 1, field 'id' is"):
-        sweep_module.sweep(tree, source)
+        study.sweep(tree, source)
     assert important.read_text() == '{"step": 0, "loss": 1.0}\n'
     with pytest.raises(UserError, match="no name of a file"):
         check_files(source, [{"file": id, "bytes": 3, "sha256": ""}])
@@ -576,9 +576,9 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
         interrupt(lambda: [Parked(0, Progress(0, [(0, 5.5)], history, 1.5), state)])
         raise AssertionError("it goes on training")
 
-    monkeypatch.setattr(sweep_module, "train_runs", train_runs)
+    monkeypatch.setattr(study, "train_runs", train_runs)
     with pytest.raises(UserError, match=f"{root} was moved to {tmp_path}/moved while .* go on with --workdir="):
-        sweep_module.sweep(tree, root)
+        study.sweep(tree, root)
     assert not is_replaced or not list(root.iterdir())
     assert is_replaced or not root.exists()
     now = tmp_path / "moved"
@@ -586,7 +586,7 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
     assert len(list(read_jsonl(now / "points" / point.id / "metrics.jsonl"))) > 2
     (entry,) = load_parked(now / "in_flight" / f"{point.run.group}.npz", point.run, {point.id: 0}, code_version())
     assert entry.progress.done == 0
-    assert sweep_module.sweep(tree, now)[0]["final_loss"] == 5.25
+    assert study.sweep(tree, now)[0]["final_loss"] == 5.25
 
 
 def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree, monkeypatch):
@@ -597,7 +597,7 @@ def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree, monkeypatch):
         interrupt(list)
         yield
 
-    monkeypatch.setattr(sweep_module, "train_runs", train_runs)
+    monkeypatch.setattr(study, "train_runs", train_runs)
     with pytest.raises(UserError, match="was deleted, or moved out of sight, while it was in use"):
-        sweep_module.sweep(tree, root)
+        study.sweep(tree, root)
     assert not root.exists()

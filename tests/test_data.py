@@ -5,10 +5,10 @@ import ast
 import numpy as np
 import pytest
 
-from mujax.data import corpus
-from mujax.data.corpus import load_corpus
+from mujax.data import text as corpus
 from mujax.data.loader import TrainBatches, ahead, validation_batches
 from mujax.data.shards import StreamRows
+from mujax.data.text import load_corpus
 from mujax.errors import UserError
 
 

@@ -11,7 +11,7 @@ from matplotlib.testing.compare import compare_images
 from experiments import desk
 from experiments.kalra2026 import account as kalra2026_account
 from experiments.lingle2024 import tables as lingle2024_tables
-from mujax.points import make_points
+from mujax.sweep.points import make_points
 
 EXPERIMENTS = ROOT / "experiments"
 KEPT = [(paper, folder.name) for paper in desk.STUDIES for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))]

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from conftest import count_compilations, tiny_tree
 
-from mujax import engine, executables
 from mujax.data.loader import load_batches
-from mujax.engine import train_runs
 from mujax.errors import UserError
-from mujax.grid import expand_sweep
 from mujax.parameterization.kalra import FACTORIAL
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.sweep import compilation, engine
+from mujax.sweep.engine import train_runs
+from mujax.sweep.grid import expand_sweep
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 
 def runs_of(tree, **sweep):
@@ -105,7 +105,7 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
         parameterization={"name": names},
         optim={"learning_rate": (0.01, 0.02), "weight_decay": (0.0, 1e-3)},
     )
-    executables._compile.cache_clear()
+    compilation._compile.cache_clear()
     compiled = count_compilations("train_lane")
     assert len(results(runs)) == 64
     assert len(compiled) == 1
@@ -115,22 +115,22 @@ def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
     """By the compiler's own count: less memory, fewer lanes, the same losses; too little is one clear line."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     runs = runs_of(tiny("mlp"), optim={"learning_rate": tuple(0.01 + 0.001 * i for i in range(6))})
-    sizes, compile_lanes = [], executables.compile_lanes
+    sizes, compile_lanes = [], compilation.compile_lanes
 
     def noted(*args):
         sizes.append(compile_lanes(*args))
         return sizes[-1]
 
-    monkeypatch.setattr(executables, "compile_lanes", noted)
+    monkeypatch.setattr(compilation, "compile_lanes", noted)
     plenty = results(runs, vmapped=True)
     assert [e.num_lanes for e in sizes] == [6]
-    monkeypatch.setattr(executables, "available_memory", lambda mesh: sizes[0].bytes_per_device // 2 + 1)
+    monkeypatch.setattr(compilation, "available_memory", lambda mesh: sizes[0].bytes_per_device // 2 + 1)
     little = results(runs, vmapped=True)
     assert sizes[-1].num_lanes in (2, 3)
     assert sizes[-1].bytes_per_device <= sizes[0].bytes_per_device // 2 + 1
     for i in range(6):
         np.testing.assert_allclose(little[i].history, plenty[i].history, rtol=1e-5)
-    monkeypatch.setattr(executables, "available_memory", lambda mesh: 1000)
+    monkeypatch.setattr(compilation, "available_memory", lambda mesh: 1000)
     with pytest.raises(UserError, match="one run of width 16 needs about .* split it with mesh.fsdp"):
         results(runs, vmapped=True)
 
@@ -148,7 +148,7 @@ def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
     patient = results(runs, vmapped=True)
     assert set(sizes) == {8}  # 20 tiny steps are cheaper than a compilation
     sizes.clear()
-    monkeypatch.setattr(executables.Executables, "compile_seconds", 0.0)
+    monkeypatch.setattr(compilation.Executables, "compile_seconds", 0.0)
     packed = results(runs, vmapped=True)
     assert sizes[0] == 8
     assert sizes[-1] == 2
@@ -171,8 +171,8 @@ def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
         if calls == 2:
             raise InterruptedError
 
-    monkeypatch.setattr(executables, "MAX_STEPS_PER_CALL", 3)
-    executables._compile.cache_clear()
+    monkeypatch.setattr(compilation, "MAX_STEPS_PER_CALL", 3)
+    compilation._compile.cache_clear()
     parked = []
     with pytest.raises(InterruptedError):
         results(runs, interrupt=stop)

@@ -8,12 +8,12 @@ import optax
 import pytest
 from conftest import run_mujax, tiny_tree
 
-from mujax.check.explain import COLUMNS, describe, explain
 from mujax.config import make_run_config
+from mujax.explain.explain import COLUMNS, describe, explain
 from mujax.main import VERBS
-from mujax.optim import DECAY_FORMS, make_optimizer
+from mujax.optimizers import DECAY_FORMS, make_optimizer
 from mujax.parameterization import PARAMETERIZATIONS, named_leaves
-from mujax.run import make_run
+from mujax.training.run import make_run
 
 
 def config(name="mup", width=64, model="transformer", **overrides):

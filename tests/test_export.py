@@ -7,7 +7,7 @@ import yaml
 from conftest import run_mujax
 
 from mujax.errors import UserError
-from mujax.export import export, parse_roles, read_shapes
+from mujax.explain.export import export, parse_roles, read_shapes
 
 # An MLP as torch stores it, four times as wide as its base, whose file is written as microsoft/mup writes it
 SHAPES = {"embed.weight": [50, 256], "first.weight": [256, 3], "hidden.weight": [256, 256], "hidden.bias": [256]}

@@ -16,7 +16,7 @@ from configs.kalra2026.studies import REASONS as KALRA_REASONS
 from configs.kalra2026.studies import STUDIES
 from configs.lingle2024.ablations import ABLATIONS, REASONS
 from mujax import main
-from mujax.grid import expand_sweep
+from mujax.sweep.grid import expand_sweep
 
 FROZEN = ROOT / "tests" / "golden" / "frozen.json"
 CONFIGS = {

@@ -11,11 +11,11 @@ from mujax import main
 from mujax.cli import train
 from mujax.cli.flags import parse
 from mujax.config import make_run_config
-from mujax.dry_run import dry_run, estimate_bytes
 from mujax.errors import UserError
-from mujax.executables import choose_lanes
-from mujax.grid import axis, chain, expand_sweep, override, product, zipped
-from mujax.points import Shard, curves_along, group_points, make_points
+from mujax.sweep.compilation import choose_lanes
+from mujax.sweep.dry_run import dry_run, estimate_bytes
+from mujax.sweep.grid import axis, chain, expand_sweep, override, product, zipped
+from mujax.sweep.points import Shard, curves_along, group_points, make_points
 
 WIDTHS = axis("model.d_model", (16, 32))
 RATES = axis("optim.learning_rate", (0.1, 0.2, 0.3))

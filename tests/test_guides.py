@@ -12,7 +12,7 @@ from test_readme import grouped, run_group
 from mujax.cli.flags import parse
 from mujax.config import make_run_config
 from mujax.main import VERBS, run
-from mujax.run import make_run
+from mujax.training.run import make_run
 
 DOCS = ROOT / "docs"
 GUIDES = sorted(DOCS.glob("*.md"))

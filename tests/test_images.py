@@ -13,9 +13,9 @@ from mujax.data.images import load_images, synthetic_images
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.models import MODELS
-from mujax.run import make_run
-from mujax.steps import make_train_fns
-from mujax.train import train
+from mujax.training.loop import train
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 
 def image_tree(side=8, **overrides):

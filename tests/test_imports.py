@@ -9,135 +9,63 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mujax"
 
-# Module -> what it may import of mujax. Each names only modules above it, so there is no cycle.
-ALLOWED = {
+# Room -> what it may import of mujax, in the order of what knows what: each names only rooms above it
+ROOMS = {
     "errors": set(),
     "hps": set(),
     "params": {"errors"},
-    "sharding": {"errors", "params"},
-    "schedules": {"hps"},
-    "data.corpus": {"errors"},
+    "hardware": set(),
     "models": {"errors", "hps", "params"},
     "parameterization": {"errors", "params"},
-    "optim": {"hps", "parameterization", "params"},
-    "export": {"errors", "optim", "parameterization", "params"},
-    "loss": {"models"},
-    "steps": {"hps", "loss", "models", "optim", "parameterization", "params", "schedules"},
-    "ranges": {"data.corpus", "errors", "optim", "parameterization", "schedules"},
-    "config": {"errors", "models", "parameterization", "ranges", "sharding"},
-    "buckets": {"errors"},
-    "records": {"buckets", "errors"},
-    "workdir": {"buckets", "config", "errors", "records"},
-    "pooling": set(),
-    "settings": {"config", "records"},
-    "data.images": {"data.corpus", "errors", "records"},
-    "data.tokenizers": {"errors", "records"},
-    "data.shards": {"data.corpus", "errors", "records"},
-    "data.sources": {"data.corpus", "data.tokenizers", "errors"},
-    "data.tasks": {"data.sources", "data.tokenizers", "errors"},
-    "data.parts": {"data.shards", "data.sources", "data.tokenizers", "errors", "workdir"},
-    "data.prepare": {"data.parts", "data.shards", "data.sources", "data.tasks", "data.tokenizers", "errors"}
-    | {"records", "workdir"},
-    "data.embedded": {"data.corpus", "data.prepare", "data.shards", "errors"},
-    "data.loader": {"config", "data.corpus", "data.embedded", "data.images", "data.shards", "errors"},
-    "peaks": set(),
-    "processes": {"errors"},
-    "logs": {"buckets", "peaks", "records", "workdir"},
-    "metrics": set(),
-    "run": {"config", "errors", "hps", "models", "optim", "parameterization", "params", "steps"},
-    "claim": {"config", "errors", "records", "run", "workdir"},
-    "results": {"data.corpus", "run"},
-    "lanes": {"sharding", "steps"},
-    "mirrors": {"errors"},
-    "grid": {"config", "errors"},
-    "points": {"config", "errors", "grid", "pooling", "run", "settings"},
-    "refine": {"config", "errors", "grid", "points", "pooling", "run", "settings"},
-    "dry_run": {"lanes", "points", "refine", "run", "steps"},
-    "executables": {"config", "errors", "lanes", "models", "run", "sharding", "steps"},
-    "engine": {"config", "data.loader", "executables", "hps", "lanes", "metrics", "run", "steps"},
-    "in_flight": {"engine", "lanes", "records", "run", "steps", "workdir"},
-    "checkpoint": {"errors", "processes", "records", "workdir"},
-    "launch": {"config", "errors", "points", "refine", "workdir"},
-    "plan": {"config", "errors", "executables", "lanes", "peaks", "points", "run", "sharding", "steps", "workdir"},
-    "merge": {"config", "errors", "records", "settings", "workdir"},
-    "transfer": {"errors", "pooling", "records", "settings", "workdir"},
-    "sample": {"checkpoint", "config", "data.corpus", "data.loader", "data.shards", "data.tokenizers", "errors"}
-    | {"models", "records", "run", "steps", "workdir"},
-    "train": {
-        "checkpoint",
-        "claim",
-        "config",
-        "data.corpus",
-        "data.loader",
-        "errors",
-        "logs",
-        "metrics",
-        "peaks",
-        "processes",
-        "results",
-    }
-    | {"run", "sharding", "steps", "workdir"},
-    "sweep": {
-        "in_flight",
-        "config",
-        "data.loader",
-        "engine",
-        "errors",
-        "metrics",
-        "mirrors",
-        "points",
-        "processes",
-        "records",
-        "refine",
-    }
-    | {"results", "steps", "workdir"},
-    "check": {"config", "data.loader", "errors", "hps", "lanes", "models", "optim", "parameterization", "params"}
-    | {"run", "sharding", "steps", "workdir"},
-    "cli": {
-        "check",
-        "config",
-        "data.prepare",
-        "dry_run",
-        "errors",
-        "export",
-        "launch",
-        "merge",
-        "mirrors",
-        "parameterization",
-        "plan",
-        "points",
-    }
-    | {"processes", "results", "sample", "sweep", "train", "transfer", "workdir"},
+    "optimizers": {"hps", "parameterization", "params"},
+    "schedules": {"hps"},
+    "ranges": {"errors", "optimizers", "parameterization", "schedules"},
+    "config": {"errors", "models", "parameterization", "ranges"},
+    "storage": {"config", "errors"},
+    "data": {"config", "errors", "ranges", "storage"},
+    "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
+    | {"schedules", "storage"},
+    "sweep": {"config", "data", "errors", "hps", "models", "storage", "training"},
+    "explain": {"config", "errors", "optimizers", "parameterization", "params", "training"},
+    "check": {"config", "data", "errors", "explain", "hps", "models", "optimizers", "parameterization", "params"}
+    | {"storage", "sweep", "training"},
+    "transfer": set(),
+    "report": {"errors", "storage", "sweep", "transfer"},
+    "plan": {"config", "errors", "hardware", "storage", "sweep", "training"},
+    "launch": {"config", "errors", "hardware", "storage", "sweep"},
+    "sample": {"config", "data", "errors", "models", "ranges", "storage", "training"},
+    "cli": {"check", "config", "data", "errors", "explain", "launch", "parameterization", "plan", "report", "sample"}
+    | {"storage", "sweep", "training"},
     "main": {"cli", "errors"},
+    "__main__": {"main"},
 }
-# Library -> the only modules that may import it
+# Library -> the only rooms and modules that may import it
 CONFINED = {
     "flax": {"params", "models"},
-    "optax": {"optim", "steps"},
-    "orbax": {"checkpoint"},
-    "etils": {"buckets"},
-    "fsspec": {"buckets"},
+    "optax": {"optimizers", "training.steps"},
+    "orbax": {"training.checkpoint"},
+    "etils": {"storage.buckets"},
+    "fsspec": {"storage.buckets"},
     "grain": {"data.loader"},
-    "tensorflow": {"data.tasks"},
-    "tensorflow_datasets": {"data.tasks"},
-    "seqio": {"data.tasks"},
+    "tensorflow": {"data.prepare.tasks"},
+    "tensorflow_datasets": {"data.prepare.tasks"},
+    "seqio": {"data.prepare.tasks"},
     "sentencepiece": {"data.tokenizers", "data.embedded"},
     "tokenizers": {"data.tokenizers"},
-    "pyarrow": {"data.sources"},
-    "matplotlib": {"check", "transfer"},
-    "plotly": {"transfer"},
-    "tensorboardX": {"mirrors"},
-    "wandb": {"mirrors"},
-    "yaml": {"export", "launch"},
+    "pyarrow": {"data.prepare.sources"},
+    "matplotlib": {"check.render", "report.figures"},
+    "plotly": {"report.page"},
+    "tensorboardX": {"sweep.trackers"},
+    "wandb": {"sweep.trackers"},
+    "yaml": {"explain.export", "launch"},
     "absl": {"cli"},
     "ml_collections": {"cli"},
 }
 
 
-def unit(name: str) -> str:
-    """'mujax.models.layers' -> 'models'; the modules of data are units of their own."""
-    parts = name.split(".")[1:]
-    return ".".join(parts[:2] if parts[:1] == ["data"] else parts[:1])
+def module(file) -> str:
+    """mujax/models/layers.py -> 'models.layers'."""
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(file) -> set[str]:
@@ -147,35 +75,34 @@ def imports(file) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            # `from mujax import workdir` imports a module, `from mujax.run import Run` a name of one
-            is_package = node.module in ("mujax", "mujax.data")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} if is_package else {node.module}
+            # `from mujax.storage import files` imports a module, `from mujax.config import RunConfig` a name of one
+            of_mujax = {f"mujax.{alias.name}" for alias in node.names}
+            names |= of_mujax if node.module == "mujax" else {node.module}
     return names
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=module)
 def test_import_direction(file):
-    own = unit(".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
-    if own in ("", "__main__", "data"):
-        return
+    own = module(file)
+    room = own.partition(".")[0]
     for name in imports(file):
-        top = name.partition(".")[0]
-        if top == "mujax":
-            assert unit(name) in {own, "", *ALLOWED[own]}, f"{own} may not import {name}"
-        else:
-            assert top not in CONFINED or own in CONFINED[top], f"{own} may not import {name}"
+        top, _, rest = name.partition(".")
+        if top == "mujax" and rest:
+            assert rest.partition(".")[0] in {room, *ROOMS[room]}, f"{own} may not import {name}"
+        elif top in CONFINED:
+            assert {room, own} & CONFINED[top], f"{own} may not import {name}"
 
 
-def test_the_table_has_no_cycle_and_no_stranger():
+def test_the_map_has_no_arrow_back_up_and_no_stranger():
     seen = set()
-    for module, allowed in ALLOWED.items():
-        assert allowed <= seen, (module, allowed - seen)
-        seen.add(module)
-    units = {unit(".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")) for f in FILES}
-    assert units - {"", "__main__", "data"} == seen
+    for room, allowed in ROOMS.items():
+        assert allowed <= seen, (room, allowed - seen)
+        seen.add(room)
+    assert {module(file).partition(".")[0] for file in FILES} == seen
+    assert len(seen) <= 25
     assert not set(CONFINED) & set(sys.stdlib_module_names)
 
 

@@ -10,13 +10,13 @@ from conftest import ROOT, count_compilations, run_mujax
 
 from configs.kalra2026.studies import DECAYS, FACTORIAL, SCALES, STUDIES, get_config
 from mujax.data.loader import load_batches
-from mujax.grid import expand_sweep
 from mujax.parameterization import is_scaling, named_leaves
-from mujax.points import make_points
-from mujax.run import make_run
-from mujax.steps import make_train_fns
-from mujax.sweep import sweep
-from mujax.transfer.curves import make_curves
+from mujax.report.curves import make_curves
+from mujax.sweep.grid import expand_sweep
+from mujax.sweep.points import make_points
+from mujax.sweep.study import sweep
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 GOLDEN = ROOT / "tests" / "golden" / "kalra2026"
 WIDTHS = {"full": (128, 256, 512, 1024, 2048), "desk": (32, 64, 128, 256)}

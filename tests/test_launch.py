@@ -22,7 +22,7 @@ from mujax import main
 from mujax.errors import UserError
 from mujax.launch import local
 from mujax.launch.job import Job, Launch, as_child
-from mujax.launch.topology import parse_topology
+from mujax.launch.slices import parse_topology
 
 SCRIPTS = ROOT / "tpu_scripts"
 GOLDEN = ROOT / "tests/golden/launch"

@@ -10,10 +10,10 @@ from conftest import ROOT
 
 from configs.lingle2024.ablations import ABLATIONS, HEAD_OF, REASONS, get_config
 from mujax.data.loader import load_batches
-from mujax.grid import expand_sweep
-from mujax.points import make_points
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.sweep.grid import expand_sweep
+from mujax.sweep.points import make_points
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 GOLDEN = ROOT / "tests" / "golden" / "lingle2024"
 V = 32_100

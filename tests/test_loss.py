@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mujax.loss import cross_entropy, mean_cross_entropy, until_first
-from mujax.plan.chips import load_topology
+from mujax.plan.topology import load_topology
+from mujax.training.loss import cross_entropy, mean_cross_entropy, until_first
 
 B, T, D, V = 8, 64, 32, 8192
 

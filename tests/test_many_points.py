@@ -11,9 +11,9 @@ from conftest import tiny_tree
 
 from mujax.config import OPERATION_SECTIONS, SECTIONS, make_run_config
 from mujax.errors import UserError, shown
-from mujax.grid import axis, chain, expand_sweep, product, zipped
-from mujax.points import group_points, make_points
-from mujax.run import make_run
+from mujax.sweep.grid import axis, chain, expand_sweep, product, zipped
+from mujax.sweep.points import group_points, make_points
+from mujax.training.run import make_run
 
 # Fields of several sections, whole sections, equal numbers of other types, and a section with a field set in it
 MIXED = chain(

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from mujax.errors import UserError
-from mujax.mirrors import open_mirrors
+from mujax.sweep.trackers import open_mirrors
 
 ROW = {"id": "0123456789ab", "status": "ok", "final_loss": 2.5, "best_loss": 2.25, "steps": 8}
 ROW |= {"learning_rate": 0.25, "weight_decay": 0.0, "width": 64, "parameterization": "mup"}

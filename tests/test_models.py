@@ -12,12 +12,12 @@ from jax.sharding import SingleDeviceSharding
 
 from mujax.config import make_run_config
 from mujax.errors import UserError
-from mujax.loss import cross_entropy
 from mujax.models import MODELS, attention
 from mujax.models.layers import LanguageModel, rope
-from mujax.plan.chips import load_topology
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.plan.topology import load_topology
+from mujax.training.loss import cross_entropy
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 
 def make(model, **overrides):
@@ -270,7 +270,7 @@ def test_the_readout_in_parts_changes_no_number(monkeypatch):
     run = make("transformer")
     params, rows = initial_params(run), np.random.default_rng(0).integers(0, 256, (3, 17))
     whole = loss_and_gradients(run, params, rows)
-    monkeypatch.setattr("mujax.loss.CHUNK_BYTES", 1)
+    monkeypatch.setattr("mujax.training.loss.CHUNK_BYTES", 1)
     parts = loss_and_gradients(run, params, rows)
     text = jax.jit(make_train_fns(run.program).evaluate).lower(params, rows, run.hps, run.scalings).as_text()
     assert "tensor<3x2x256xf32>" in text  # 8 parts of 2 positions

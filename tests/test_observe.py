@@ -6,18 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from mujax import logs
-from mujax import train as train_module
-from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
-from mujax.logs import RunLog, StepTimer
-from mujax.peaks import peak_flops
-from mujax.run import make_run
-from mujax.steps import make_train_fns
-from mujax.train import train
-from mujax.workdir import read_jsonl
+from mujax.hardware import peak_flops
+from mujax.storage.files import read_jsonl
+from mujax.training import logs, loop
+from mujax.training.checkpoint import Checkpoints
+from mujax.training.logs import RunLog, StepTimer
+from mujax.training.loop import train
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -69,7 +68,7 @@ def test_a_profile_that_cannot_be_written(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
-    monkeypatch.setattr(train_module.files, "deliver", deliver)
+    monkeypatch.setattr(loop.files, "deliver", deliver)
     close = Checkpoints.close
     monkeypatch.setattr(Checkpoints, "close", lambda self: (calls.append("close"), close(self)))
     with pytest.raises(OSError, match="No space left"):

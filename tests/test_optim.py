@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from mujax.hps import Hps
-from mujax.optim import DECAY_FORMS, OPTIMIZERS, make_optimizer
+from mujax.optimizers import DECAY_FORMS, OPTIMIZERS, make_optimizer
 from mujax.parameterization import PARAMETERIZATIONS, Scaling, assign_rows, resolve
 from mujax.params import signature
 from mujax.schedules import SCHEDULES

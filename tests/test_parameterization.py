@@ -14,7 +14,7 @@ from mujax.check.oracle import stretch
 from mujax.config import make_run_config
 from mujax.errors import UserError
 from mujax.models.mlp import MLPConfig
-from mujax.optim import OPTIMIZERS
+from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import (
     PARAMETERIZATIONS,
     Row,
@@ -29,8 +29,8 @@ from mujax.parameterization import (
 )
 from mujax.parameterization.table import ONE
 from mujax.params import signature
-from mujax.run import make_run
-from mujax.steps import abstract_metas, make_train_fns
+from mujax.training.run import make_run
+from mujax.training.steps import abstract_metas, make_train_fns
 
 GOLDEN = Path(__file__).parent / "golden"
 

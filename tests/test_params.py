@@ -10,7 +10,7 @@ from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.mlp import MLPConfig
 from mujax.params import num_params, signature, unbox
-from mujax.steps import abstract_metas
+from mujax.training.steps import abstract_metas
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
 TRANSFORMER = make_run_config(

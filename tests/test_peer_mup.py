@@ -10,7 +10,7 @@ from conftest import tiny_tree
 
 from mujax.config import make_run_config
 from mujax.parameterization import is_scaling, named_leaves
-from mujax.run import make_run
+from mujax.training.run import make_run
 
 _NEEDS = "needs the CPU build of torch and the package mup (pip install --no-deps mup; pip install pyyaml)"
 torch = pytest.importorskip("torch", reason=_NEEDS)

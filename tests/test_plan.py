@@ -13,14 +13,15 @@ from configs.lingle2024.ablations import get_config
 from experiments.benchmarks.plan_all import CONFIGS, PLANS, plan_groups
 from mujax.config import make_run_config
 from mujax.errors import UserError
-from mujax.grid import expand_sweep
-from mujax.plan import chips
-from mujax.plan.chips import CHIPS, load_topology
+from mujax.hardware import TPUS
+from mujax.plan import topology
 from mujax.plan.estimate import estimate
 from mujax.plan.hlo import num_bytes, read_cost
 from mujax.plan.plan import candidates
-from mujax.run import make_run
-from mujax.sharding import make_layout
+from mujax.plan.topology import load_topology
+from mujax.sweep.grid import expand_sweep
+from mujax.training.run import make_run
+from mujax.training.sharding import make_layout
 
 # A loop of 5 whose body computes 100 + 7 cycles and gathers; a loop of unknown length; an asynchronous gather; a
 # fused all-reduce with slice; a call without estimate
@@ -112,7 +113,7 @@ def test_a_topology_that_is_none(name, message):
 
 def test_without_libtpu(monkeypatch):
     load_topology.cache_clear()
-    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install libtpu"):
         load_topology("v4:2x2x1")
 
@@ -160,7 +161,7 @@ def test_plan_of_a_small_sweep(tmp_path):
         compute, sent = group["compute_cycles"] / 1.05e9, sum(group["collectives"].values()) / 300e9
         assert compute <= group["step_s"] <= (compute + sent) * (1 + 1e-9)
         assert group["mfu"] == pytest.approx(
-            4 * group["tokens_per_step"] * flops_per_token(group) / (4 * CHIPS["v4"].peak * group["step_s"])
+            4 * group["tokens_per_step"] * flops_per_token(group) / (4 * TPUS["v4"].peak * group["step_s"])
         )
         assert group["chip_hours"] == pytest.approx(4 * 150 * group["step_s"] / 3600)
         assert {"all-gather"} <= set(group["collectives"])

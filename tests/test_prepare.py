@@ -24,7 +24,7 @@ from conftest import ROOT
 from mujax import main
 from mujax.data import tokenizers
 from mujax.data.embedded import load_pieces
-from mujax.data.prepare import Recipe, prepare
+from mujax.data.prepare.dataset import Recipe, prepare
 from mujax.data.shards import load_shards, read_description
 from mujax.errors import UserError
 
@@ -106,7 +106,7 @@ def test_packed_rows_are_the_documents_and_their_ends(kind, sources, pieces, tmp
 def test_a_document_a_row(sources, pieces, tmp_path):
     """As in 2404.05728: an id 0 first, since there is no BOS; cut to 31 tokens and an end, padded with ends; and the
     loss of what comes after the first end is not counted."""
-    from mujax.loss import until_first
+    from mujax.training.loss import until_first
 
     recipe = Recipe(sources["jsonl"], f"sentencepiece:{pieces}", "document", seq_len=32, validation="head:30")
     made = prepare(recipe, tmp_path / "out", num_processes=2)
@@ -142,7 +142,7 @@ def test_by_hash_whatever_the_order(sources, pieces, tmp_path):
 
 def test_the_embedded_text_as_bytes_is_what_the_corpus_trains_on(tmp_path):
     """Through shards or directly: the same rows, but for the end of the last document."""
-    from mujax.data.corpus import load_corpus
+    from mujax.data.text import load_corpus
 
     prepare(Recipe("embedded", "bytes", "packed"), tmp_path, num_processes=2)
     ours, theirs = load_shards(tmp_path, 64, 256, -1, 0, 8), load_corpus("embedded", "", "", 64, 8)
@@ -419,7 +419,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
 
 def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
     """What is half done of other files is refused."""
-    from mujax.data import prepare as module
+    from mujax.data.prepare.dataset import dataset as module
 
     for i in range(3):
         write_jsonl(tmp_path / f"{i}.jsonl", documents(5))
@@ -515,7 +515,8 @@ def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
 def test_training_imports_no_tensorflow():
     """Nor does mujax prepare, unless its source is one of TensorFlow's."""
     program = (
-        "import sys, mujax.train, mujax.sweep, mujax.sample, mujax.plan.plan, mujax.check.run, mujax.data.prepare\n"
+        "import sys, mujax.training.loop, mujax.sweep.study, mujax.sample, mujax.plan.plan, mujax.check.run\n"
+        "import mujax.data.prepare.dataset\n"
         "assert not {'tensorflow', 'seqio', 'tensorflow_datasets', 'pyarrow', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
@@ -538,7 +539,7 @@ def test_pieces_of_one_file_are_of_it_alone(tmp_path, monkeypatch):
 
 def stopped_after_a_part(recipe: Recipe, folder: Path, monkeypatch) -> None:
     """As if killed."""
-    from mujax.data import parts
+    from mujax.data.prepare.dataset import parts
 
     def die(*args):
         raise ZeroDivisionError

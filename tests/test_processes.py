@@ -17,9 +17,10 @@ import pytest
 from conftest import ROOT
 from test_resume import flags_of, left_by
 
-from mujax import main, processes
+from mujax import main
 from mujax.errors import UserError
-from mujax.workdir import read_jsonl
+from mujax.storage.files import read_jsonl
+from mujax.training import distributed
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 20, "checkpoint__interval": 5}
@@ -179,8 +180,8 @@ def test_what_may_pass_is_so_for_all(here, there, kind, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     others = iter([there is None or isinstance(there, ConnectionError), there is None])
     gather = lambda own: np.array([own, next(others)])  # noqa: E731
-    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gather)
-    monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", lambda own: own)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda own: own)
 
     def work():
         if here is not None:
@@ -193,21 +194,21 @@ def test_what_may_pass_is_so_for_all(here, there, kind, monkeypatch):
         except (UserError, ConnectionError) as e:
             return type(e)
 
-    assert kind_of(processes.everywhere) is kind
+    assert kind_of(distributed.everywhere) is kind
     of_primary = None if here is None else ConnectionError if isinstance(here, ConnectionError) else UserError
-    assert kind_of(processes.agreed) is of_primary
+    assert kind_of(distributed.agreed) is of_primary
 
 
 def test_stopping_with_others(monkeypatch):
     """Ctrl-C is SIGTERM, which JAX tells the others; the grace ends with the run, and Python's handler is back."""
     received, ended = [], []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes.multihost_utils, "reached_preemption_sync_point", lambda step: bool(received))
-    monkeypatch.setattr(processes.os, "_exit", ended.append)
+    monkeypatch.setattr(distributed.multihost_utils, "reached_preemption_sync_point", lambda step: bool(received))
+    monkeypatch.setattr(distributed.os, "_exit", ended.append)
     handlers = [signal.signal(signum, lambda *args: received.append(args[0])) for signum in STOPPING]
     try:
         before = signal.getsignal(signal.SIGINT)
-        with processes.stop_requests(grace_seconds=0.2) as is_stopping:
+        with distributed.stop_requests(grace_seconds=0.2) as is_stopping:
             assert not is_stopping(1)
             signal.raise_signal(signal.SIGINT)
             assert received == [signal.SIGTERM] and is_stopping(2)
@@ -242,16 +243,16 @@ def test_the_environment_says_who_is_there(environment, joins, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
-    processes.initialize()
+    distributed.initialize()
     assert len(calls) == joins and all("coordinator_address" not in options for options in calls)
-    monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
-    processes.initialize()  # on a TPU VM JAX asks its metadata
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    distributed.initialize()  # on a TPU VM JAX asks its metadata
     assert len(calls) == joins + 1
 
     def fail(**options):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    processes.initialize()  # a TPU of no cluster
+    distributed.initialize()  # a TPU of no cluster
     with pytest.raises(UserError, match="cannot be joined: coordinator_address"):
-        processes.initialize("localhost:1", 2, 0)
+        distributed.initialize("localhost:1", 2, 0)

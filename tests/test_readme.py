@@ -13,8 +13,8 @@ from conftest import ROOT, run_mujax
 
 from configs import base
 from mujax.cli.verb import CHECK_FAILED, FINISHED
-from mujax.grid import expand_sweep
 from mujax.main import run
+from mujax.sweep.grid import expand_sweep
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -112,7 +112,7 @@ def run_group(group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64
 
 def test_the_algebra_it_shows():
     c = base.get_config()
-    exec(re.search(r"```python\n(from mujax.grid.*?)```", README, re.S)[1], {"c": c})
+    exec(re.search(r"```python\n(from mujax.sweep.grid.*?)```", README, re.S)[1], {"c": c})
     points = [cfg for _, cfg in expand_sweep(c.to_dict())]
     assert len(points) == (4 + 2) * 8
     assert {(cfg.model.d_model, cfg.mesh.fsdp) for cfg in points} == {(64, 1), (512, 1), (1024, 4)}

@@ -6,11 +6,11 @@ import pytest
 from conftest import tiny_tree
 
 from mujax.errors import UserError
-from mujax.grid import axis, zipped
-from mujax.points import Shard, make_points
-from mujax.refine import propose, refine_config, refine_curve
-from mujax.sweep import sweep
-from mujax.workdir import read_json, read_jsonl
+from mujax.storage.files import read_json, read_jsonl
+from mujax.sweep.grid import axis, zipped
+from mujax.sweep.points import Shard, make_points
+from mujax.sweep.refine import propose, refine_config, refine_curve
+from mujax.sweep.study import sweep
 
 
 def settle(loss, grid, log2_step=0.5, max_extension=4.0):

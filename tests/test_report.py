@@ -17,11 +17,11 @@ from scipy import stats
 
 from mujax.errors import UserError
 from mujax.main import run
-from mujax.transfer import figures
+from mujax.report import figures
+from mujax.report.report import report
+from mujax.report.summary import compare, make_studies, measure
+from mujax.report.tables import parse_columns, read_table
 from mujax.transfer.phase import PhasePoint, main_effects, switches, symlog
-from mujax.transfer.report import report
-from mujax.transfer.summary import compare, make_studies, measure
-from mujax.transfer.tables import parse_columns, read_table
 
 QUICKSTART = ROOT / "experiments/quickstart"
 LINGLE, KALRA = (str(ROOT / f"experiments/{name}/published.csv") for name in ("lingle2024", "kalra2026"))

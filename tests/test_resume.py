@@ -18,13 +18,13 @@ import pytest
 from conftest import ROOT, run_mujax
 
 from mujax import main
-from mujax import train as train_module
-from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
-from mujax.data.corpus import load_corpus
-from mujax.run import make_run
-from mujax.steps import abstract_state
-from mujax.workdir import read_jsonl
+from mujax.data.text import load_corpus
+from mujax.storage.files import read_jsonl
+from mujax.training import loop
+from mujax.training.checkpoint import Checkpoints
+from mujax.training.run import make_run
+from mujax.training.steps import abstract_state
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -77,7 +77,7 @@ def uninterrupted(tmp_path_factory, text_file):
 
 def strike(monkeypatch, where: str, call: int, action) -> None:
     """Takes `action` at one call of a method, before it does its work; counted from 1."""
-    owner, name = (Checkpoints, "save") if where == "save" else (train_module._Training, where)
+    owner, name = (Checkpoints, "save") if where == "save" else (loop._Training, where)
     whole, calls = getattr(owner, name), []
 
     def struck(*args, **kwargs):
@@ -181,7 +181,7 @@ def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
 STOPPED = """
 import os, signal, sys
 from mujax import main
-from mujax.train import _Training
+from mujax.training.loop import _Training
 step, calls = _Training._train_step, []
 def struck(*args):
     calls.append(args)
@@ -270,7 +270,7 @@ def test_a_workdir_that_is_moved_while_it_trains(text_file, tmp_path, uninterrup
 STUCK = """
 import os, signal, sys, time
 from mujax import main
-from mujax.checkpoint import Checkpoints
+from mujax.training.checkpoint import Checkpoints
 save, calls = Checkpoints.save, []
 def stuck(*args):
     calls.append(args)
@@ -368,8 +368,8 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
     assert main.run([*faster, "--allow_config_change=optim.b1"]) == 2
     assert "config: optim.learning_rate: 0.0078125 -> 0.02;" in capsys.readouterr().err
 
-    table = train_module.Run.table_hash.fget
-    monkeypatch.setattr(train_module.Run, "table_hash", property(lambda run: table(run)[::-1]))
+    table = loop.Run.table_hash.fget
+    monkeypatch.setattr(loop.Run, "table_hash", property(lambda run: table(run)[::-1]))
     assert main.run(args) == 2
     assert "was saved under another parameterization table" in capsys.readouterr().err
     monkeypatch.undo()

@@ -58,8 +58,8 @@ def test_a_planted_pickle_is_refused(what, tmp_path, tiny, capsys):
         assert main.run(["train", f"--config={ROOT}/configs/base.py:cnn", f"--workdir={tmp_path / 'run'}", *flags]) == 2
         assert "is no .npz file with arrays" in capsys.readouterr().err
     else:
-        from mujax.points import make_points
-        from mujax.sweep import sweep
+        from mujax.sweep.points import make_points
+        from mujax.sweep.study import sweep
 
         tree = tiny(sweep={"seed": (0,)})
         group = make_points(tree)[0].run.group

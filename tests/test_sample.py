@@ -13,15 +13,15 @@ from scipy.stats import chisquare
 from test_models import OPTIONS, apply, in_numpy, initial_params, make, make_with, shaken
 
 from mujax import main, sample
-from mujax.checkpoint import Checkpoints
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.models import MODELS
-from mujax.run import make_run
 from mujax.sample import Sampling, draw, make_generate
-from mujax.steps import make_train_fns
-from mujax.train import train
+from mujax.training.checkpoint import Checkpoints
+from mujax.training.loop import train
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

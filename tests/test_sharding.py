@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import tiny_tree
 
-from mujax import engine
 from mujax.data.loader import load_batches
-from mujax.engine import train_runs
 from mujax.errors import UserError
-from mujax.grid import expand_sweep
 from mujax.params import MuModule, signature
-from mujax.run import make_run
-from mujax.sharding import make_layout
+from mujax.sweep import engine
+from mujax.sweep.engine import train_runs
+from mujax.sweep.grid import expand_sweep
+from mujax.training.run import make_run
+from mujax.training.sharding import make_layout
 
 # Everything that has weights of its own. A length of 21, in 7 parts for the loss, keeps activations apart from
 # weights, whose sizes are powers of two.
@@ -56,7 +56,7 @@ def whole_outcomes():
 @pytest.fixture
 def outcome_of(text_file, whole_outcomes, monkeypatch):
     """Trains runs as a sweep does, its loss cut into parts, and looks at what the engine has compiled and holds."""
-    monkeypatch.setattr("mujax.loss.CHUNK_BYTES", 1)
+    monkeypatch.setattr("mujax.training.loss.CHUNK_BYTES", 1)
     chunks = []
     refill = engine.Chunk.refill
     monkeypatch.setattr(engine.Chunk, "refill", lambda self, waiting: (chunks.append(self), refill(self, waiting))[1])

@@ -7,13 +7,13 @@ import pytest
 from conftest import tiny_tree
 
 from mujax.config import make_run_config
-from mujax.engine import Parked, Progress
-from mujax.in_flight import load_parked, save_parked
-from mujax.lanes import LaneState
-from mujax.loss import until_first
 from mujax.models import MODELS
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.lanes import LaneState
+from mujax.sweep.snapshots import load_parked, save_parked
+from mujax.training.loss import until_first
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 
 def make(model="transformer", **overrides):

@@ -11,15 +11,15 @@ from conftest import ROOT, tiny_tree
 
 from configs import base
 from mujax.errors import UserError
-from mujax.grid import axis, chain, expand_sweep, zipped
-from mujax.merge import merge
-from mujax.points import make_points
-from mujax.pooling import find_coupling, level_seeds, same_values
-from mujax.sweep import sweep
-from mujax.transfer.curves import make_curves
+from mujax.report.curves import make_curves
+from mujax.report.rows import load_rows, load_sources, warnings
+from mujax.report.summary import make_studies
+from mujax.sweep.grid import axis, chain, expand_sweep, zipped
+from mujax.sweep.merge import merge
+from mujax.sweep.points import make_points
+from mujax.sweep.pooling import find_coupling, level_seeds, same_values
+from mujax.sweep.study import sweep
 from mujax.transfer.optimum import fit_optima
-from mujax.transfer.rows import load_rows, load_sources, warnings
-from mujax.transfer.summary import make_studies
 from mujax.transfer.verdict import drift_per_doubling
 
 LRS = tuple(2.0**k for k in (-8, -7, -6, -5, -4))
@@ -144,7 +144,7 @@ def test_points_that_name_only_what_they_change_have_the_baselines_value_elsewhe
 
 def test_the_algebra_of_the_readme_names_no_study_none(tmp_path):
     c = base.get_config()
-    exec(re.search(r"```python\n(from mujax.grid.*?)```", (ROOT / "README.md").read_text(), re.S)[1], {"c": c})
+    exec(re.search(r"```python\n(from mujax.sweep.grid.*?)```", (ROOT / "README.md").read_text(), re.S)[1], {"c": c})
     tree = json.loads(json.dumps(c.to_dict()))
     assert list(studies(write_sweep(tmp_path / "a", tree))) == [
         f"{table}, weight_decay={decay}" for table in ("sp", "mup") for decay in (0.0, 0.1)
@@ -310,7 +310,7 @@ def test_what_cannot_be_told_is_said(tmp_path):
 def test_of_two_rows_with_one_id_the_first_counts_everywhere(tmp_path, monkeypatch):
     tree = tree_of(widths=(16,), data__name="text", data__path=__file__)
     points = make_points(tree)
-    monkeypatch.setattr("mujax.sweep._Study.run", lambda self, points, notes: None)
+    monkeypatch.setattr("mujax.sweep.study._Study.run", lambda self, points, notes: None)
     folder = write_sweep(tmp_path / "a", tree)
     (folder / "manifest.json").unlink()
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]

@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from conftest import ROOT, count_compilations, run_mujax
 
-from mujax.data.corpus import load_corpus
+from mujax.data.text import load_corpus
 from mujax.errors import UserError
-from mujax.grid import expand_sweep
 from mujax.hps import stack
-from mujax.lanes import make_lane_fns
-from mujax.merge import merge
-from mujax.points import Shard
-from mujax.results import Row
-from mujax.run import make_run
-from mujax.sharding import make_layout
-from mujax.steps import make_train_fns
-from mujax.sweep import sweep
-from mujax.train import train
-from mujax.workdir import append_jsonl, read_jsonl
+from mujax.storage.files import append_jsonl, read_jsonl
+from mujax.sweep.grid import expand_sweep
+from mujax.sweep.lanes import make_lane_fns
+from mujax.sweep.merge import merge
+from mujax.sweep.points import Shard
+from mujax.sweep.study import sweep
+from mujax.training.loop import train
+from mujax.training.results import Row
+from mujax.training.run import make_run
+from mujax.training.sharding import make_layout
+from mujax.training.steps import make_train_fns
 
 
 def sweep_tree(tiny, **axes):
@@ -44,7 +44,9 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monke
     """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
     tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
     tree["sweep"]["seed"] = (0, 1)
-    monkeypatch.setattr("mujax.executables.MAX_STEPS_PER_CALL", 3)  # of an evaluation's 5 steps: calls of 3, 2, 3, 2, 2
+    monkeypatch.setattr(
+        "mujax.sweep.compilation.MAX_STEPS_PER_CALL", 3
+    )  # of an evaluation's 5 steps: calls of 3, 2, 3, 2, 2
     training, evaluation = count_compilations("train_lane"), count_compilations("evaluate_lane")
     rows = sweep(tree, tmp_path / "sweep")
     assert len(rows) == 24
@@ -226,7 +228,7 @@ def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
 
 def interrupted_at(monkeypatch, call, signum=signal.SIGTERM):
     """Sends this process a signal in the middle of the given call of the training program; counts steps."""
-    from mujax.engine import Chunk
+    from mujax.sweep.engine import Chunk
 
     train_chunk, trained, calls = Chunk.train, [], itertools.count(1)
 
@@ -285,7 +287,7 @@ def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny
         file.write_bytes(damaged)
         with monkeypatch.context() as patch:
             if other_code:
-                patch.setattr("mujax.sweep.code_version", lambda: "other")
+                patch.setattr("mujax.sweep.study.code_version", lambda: "other")
             rows = sweep(tree, tmp_path)
         assert sum(trained) == 3 * 12  # from the start
         assert len(rows) == 3
@@ -297,7 +299,7 @@ def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, c
     tree = sweep_tree(tiny)
     sweep(tree, tmp_path)
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; from mujax.workdir import locked\nimport time\n"
+        [sys.executable, "-c", f"from pathlib import Path; from mujax.storage.files import locked\nimport time\n"
          f"with locked(Path({str(tmp_path)!r})):\n  print('held', flush=True); time.sleep(60)"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 
 from mujax.errors import UserError
 from mujax.main import run
-from mujax.transfer import figures
-from mujax.transfer.report import report
-from mujax.transfer.tables import parse_columns, read_table
+from mujax.report import figures
+from mujax.report.report import report
+from mujax.report.tables import parse_columns, read_table
 
 WIDTHS, LOG2_RATES = (64, 128, 256, 512), range(-9, -2)
 

@@ -13,14 +13,14 @@ from test_prepare import documents, expected_ids, pieces, stream_of, train_args,
 
 from mujax import main
 from mujax.data import tokenizers
-from mujax.data.prepare import Recipe, prepare
+from mujax.data.prepare.dataset import Recipe, prepare
 from mujax.data.shards import load_shards
 from mujax.errors import UserError
 
 # What a user of seqio has: a vocabulary, and a module with Tasks
 MODULE = """
 import functools, seqio
-from mujax.data.tasks import text_task
+from mujax.data.prepare.tasks import text_task
 VOCABULARY = seqio.SentencePieceVocabulary({pieces!r}, extra_ids=100)
 source = dict(tfds_data_dir={data_dir!r})
 add = seqio.TaskRegistry.add_provider
@@ -148,7 +148,7 @@ def test_c4_is_a_task_of_seqio():
     """Others can import and mix it; it needs the network only when it is used."""
     import seqio
 
-    from mujax.data import tasks
+    from mujax.data.prepare.dataset import tasks
 
     task = seqio.get_mixture_or_task(tasks.C4_T5)
     assert task.source.tfds_dataset.name == "c4/en:3.1.0"

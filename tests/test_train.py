@@ -9,9 +9,9 @@ from conftest import ROOT
 
 from mujax import main
 from mujax.errors import UserError
-from mujax.sweep import sweep
-from mujax.train import train
-from mujax.workdir import read_jsonl
+from mujax.storage.files import read_jsonl
+from mujax.sweep.study import sweep
+from mujax.training.loop import train
 
 
 @pytest.mark.parametrize("model", ["transformer", "mlp"])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mujax.errors import UserError
-from mujax.transfer.curves import make_curves
+from mujax.report.curves import make_curves
+from mujax.report.report import report
+from mujax.report.rows import load_rows
 from mujax.transfer.optimum import fit_optima, fit_optimum
-from mujax.transfer.report import report
-from mujax.transfer.rows import load_rows
 from mujax.transfer.verdict import drift_per_doubling
 
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from laws import GRIDS, WIDTHS, clean, draws
 
+from mujax.report.summary import seed_drifts
 from mujax.transfer.optimum import fit_optima
-from mujax.transfer.summary import seed_drifts
 from mujax.transfer.verdict import argmin_verdict, judge, loss_at, penalties, price, stable_range
 
 PUBLISHED = {  # group -> (verdict of arXiv 2404.05728, ours at 0.02 nats of noise)

@@ -17,14 +17,14 @@ from mujax import main
 from mujax.cli.flags import number, numbers
 from mujax.config import SECTIONS, ConfigMaker, leaves, make_run_config
 from mujax.errors import UserError, cut, shown
-from mujax.grid import expand_sweep
-from mujax.launch.topology import parse_topology
+from mujax.launch.slices import parse_topology
 from mujax.models import MODELS
-from mujax.plan.chips import load_topology
-from mujax.points import Shard, make_points
+from mujax.plan.topology import load_topology
 from mujax.ranges import RANGES
-from mujax.refine import RefineConfig, refine_config
-from mujax.run import RunMaker
+from mujax.sweep.grid import expand_sweep
+from mujax.sweep.points import Shard, make_points
+from mujax.sweep.refine import RefineConfig, refine_config
+from mujax.training.run import RunMaker
 
 
 class Strange:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from configs import base
-from mujax.optim import OPTIMIZERS, Optimizer
+from mujax.optimizers import OPTIMIZERS, Optimizer
 
 
 def signum(metas, hps, momentum_dtype):

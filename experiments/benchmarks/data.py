@@ -15,13 +15,13 @@ import numpy as np
 from configs.lingle2024 import ablations
 from mujax.config import make_run_config
 from mujax.data import tokenizers
-from mujax.data.corpus import embedded_files
 from mujax.data.embedded import load_pieces
 from mujax.data.loader import TrainBatches, ahead, load_batches
-from mujax.data.prepare import Recipe, prepare
+from mujax.data.prepare.dataset import Recipe, prepare
 from mujax.data.shards import load_shards
-from mujax.run import make_run
-from mujax.steps import make_train_fns
+from mujax.data.text import embedded_files
+from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 # Rows a batch, tokens a row: of desk scale; 2404.05728; 2605.21486
 SHAPES = ((16, 64), (1024, 256), (256, 1024))

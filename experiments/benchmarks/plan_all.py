@@ -11,10 +11,10 @@ from pathlib import Path
 
 from configs.kalra2026 import studies
 from configs.lingle2024 import ablations
-from mujax.plan.chips import load_topology
 from mujax.plan.estimate import estimate
 from mujax.plan.plan import ASSUMPTIONS, Group, format_plan, group_json
-from mujax.points import group_points, make_points
+from mujax.plan.topology import load_topology
+from mujax.sweep.points import group_points, make_points
 
 PLANS = Path(__file__).parent / "plans"
 # paper -> name -> (its config, the topology that the config states)

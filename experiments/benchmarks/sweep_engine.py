@@ -1,4 +1,4 @@
-"""Points per hour of a sweep: a process per point, a loop in one process, and mujax.engine, on the same work.
+"""Points per hour of a sweep: a process per point, a loop in one process, and mujax.sweep.engine, on the same work.
 
 python experiments/benchmarks/sweep_engine.py --case=narrow-8,narrow-32,middle-8,middle-32
 python experiments/benchmarks/sweep_engine.py --plot
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-MODES = {"process": "a process per point", "loop": "one process, a loop", "engine": "one process, mujax.engine"}
+MODES = {"process": "a process per point", "loop": "one process, a loop", "engine": "one process, mujax.sweep.engine"}
 TOLERANCE = 1e-4  # relative, between the losses that two modes find for a point
 RESULTS = Path(__file__).with_name("results.jsonl")
 CHILD = Path(__file__).with_name("sweep_engine_child.py")

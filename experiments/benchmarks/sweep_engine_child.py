@@ -18,11 +18,11 @@ from sweep_engine import CASES, Case
 from configs.base import get_config
 from mujax.cli.cores import num_cores
 from mujax.config import make_run_config
-from mujax.data.corpus import load_corpus
 from mujax.data.loader import TrainBatches, validation_batches
-from mujax.results import code_version
-from mujax.run import device_description, make_run
-from mujax.steps import init_options, make_train_fns
+from mujax.data.text import load_corpus
+from mujax.training.results import code_version
+from mujax.training.run import device_description, make_run
+from mujax.training.steps import init_options, make_train_fns
 
 LOG2_LEARNING_RATES = (-10, -8)  # of the first and the last point; above, rounding grows over 100 steps
 EVAL_BATCHES = 4  # at step 0 and after the last
@@ -61,7 +61,7 @@ def load_data(case: Case, seed: int):
 
 
 def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
-    """One run after the other, compiled once, in the loop of mujax.train without its files."""
+    """One run after the other, compiled once, in the loop of mujax.training.loop without its files."""
     fns = make_train_fns(runs[0].program)
     init = jax.jit(fns.init, compiler_options=init_options())
     step_fn, evaluate = jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
@@ -81,7 +81,7 @@ def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
 
 
 def train_in_engine(runs, batches, validation) -> Iterator[tuple[float, float]]:
-    from mujax.engine import train_runs  # here, because the other modes would not import it
+    from mujax.sweep.engine import train_runs  # here, because the other modes would not import it
 
     evals = {i: progress.evals for i, progress in train_runs(runs, batches, validation)}
     for i in range(len(runs)):

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 
 from configs import base
-from mujax.claim import Claim
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
-from mujax.run import make_run
-from mujax.train import _Training
+from mujax.training.loop import _Training
+from mujax.training.ownership import Claim
+from mujax.training.run import make_run
 
 STEPS, SEGMENT = 2060, 100
 

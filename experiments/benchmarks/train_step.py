@@ -21,9 +21,9 @@ from sweep_engine_child import describe
 
 from configs.base import get_config
 from mujax.config import make_run_config
-from mujax.loss import _num_chunks
-from mujax.run import Run, make_run
-from mujax.steps import make_train_fns
+from mujax.training.loss import _num_chunks
+from mujax.training.run import Run, make_run
+from mujax.training.steps import make_train_fns
 
 # Sizes in the units of configs/base.py; the model is the baseline of Lingle 2024 (2404.05728)
 CASES = {

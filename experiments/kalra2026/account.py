@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.kalra2026.studies import EMBD, FROZEN, MUP, REASONS, SP, SQRT_EMBD, STEPS, STUDIES
 from mujax.errors import UserError
+from mujax.report.rows import load_rows
+from mujax.report.summary import Measured, compare, make_studies, measure
+from mujax.report.tables import parse_columns, read_table
+from mujax.report.text import estimate_text
 from mujax.transfer.laws import Estimate
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
-from mujax.transfer.rows import load_rows
-from mujax.transfer.summary import Measured, compare, make_studies, measure
-from mujax.transfer.tables import parse_columns, read_table
-from mujax.transfer.text import estimate_text
 
 HERE = Path(__file__).parent
 WORDS = {"attn": "Attn", "embd": "Embd", "ln": "LN", "last": "Last"}  # in the paper's order

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from configs.lingle2024.ablations import ABLATIONS, REASONS, get_config
 from mujax.config import differences
 from mujax.errors import UserError
+from mujax.report.rows import load_rows
+from mujax.storage.files import read_json, same_study
 from mujax.transfer.optimum import Optimum, fit_optima
-from mujax.transfer.rows import load_rows
 from mujax.transfer.verdict import LEVEL, ArgminVerdict, Verdict, argmin_verdict, judge, penalties
-from mujax.workdir import read_json, same_study
 
 HERE = Path(__file__).parent
 STUDIES = ABLATIONS | REASONS

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mujax.hps import stack
-from mujax.lanes import make_lane_fns, over_lanes
 from mujax.models.layers import at_least_float32
-from mujax.optim import is_muon
+from mujax.optimizers import is_muon
 from mujax.parameterization import named_leaves
 from mujax.params import ParamMeta
-from mujax.run import Run
-from mujax.sharding import make_layout
-from mujax.steps import make_train_fns
+from mujax.sweep.lanes import make_lane_fns, over_lanes
+from mujax.training.run import Run
+from mujax.training.sharding import make_layout
+from mujax.training.steps import make_train_fns
 
 
 @functools.cache

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from mujax.parameterization import named_leaves
-from mujax.run import Run
-from mujax.steps import abstract_state, make_train_fns
+from mujax.training.run import Run
+from mujax.training.steps import abstract_state, make_train_fns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from mujax.check.findings import Finding
-from mujax.optim import OPTIMIZERS
+from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import is_scaling, named_leaves
-from mujax.run import Run
-from mujax.steps import make_train_fns
+from mujax.training.run import Run
+from mujax.training.steps import make_train_fns
 
 TOLERANCE = 1e-10  # of the loss, relative; right code stays below 1e-13, a bug above 1e-8 (tests/test_check.py)
 LARGEST_THETA = 8.0

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mujax import workdir as files
 from mujax.check.blame import Line
 from mujax.check.coordinates import Quantity, Slope
-from mujax.check.explain import COLUMNS, format_columns
 from mujax.check.findings import Finding
 from mujax.check.run import Report
-from mujax.run import device_description
+from mujax.explain.explain import COLUMNS, format_columns
+from mujax.storage import files
+from mujax.training.run import device_description
 
 
 def format_report(report: Report) -> str:

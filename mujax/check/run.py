@@ -13,7 +13,7 @@ from mujax.check.verdict import Verdict, judge
 from mujax.config import DATASETS, RunConfig, ScheduleConfig
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
-from mujax.run import Run, make_run
+from mujax.training.run import Run, make_run
 
 
 class Plan(NamedTuple):

@@ -13,11 +13,11 @@ import numpy as np
 
 from mujax.check.findings import Finding, power
 from mujax.errors import UserError
-from mujax.optim import OPTIMIZERS, decay_gauge, is_muon
+from mujax.optimizers import OPTIMIZERS, decay_gauge, is_muon
 from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling, is_scaling, named_leaves
 from mujax.parameterization.table import BASIC_ROLES
 from mujax.params import ParamMeta
-from mujax.run import Run, make_run
+from mujax.training.run import Run, make_run
 
 TOLERANCE = 0.02  # of exponents fitted to exact numbers; the mildest bug of the field is m^1/2
 EXACT = 1e-4  # relative; numbers are float32

@@ -12,7 +12,7 @@ from mujax.check.dataflow import Origin
 from mujax.check.findings import Finding, worst
 from mujax.check.static import growth, initial_exponent, wanted
 from mujax.parameterization import PARAMETERIZATIONS, is_scaling, named_leaves
-from mujax.run import Run
+from mujax.training.run import Run
 
 LOSS_TOLERANCE = 0.02  # relative
 

@@ -39,7 +39,7 @@ def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, se
     from mujax.check.render import format_report, write_report
     from mujax.check.run import FAST, FULL, check
     from mujax.config import make_run_config
-    from mujax.workdir import local_path, make_writable
+    from mujax.storage.files import local_path, make_writable
 
     make_writable(local_path(workdir))
     num_seeds = numbers("seeds", seeds, most=1000)

@@ -32,9 +32,9 @@ from mujax.cli.verb import FINISHED, Verb
 
 
 def run(config: dict[str, Any], widths: str | None, diff: str | None, json: bool) -> int:
-    from mujax.check.explain import explain
     from mujax.check.run import at_width
     from mujax.config import make_run_config
+    from mujax.explain.explain import explain
 
     cfg = make_run_config(config)
     cfgs = [at_width(cfg, width) for width in numbers("widths", widths)] or [cfg]

@@ -41,7 +41,7 @@ def run(
     weight_decay: str | None,
     roles: str | None,
 ) -> int:
-    from mujax.export import export, parse_roles, read_shapes
+    from mujax.explain.export import export, parse_roles, read_shapes
 
     hyperparameters = {
         "lr": number("learning_rate", learning_rate, 0.0, 0.0),

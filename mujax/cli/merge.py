@@ -17,7 +17,7 @@ from mujax.cli.verb import FINISHED, Verb
 
 
 def run(workdir: str, sources: str) -> int:
-    from mujax.merge import merge
+    from mujax.sweep.merge import merge
 
     print(merge(workdir, sources.split(",")))
     return FINISHED

@@ -54,7 +54,7 @@ def run(
     data_dir: str | None,
     processes: str | None,
 ) -> int:
-    from mujax.data.prepare import Recipe, prepare
+    from mujax.data.prepare.dataset import Recipe, prepare
 
     recipe = Recipe(
         source=source,

@@ -52,8 +52,8 @@ def run(
     noise: str | None,
     target_width: str | None,
 ) -> int:
-    from mujax.check.tensors import tensor_tables
-    from mujax.transfer.report import report
+    from mujax.explain.tensors import tensor_tables
+    from mujax.report.report import report
 
     level = None if noise is None else number("noise", noise, 0.0, 0)
     target = None if target_width is None else number("target_width", target_width, 1, 1)

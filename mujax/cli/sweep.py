@@ -9,7 +9,7 @@
       --config.refine.log2_step=0.5 --config.refine.num_seeds=3
 
 The points are the product of the axes in config.sweep, and of config.sweep.points, built with
-mujax.grid. Points that differ in numbers alone (parameterization, learning rate, decay,
+mujax.sweep.grid. Points that differ in numbers alone (parameterization, learning rate, decay,
 multipliers, warm-up, seed, ...) share one compiled program and train side by side; those that
 differ in width, depth, batch, steps, model options or optimizer are other groups. With
 config.refine.log2_step, points are added around the best value of each curve until it is bracketed,
@@ -54,11 +54,11 @@ def run(
     wandb_mode: str | None,
     argv: Sequence[str],
 ) -> int:
-    from mujax.points import Shard
+    from mujax.sweep.points import Shard
 
     part = Shard() if shard is None else Shard.parse(shard)
     if dry_run:
-        from mujax import dry_run as dry
+        from mujax.sweep import dry_run as dry
 
         config_flags = [arg for arg in argv if arg.startswith(("--config", "--noconfig", "--flagfile"))]
         print(dry.dry_run(config, part, config_flags))
@@ -67,8 +67,8 @@ def run(
         raise UserError("sweep needs --workdir=DIR")
     make_cores_devices()
     find_devices()
-    from mujax.mirrors import open_mirrors
-    from mujax.sweep import sweep
+    from mujax.sweep.study import sweep
+    from mujax.sweep.trackers import open_mirrors
 
     study = Path(workdir).name
     rows = sweep(config, workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or ""))

@@ -59,8 +59,8 @@ def run(
     own = number("process_id", process_id, 0, 0, total - 1)
 
     from mujax.config import make_run_config
-    from mujax.processes import initialize, is_primary, leaving_at_once
-    from mujax.train import train
+    from mujax.training.distributed import initialize, is_primary, leaving_at_once
+    from mujax.training.loop import train
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises, with tracebacks
     if make_run_config(config).mesh.num_devices > 1:  # a mesh of cores, where there is nothing better

@@ -16,7 +16,7 @@ def run() -> int:
     import jax
 
     from mujax.cli.cores import explained
-    from mujax.results import code_version
+    from mujax.training.results import code_version
 
     print(f"mujax {code_version()}")
     print(f"Python {platform.python_version()}, {platform.platform()}")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import sentencepiece
 
-from mujax.data.corpus import find_files
-from mujax.data.prepare import Recipe, prepare
+from mujax.data.prepare.dataset import Recipe, prepare
 from mujax.data.shards import DESCRIPTION, FORMAT
+from mujax.data.text import find_files
 from mujax.errors import UserError
 
 
@@ -27,7 +27,7 @@ def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
     """The folder of a packed dataset of this text in so many pieces; made once, then found by what it is made of.
 
     Raises:
-      UserError: see mujax.data.prepare.
+      UserError: see mujax.data.prepare.dataset.
     """
     root, files = find_files(name, path, glob)
     digest = hashlib.sha256(f"{FORMAT} {vocab_size} {sentencepiece.__version__}".encode())

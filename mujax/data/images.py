@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mujax.data.corpus import Corpus
+from mujax.data.text import Corpus
 from mujax.errors import UserError
-from mujax.records import check_regular
+from mujax.storage.records import check_regular
 
 COLORS = 3
 NUM_SYNTHETIC = 20_000

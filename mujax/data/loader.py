@@ -9,11 +9,12 @@ import grain
 import numpy as np
 
 from mujax.config import DATASETS, DataConfig, RunConfig
-from mujax.data.corpus import VOCAB_SIZE, Corpus, Rows, load_corpus
 from mujax.data.embedded import load_pieces
 from mujax.data.images import load_images
 from mujax.data.shards import load_shards
+from mujax.data.text import Corpus, Rows, load_corpus
 from mujax.errors import UserError
+from mujax.ranges import NUM_BYTES
 
 T = TypeVar("T")
 # Of reads ahead, which wait for a disk more than they compute
@@ -68,7 +69,7 @@ def _load(cfg: RunConfig) -> Corpus:
     data, batch_size = cfg.data, cfg.train.batch_size
     if DATASETS[data.name] == "images":
         return load_images(data.name, data.path, data.seq_len, data.vocab_size, batch_size)
-    if data.name != "shards" and data.vocab_size == VOCAB_SIZE:
+    if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return load_corpus(data.name, data.path, data.glob, data.seq_len, batch_size)
     boundary_id = getattr(cfg.model, "boundary_id", -1)
     return load_shards(shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, boundary_id, batch_size)

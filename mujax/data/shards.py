@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from mujax.data.corpus import Corpus
+from mujax.data.text import Corpus
 from mujax.errors import UserError, shown
-from mujax.records import check_regular, is_name, read_json
+from mujax.storage.records import check_regular, is_name, read_json
 
 FORMAT = 1
 LAYOUTS = ("document", "packed")

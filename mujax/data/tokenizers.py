@@ -11,7 +11,7 @@ import numpy as np
 import sentencepiece
 
 from mujax.errors import UserError, shown
-from mujax.records import is_name, read_bytes
+from mujax.storage.records import is_name, read_bytes
 
 Options = Mapping[str, str]
 Ids = Sequence[int] | np.ndarray

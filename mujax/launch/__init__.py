@@ -8,7 +8,7 @@ from typing import Any
 from mujax.errors import UserError, suggest
 from mujax.launch import jobset, local, slurm, tpu_vm
 from mujax.launch.job import Launch, make_launch, write_folder
-from mujax.launch.topology import Slice, parse_topology
+from mujax.launch.slices import Slice, parse_topology
 
 # Engine -> the flags that must be given, and those that may be
 FLAGS = {

@@ -12,9 +12,9 @@ from typing import Any
 
 from mujax.config import MeshConfig
 from mujax.errors import UserError
-from mujax.points import Shard, make_points
-from mujax.refine import refine_config
-from mujax.workdir import local_path, read_json, write_json
+from mujax.storage.files import local_path, read_json, write_json
+from mujax.sweep.points import Shard, make_points
+from mujax.sweep.refine import refine_config
 
 # Exit codes of mujax (README): of all others the same command is run again, of these
 FINISHED = (0, 3)  # 3: finished, and a run diverged

@@ -8,7 +8,7 @@ import yaml
 
 from mujax.errors import UserError
 from mujax.launch.job import NEVER_AGAIN, SAVED, Launch, as_child
-from mujax.launch.topology import Slice
+from mujax.launch.slices import Slice
 
 _SECONDS_TO_SAVE = 120  # between SIGTERM and SIGKILL; spot nodes get less from their host
 
@@ -115,7 +115,7 @@ def _jobset(launch: Launch, name: str, argv, tpu: Slice, image: str, mount, queu
 
 def _node_labels(tpu: Slice) -> dict[str, str]:
     return {
-        "cloud.google.com/gke-tpu-accelerator": tpu.generation.gke,
+        "cloud.google.com/gke-tpu-accelerator": tpu.cloud.gke,
         "cloud.google.com/gke-tpu-topology": str(tpu.shape),
     }
 
@@ -131,7 +131,7 @@ def _unexpanded(arg: str) -> str:
 
 def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
     """A queue with room for so many slices, for a cluster that has none yet."""
-    flavor = f"{tpu.generation.gke}-{tpu.shape}"
+    flavor = f"{tpu.cloud.gke}-{tpu.shape}"
     quota = {"name": "google.com/tpu", "nominalQuota": slices * tpu.chips}
     groups = [{"coveredResources": ["google.com/tpu"], "flavors": [{"name": flavor, "resources": [quota]}]}]
     api = "kueue.x-k8s.io/v1beta1"

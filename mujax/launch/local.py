@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from mujax.launch.job import FINISHED, NEVER_AGAIN, SAVED, Job, Launch
-from mujax.workdir import make_writable
+from mujax.storage.files import make_writable
 
 
 def run(launch: Launch, parallel: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mujax.errors import UserError
 from mujax.launch.job import Launch
-from mujax.launch.topology import Slice
+from mujax.launch.slices import Slice
 
 
 def render(
@@ -21,7 +21,7 @@ def render(
     Raises:
       UserError: a zone, project or version that is no such name, or a config that would not be on the slice.
     """
-    version = runtime_version or tpu.generation.runtime
+    version = runtime_version or tpu.cloud.runtime
     for flag, value in (("zone", zone), ("project", project), ("runtime_version", version)):
         if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.:-]*", value):
             raise UserError(f"--{flag}={value} is no {flag.replace('_', ' ')}")

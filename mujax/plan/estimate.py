@@ -13,13 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from mujax.config import MeshConfig
 from mujax.errors import UserError
-from mujax.executables import MEMORY_SHARE
-from mujax.lanes import abstract_lanes, make_lane_fns
-from mujax.plan.chips import GIB, Topology
+from mujax.hardware import GIB
 from mujax.plan.hlo import Cost, read_cost
-from mujax.run import Run
-from mujax.sharding import Layout, make_layout
-from mujax.steps import Program, example_numbers
+from mujax.plan.topology import Topology
+from mujax.sweep.compilation import MEMORY_SHARE
+from mujax.sweep.lanes import abstract_lanes, make_lane_fns
+from mujax.training.run import Run
+from mujax.training.sharding import Layout, make_layout
+from mujax.training.steps import Program, example_numbers
 
 ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
 
@@ -116,7 +117,7 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
         temporaries_bytes=found.temporaries,
         why="" if fits else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} may be used",
         compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed, exposed_s=exposed, step_s=step,
-        mfu=flops / (num_devices * chip.peak * step) if step else None,
+        mfu=flops / (num_devices * topology.peak * step) if step else None,
         tokens_per_s=lanes * run.tokens_per_step / step if step else None,
         bound="compute" if compute >= hidden + exposed else "communication", collectives=sent,
         unknown=dict(cost.unknown), top=tuple(cost.by_source.most_common(12)),

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mujax import workdir as files
 from mujax.config import leaves, make_run_config
-from mujax.plan.chips import CHIPS, GIB, load_topology
+from mujax.hardware import GIB
 from mujax.plan.estimate import Estimate, estimate
-from mujax.points import Point, group_points, make_points
-from mujax.run import Run, make_run
+from mujax.plan.topology import CHIPS, load_topology
+from mujax.storage import files
+from mujax.sweep.points import Point, group_points, make_points
+from mujax.training.run import Run, make_run
 
 SPARE = 0.25  # of a device's memory, which --search leaves free
 HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute", "exposed", "MFU",

@@ -1,0 +1,1 @@
+"""Shards of tokens from text, tables and task libraries."""

@@ -1,0 +1,1 @@
+"""What a table says of a model: every number, and its source."""

@@ -1,0 +1,215 @@
+"""Which runs of a table are one study, which of them are repetitions of one run, and which contradict each other."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mujax.errors import UserError
+from mujax.report.foreign import Records, is_diverged, is_missing, number, text
+from mujax.report.rows import Row
+
+FACTS = ("tokens", "steps", "n_params")  # of a run: its budget and size
+SAME = 1e-6  # relative: float32 keeps 7 digits
+SHOWN = 6  # columns that a message names
+WHOLE = 2**53  # up to here a float holds every whole number
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A row of a table. study, parameterization, weight_decay, seed: None where no column says. loss: None if diverged.
+
+    facts: those of FACTS that a column says.
+    """
+
+    line: int
+    record: Mapping[str, Any]
+    study: str | None
+    parameterization: str | None
+    width: int
+    rate: float
+    weight_decay: float | None
+    seed: str | None
+    facts: Mapping[str, float]
+    loss: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Runs in the form of results.jsonl; warnings, averaged: see tables.Table."""
+
+    rows: list[Row]
+    warnings: list[str]
+    averaged: str
+
+
+Cells = dict[tuple, dict[str | None, list[Run]]]  # the runs of each point of a curve, by seed
+
+
+def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence[Run]) -> Joined:
+    """Makes rows of runs: facts that differ at one width become part of the study, and what repeats a run is left out.
+
+    Raises:
+      UserError: runs that differ in nothing that `named` names have several losses.
+    """
+    rates = join_near(run.rate for run in runs)
+    decays = join_near(run.weight_decay for run in runs if run.weight_decay is not None)
+    runs = [
+        dataclasses.replace(
+            run,
+            rate=rates[run.rate],
+            weight_decay=None if run.weight_decay is None else decays[run.weight_decay],
+        )
+        for run in runs
+    ]
+    study = named.get("study", ())
+    splitting = _splitting_facts(runs, [fact for fact in FACTS if fact in named and named[fact][0] not in study])
+    cells: Cells = {}
+    for run in runs:
+        cells.setdefault((*_curve(run, splitting), run.rate), {}).setdefault(run.seed, []).append(run)
+    told = {column for name, columns in named.items() if name not in FACTS for column in columns}
+    others = [column for column in table.columns if column not in told]
+    _refuse_contradictions(table.file, named, cells, others)
+    kept = {same[0].line for by_seed in cells.values() for same in by_seed.values()}
+    alike, warnings = _averages(named, cells, runs, others)
+    if len(kept) < len(runs):
+        warnings.append(f"{len(runs) - len(kept)} rows of {table.file} say what another says and count once")
+    seeds, unnamed = _number_seeds([run.seed for run in runs])
+    if unnamed:
+        warnings.append(f"{unnamed} of {len(runs)} rows have no seed; they count as one seed more")
+    budgets = {_curve(run, splitting): run.facts for run in runs if run.loss is not None}
+    rows = [
+        _row(run, budgets.get(_curve(run, splitting), run.facts), seeds[run.seed], splitting)
+        for run in runs
+        if run.line in kept
+    ]
+    return Joined(rows, warnings, alike)
+
+
+def join_near(values: Iterable[float]) -> dict[float, float]:
+    """Gives values that a pass through float32 has made different one value, that with the fewest digits."""
+    joined: dict[float, float] = {}
+    cluster: list[float] = []
+    for value in [*sorted(set(values)), None]:
+        if cluster and (value is None or abs(value - cluster[0]) > SAME * abs(cluster[0])):
+            joined |= dict.fromkeys(cluster, min(cluster, key=lambda v: len(repr(v))))
+            cluster = []
+        if value is not None:
+            cluster.append(value)
+    return joined
+
+
+def _curve(run: Run, splitting: Sequence[str]) -> tuple:
+    facts = (run.facts[fact] for fact in splitting)
+    return (run.study, run.parameterization, run.weight_decay, run.width, *facts)
+
+
+def _splitting_facts(runs: Sequence[Run], facts: Sequence[str]) -> list[str]:
+    """Those that differ among the runs of one curve, without what goes along with one before: steps with tokens.
+
+    How far a run came that diverged is not its budget.
+    """
+    splitting: list[str] = []
+    for fact in facts:
+        seen: dict[tuple, set[float]] = {}
+        for run in runs:
+            if run.loss is not None:
+                seen.setdefault(_curve(run, splitting), set()).add(run.facts[fact])
+        if any(len(values) > 1 for values in seen.values()):
+            splitting.append(fact)
+    return splitting
+
+
+def _varying(groups: Sequence[Sequence[Run]], columns: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Columns that take several values in one of the groups, and whether they tell all runs of all groups apart."""
+    for column in columns:
+        counts = [(len({text(run.record.get(column)) for run in group}), len(group)) for group in groups]
+        if any(count > 1 for count, _ in counts):
+            yield column, all(count == size for count, size in counts)
+
+
+def _list(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+    return ", ".join(map(repr, columns[:SHOWN])) + more
+
+
+def _flag(named: Mapping[str, Sequence[str]], name: str, column: str) -> str:
+    """'study=a+COLUMN': the flag that tells runs apart by one more column."""
+    quoted = [f'"{c}"' if set('+,"') & set(c) else c for c in (*named.get(name, ()), column)]
+    return f"{name}={'+'.join(quoted)}"
+
+
+def _refuse_contradictions(file: str, named: Mapping[str, Sequence[str]], cells: Cells, others: Sequence[str]) -> None:
+    groups = [same for by_seed in cells.values() for same in by_seed.values() if len({run.loss for run in same}) > 1]
+    if not groups:
+        return
+    first = groups[0][0]
+    second = next(run for run in groups[0] if run.loss != first.loss)
+    losses = " and ".join("diverged" if run.loss is None else f"{run.loss:g}" for run in (first, second))
+    where = [f"{name} {value}" for name, value in (("seed", first.seed), ("width", first.width)) if value is not None]
+    names = [name for name in (first.parameterization, first.study) if name]
+    places = ", ".join([*names, *where]) + f" and learning rate {first.rate:g}"
+    many = f" (and so at {len(groups) - 1} more points)" if len(groups) > 1 else ""
+    said = f"--input={file}: lines {first.line} and {second.line} give two losses ({losses}) for {places}{many}"
+    varying = dict(_varying(groups, others))
+    telling = [column for column, is_telling in varying.items() if is_telling] or list(varying)
+    telling.sort(key=lambda c: len({text(run.record.get(c)) for group in groups for run in group}))
+    if not telling:
+        raise UserError(f"{said}, and no other column tells them apart; add one, and name it --columns=seed=COLUMN")
+    raise UserError(
+        f"{said}. They differ in {_list(telling)}: --columns={_flag(named, 'seed', 'COLUMN')} averages them, "
+        f"--columns={_flag(named, 'study', 'COLUMN')} tells studies apart by it (by several: A+B)"
+    )
+
+
+def _averages(
+    named: Mapping[str, Sequence[str]], cells: Cells, runs: Sequence[Run], others: Sequence[str]
+) -> tuple[str, list[str]]:
+    """How many runs a point is the mean of, and a warning where they differ in more than the seed."""
+    groups = [[same[0] for same in by_seed.values()] for by_seed in cells.values() if len(by_seed) > 1]
+    if not groups:
+        return "", []
+    sizes = sorted({len(group) for group in groups})
+    count = f"{sizes[0]} to {sizes[-1]} runs each" if len(sizes) > 1 else f"{sizes[0]} runs each"
+    said = f"{len(groups)} points are means of {count}, which differ in {_list(named['seed'])}"
+    differing = [column for column, _ in _varying(groups, others) if not _is_seed(runs, column)]
+    differing.sort(key=lambda column: len({text(run.record.get(column)) for run in runs}))
+    if not differing:
+        return said, []
+    warning = (
+        f"{said}, but also in {_list(differing)}, which --columns does not name; where that makes them other runs, "
+        f"tell studies apart by it: --columns={_flag(named, 'study', 'COLUMN')}"
+    )
+    return "", [warning]
+
+
+def _is_seed(runs: Sequence[Run], column: str) -> bool:
+    """Whether a column has one value for each seed and another for every other: the name of a run beside its id."""
+    pairs = {(run.seed, text(run.record.get(column))) for run in runs}
+    return len(pairs) == len({seed for seed, _ in pairs}) == len({value for _, value in pairs})
+
+
+def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], int]:
+    """A whole number for each seed, of words in the order in which they appear, and how many are empty among others."""
+    names = list(dict.fromkeys(seeds))
+    nameless = {name for name in names if is_missing(name) or is_diverged(name)}  # pandas writes nan
+    values = {name: number(name) for name in names if name not in nameless}
+    if any(value != value or abs(value) > WHOLE or value != int(value) for value in values.values()):
+        values = {name: i for i, name in enumerate(values)}
+    free = next(i for i in itertools.count() if i not in values.values())
+    numbers = {name: int(value) for name, value in values.items()} | dict.fromkeys(nameless, free)
+    return numbers, sum(seed in nameless for seed in seeds) if values else 0
+
+
+def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[str]) -> Row:
+    """facts: of its curve, also where the run diverged and did not come as far."""
+    overrides: dict[str, Any] = {} if run.weight_decay is None else {"optim.weight_decay": run.weight_decay}
+    if run.study is not None and run.parameterization is not None:
+        overrides["study"] = run.study
+    overrides |= {fact: facts[fact] for fact in splitting}
+    decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
+    return {
+        "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok", "diverged_at_step": None,
+        "width": run.width, "parameterization": run.parameterization or run.study or "all", "learning_rate": run.rate,
+        "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
+    }  # fmt: skip

@@ -1,0 +1,191 @@
+"""Rows of results: read from the workdir of a sweep or a run, or from several side by side, and checked."""
+
+import glob
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mujax.errors import UserError
+from mujax.report.curves import TrainingCurve
+from mujax.report.studies import Naming
+from mujax.storage import files
+from mujax.storage.records import Row, first_by_id, is_number, read_manifest, read_metrics, read_result, read_rows
+from mujax.sweep.settings import Fields, Settings, among, belongs, is_single_run
+
+MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
+MAX_TRAINING_POINTS = 120_000
+
+
+def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
+    """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many others there were.
+
+    Each has its config, by dotted field, under `config`; None where that cannot be told.
+
+    Raises:
+      UserError: no workdir, no rows, or a row that is not one of ours.
+    """
+    root = files.local_path(workdir)
+    if not root.is_dir():
+        raise UserError(f"--{flag}={workdir}: no such folder")
+    if (root / "results.jsonl").exists():
+        rows = read_rows(root / "results.jsonl")
+    elif (root / "result.json").exists():
+        rows = [read_result(root / "result.json")]
+    else:
+        raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
+    if not rows:
+        raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
+    first, settings = first_by_id(rows), Settings(root)
+    for row in first.values():
+        entry = settings.entry(row)
+        row["config"] = entry.config
+        row["overrides"] = row["overrides"] if entry.overrides is None else entry.overrides
+    return list(first.values()), len(rows) - len(first)
+
+
+def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
+    """Rows and folder of each source by its name, the workdir's own first if it holds any; and repeated rows.
+
+    Names are those of the folders, with as much of their paths as tells them apart. The row of a single run joins that
+    sweep among them whose point it is or could be; other single runs are one source.
+
+    Raises:
+      UserError: see load_rows.
+    """
+    own = files.local_path(workdir)
+    folders = [own] if any((own / name).exists() for name in ("results.jsonl", "result.json")) else []
+    for pattern in patterns:
+        found = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
+        if not found:
+            raise UserError(f"--sources: no folder {pattern}")
+        folders += found
+    folders = list({folder.resolve(): folder for folder in folders})
+    loaded = {folder: load_rows(folder, "sources") for folder in folders}
+    repeated = sum(again for _, again in loaded.values())
+    rows = {folder: found for folder, (found, _) in loaded.items() if not is_single_run(folder)}
+    singles = [row | {"folder": folder} for folder in folders if folder not in rows for row in loaded[folder][0]]
+    alone, sweeps = [], [_Sweep(folder, rows[folder]) for folder in rows if singles]
+    for row in singles:
+        home = next((sweep.folder for sweep in sweeps if sweep.takes(row)), None)
+        if home is None:
+            alone.append(row)
+        elif any(row["id"] == other["id"] for other in rows[home]):
+            repeated += 1
+        else:
+            rows[home].append(row)
+    if alone:
+        bases = []
+        for row in alone:
+            if row["config"] is not None:
+                row["config"], row["overrides"] = among(row["config"], bases)
+        first = first_by_id(alone)
+        rows[alone[0]["folder"]] = list(first.values())
+        repeated += len(alone) - len(first)
+    depth, names = 1, [folder.name for folder in rows]
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(folder.parts[-depth:]) for folder in rows]
+    if len(alone) > 1:
+        names[-1] = "single runs"
+    return dict(zip(names, rows.values(), strict=True)), dict(zip(names, rows, strict=True)), repeated
+
+
+class _Sweep:
+    """A sweep that single runs may join."""
+
+    def __init__(self, folder: Path, rows: Sequence[Row]):
+        self.folder, self._settings = folder, Settings(folder)
+        self._known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
+        configs = [self._same(config) for config in self._settings.configs if config is not None]
+        self._configs = [(config, self._settings.own_fields(config, rows)) for config in configs]
+
+    def _same(self, config: Fields) -> Fields:
+        """The very config that the sweep's rows have, which is how rows of one config are known."""
+        return next((known for known in self._known if known == config), config)
+
+    def takes(self, row: Row) -> bool:
+        """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
+        overrides."""
+        found = []
+        if self._settings.points and row["id"] in self._settings.points:
+            entry = self._settings.entry(row)
+            found.append((entry.config and self._same(entry.config), entry.overrides))
+        if row["config"] is not None:
+            found += [(config, belongs(row["config"], config, own)) for config, own in self._configs]
+        for config, overrides in found:
+            if config is not None and overrides is not None:
+                row["config"], row["overrides"] = config, dict(overrides)
+                return True
+        return False
+
+
+def load_training(
+    root: Path, rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
+) -> tuple[list[TrainingCurve], int]:
+    """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many there are.
+
+    Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read; long ones are
+    thinned, to MAX_TRAINING_POINTS over all.
+    """
+    found = []
+    for row in rows:
+        home = Path(row.get("folder", root))
+        candidates = (home / "points" / row["id"] / "metrics.jsonl", home / "metrics.jsonl")
+        if file := next((file for file in candidates if file.exists()), None):
+            key = (naming.name(row), row["width"])
+            x = math.log2(naming.rate(row))
+            found.append((abs(x - best.get(key, x)), len(found), *key, x, row["seed"], file))
+    chosen = sorted(sorted(found)[:MAX_RUNS], key=lambda item: item[1])
+    limit, curves = max(8, min(MAX_STEPS, MAX_TRAINING_POINTS // max(len(chosen), 1))), []
+    for _, _, study, width, x, seed, file in chosen:
+        records = [r for r in read_metrics(file) if is_number(r.get("loss"))]
+        if records:
+            stride = -(-len(records) // limit)
+            kept = records[: -1 if len(records) > 1 else 1 : stride] + records[-1:] * (len(records) > 1)
+            steps, losses = zip(*((r["step"], r["loss"]) for r in kept), strict=True)
+            curves.append(TrainingCurve(study, width, x, seed, steps, losses))
+    return curves, len(found)
+
+
+def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
+    """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
+    found = []
+    if (root / "manifest.json").exists():
+        manifest = read_manifest(root / "manifest.json")
+        num_points, notes = len(manifest.get("points", {})), manifest.get("refinement")
+        if len(rows) < num_points:
+            found.append(f"{len(rows)} of {num_points} points have finished; curves are incomplete")
+        notes = notes if isinstance(notes, list) else []
+        found += [f"refinement of {note}" for note in notes if "no further" in str(note)]
+    if repeated:
+        found.append(f"{repeated} rows repeat the id of another; the first of each counts")
+    if stopped := sum(row["status"] == "stopped" for row in rows):
+        found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
+    if untold := sum(row.get("config") is None for row in rows):
+        found.append(
+            f"{untold} rows do not tell their whole config ({_why_untold(root)}); what they carry themselves"
+            " decides which of them count as seeds of each other"
+        )
+    if lost := sum(row["status"] == "ok" and row["final_loss"] is None for row in rows):
+        found.append(f"{lost} rows have no loss although they did not diverge; they are left out")
+    return found + mixed(rows)
+
+
+def _why_untold(root: Path) -> str:
+    settings = Settings(root)
+    if len(settings.configs) > 1:
+        return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
+    if settings.configs == [None]:
+        return f"there is no {'config in ' * (root / 'manifest.json').exists()}manifest.json"
+    return "they are no points of manifest.json"
+
+
+def mixed(rows: Sequence[Row]) -> list[str]:
+    """Warnings of rows that were made of different text or by different code."""
+    found = []
+    for field in ("data_fingerprint", "code_version", "jax_version"):
+        values = dict.fromkeys(str(row[field]) for row in rows if field in row)
+        if len(values) > 1:
+            shown = ", ".join(list(values)[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+            found.append(f"rows differ in {field.replace('_', ' ')}: {shown}")
+    return found

@@ -1,0 +1,1 @@
+"""What mujax keeps: files written whole, records that are checked, buckets."""

@@ -1,0 +1,334 @@
+"""What a workdir holds: files written whole or appended a line at a time, never two studies in one."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from mujax.config import OPERATION_SECTIONS, differences
+from mujax.errors import UserError, is_outage
+from mujax.storage import buckets
+from mujax.storage.records import check_regular, read_bytes, read_config, read_manifest
+from mujax.storage.records import read_json as read_json
+from mujax.storage.records import read_jsonl as read_jsonl
+
+
+def local_path(workdir: str | Path) -> Path:
+    """The folder that --workdir names.
+
+    Raises:
+      UserError: it names a bucket, for which this verb is not made.
+    """
+    if buckets.is_bucket(workdir):
+        raise UserError(f"--workdir={workdir} is not a local folder; only mujax train and sample take buckets")
+    return Path(os.path.expanduser(workdir))
+
+
+def any_path(workdir: str | Path) -> Path:
+    """The folder, or the place in a bucket, that --workdir names.
+
+    Raises:
+      UserError: see buckets.bucket_path.
+    """
+    return buckets.bucket_path(str(workdir)) if buckets.is_bucket(workdir) else local_path(workdir)
+
+
+def absolute(path: Path) -> Path:
+    """From the root on, as the path of an object always is."""
+    return path if buckets.is_bucket(path) else path.absolute()
+
+
+def make_writable(workdir: str | Path) -> Path:
+    """Makes the folder and tries it; in a bucket there is none to make.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    root = any_path(workdir)
+    probe = root / f".write_probe_{os.getpid()}"
+    try:
+        if buckets.is_bucket(root):
+            buckets.write(probe, b"")
+        else:
+            root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        probe.unlink()
+    except OSError as e:
+        if is_outage(e):
+            raise
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror or e}") from e
+    return root
+
+
+def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> Path:
+    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...; first copies some.
+
+    Returns the folder that they are moved to.
+    """
+    present = [name for name in names if (root / name).exists()]
+    folder = next(f for n in itertools.count(1) if not (f := root / "earlier" / str(n)).exists())
+    if present:
+        for name in copied:
+            if (root / name).exists():
+                _write_whole(folder / name, read_bytes(root / name))
+        for name in present:
+            move(root / name, folder / name)
+    return folder
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or a folder another name, in a folder that is made if there is none."""
+    if buckets.is_bucket(source):
+        buckets.move(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+
+
+class Held:
+    """A workdir while a process holds its lock: it is known by the folder itself, not by its name, which may change.
+
+    A place in a bucket has no folder, and stays where it is.
+    """
+
+    def __init__(self, root: Path, folder: int | None):
+        """folder: a file descriptor of it."""
+        self._root, self._folder = root, folder
+
+    def is_in_place(self) -> bool:
+        """Whether the name that the process was given is still that of the folder."""
+        return self._folder is None or self._is(self._root)
+
+    @property
+    def path(self) -> Path:
+        """The name that the folder has now.
+
+        Raises:
+          UserError: it has none, as it was deleted, or this system cannot tell.
+        """
+        if self.is_in_place():
+            return self._root
+        with contextlib.suppress(OSError):
+            now = Path(os.readlink(f"/proc/self/fd/{self._folder}"))  # of Linux
+            if self._is(now):
+                return now
+        raise UserError(
+            f"--workdir={self._root} was deleted, or moved out of sight, while it was in use; nothing more was saved"
+        )
+
+    def check_in_place(self) -> None:
+        """Raises UserError if the folder has another name than the process was given."""
+        if not self.is_in_place():
+            raise UserError(
+                f"--workdir={self._root} was moved to {self.path} while it was in use, and all is saved there; go on "
+                f"with --workdir={self.path}"
+            )
+
+    def _is(self, path: Path) -> bool:
+        assert self._folder is not None
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a file system that does not answer says nothing of where a folder is
+            return True
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[Held]:
+    """Holds a workdir for this process alone; the lock of a process that was killed ends with it, that of a bucket
+    soon after.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    if buckets.is_bucket(root):
+        with buckets.locked(root, owner):
+            yield Held(root, None)
+        return
+    lock = root / "lock"
+    check_regular(lock)
+    with open(lock, "a+b") as stream:
+        stream.seek(0)
+        holder = _printable(stream.read(200))
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--workdir={root} is in use by {holder or 'another process'}; wait until it has ended, or give this "
+                "one a workdir of its own"
+            ) from None
+        except OSError as e:
+            print(f"{root} cannot be locked ({e.strerror}); see that no other process uses it", file=sys.stderr)
+        if holder:
+            print(f"{root}: {holder} did not end cleanly; going on from what it has left", file=sys.stderr)
+        stream.truncate(0)
+        stream.write(owner.encode())
+        stream.flush()
+        folder = os.open(root, os.O_RDONLY)
+        try:
+            yield Held(root, folder)
+        finally:
+            os.close(folder)
+            stream.truncate(0)
+
+
+def _printable(content: bytes) -> str:
+    """What a lock says of its holder, or of whoever has written there."""
+    text = content.decode(errors="replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a workdir's study: all but how runs are done, and how far the grid is refined."""
+    fixed = {key: value for key, value in config.items() if key not in (*OPERATION_SECTIONS, "refine")}
+    return json.loads(_dumps(fixed))
+
+
+def check_same(
+    where: str, recorded: Mapping[str, Any], config: Mapping[str, Any], allowed: Iterable[str] | None = None
+) -> None:
+    """Raises UserError, which names what is different, unless two configs are of the same study.
+
+    Args:
+      allowed: fields, or sections of them, that may differ; None: nothing may, whatever the user says.
+    """
+    changes = {
+        field: change
+        for field, change in differences(same_study(recorded), same_study(config)).items()
+        if not any(f"{field}.".startswith(f"{name}.") for name in allowed or ())
+    }
+    if changes:
+        shown = [f"{field}: {change}" for field, change in changes.items()]
+        more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
+        otherwise = "" if allowed is None else ", or allow it with --allow_config_change=FIELD"
+        what = f"{', '.join(shown[:3])}{more}"
+        raise UserError(f"{where} belongs to another config: {what}; choose a new workdir{otherwise}")
+
+
+def open_workdir(
+    workdir: str | Path, record: str, config: Mapping[str, Any], allowed_changes: Iterable[str] | None = None
+) -> Path:
+    """Makes `workdir`, or recognizes it as this very run's or sweep's own.
+
+    Args:
+      record: the file that says what a workdir is for: config.json (a run, which it holds itself) or
+        manifest.json (a sweep, which it holds under `config`). The caller writes it.
+      config: must be the same study as the recorded one if there is any, but for the fields allowed_changes.
+
+    Raises:
+      UserError: the workdir cannot be written, or belongs to something else.
+    """
+    root = make_writable(workdir)
+    for other in {"config.json", "manifest.json"} - {record}:
+        if (root / other).exists():
+            raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
+    file = root / record
+    if file.exists():
+        recorded = read_manifest(file)["config"] if record == "manifest.json" else read_config(file)
+        check_same(f"--workdir={workdir}", recorded, config, allowed_changes)
+    return root
+
+
+def _dumps(document, indent: int | None = None) -> str:
+    return json.dumps(document, indent=indent, allow_nan=False, default=lambda x: x.item())  # NumPy's numbers
+
+
+def as_line(record) -> bytes:
+    """A record as a line of a JSONL file."""
+    return _dumps(record).encode() + b"\n"
+
+
+def write_json(file: Path, document) -> None:
+    """Writes whole or not at all."""
+    _write_whole(file, (_dumps(document, indent=1) + "\n").encode())
+
+
+def write_jsonl(file: Path, records) -> None:
+    """Writes whole or not at all, one record a line."""
+    _write_whole(file, b"".join(as_line(record) for record in records))
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    with replacing(file) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of `file` if all of it could be written and synced, else nothing."""
+    if buckets.is_bucket(file):
+        with io.BytesIO() as content:
+            yield content
+            buckets.write(file, content.getvalue())
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+        folder = os.open(file.parent, os.O_RDONLY)  # so that the name, too, outlives a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
+    """Appends one line in one write and syncs it to disk, so that a crash tears at most that line.
+
+    is_synced: False: only a crash of the machine can lose it, and takes no time to avoid.
+    """
+    line = as_line(record)
+    with open(file, "ab", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join
+            os.truncate(file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        if is_synced:
+            os.fsync(stream.fileno())
+
+
+def drop_torn_line(file: Path) -> bool:
+    """Cuts off a last line that lacks its newline, so that appending goes on cleanly; True if there was one."""
+    if not file.exists():
+        return False
+    content = read_bytes(file)
+    keep = content.rfind(b"\n") + 1
+    if keep == len(content):
+        return False
+    if buckets.is_bucket(file):  # copied from a folder
+        buckets.write(file, content[:keep])
+    else:
+        os.truncate(file, keep)
+    return True
+
+
+def scratch(folder: Path) -> Path:
+    """Where to write what writes only local files: the folder itself, or one on this machine, for `deliver`."""
+    return Path(tempfile.mkdtemp()) if buckets.is_bucket(folder) else folder
+
+
+def deliver(local: Path, folder: Path) -> None:
+    """Brings what was written to scratch(folder) where it belongs."""
+    if buckets.is_bucket(folder):
+        try:
+            buckets.upload(local, folder)
+        finally:
+            shutil.rmtree(local)

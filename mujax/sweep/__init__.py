@@ -1,0 +1,1 @@
+"""Many runs: the grid, lanes of one compiled program, refinement, merging."""

@@ -1,0 +1,185 @@
+"""Results of several workdirs, joined without duplicates."""
+
+import glob
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mujax.config import digest
+from mujax.errors import UserError
+from mujax.storage import files
+from mujax.storage.records import Row, check_regular, first_by_id, read_result, read_rows
+from mujax.sweep.settings import PLOTTED, Settings, belongs, is_single_run, numbers, record_of, run_fields
+
+# Two rows of one run that differ in one of these are not of one run
+_IDENTITY = ("table_hash", "data_fingerprint")
+
+
+def merge(workdir: str, sources: Sequence[str]) -> str:
+    """Adds to `workdir` the rows and curves of other workdirs that it does not have; returns a line that says how many.
+
+    Of several rows with one id the first counts: those of `workdir`, then in the order of the sources. A run that was
+    trained alone becomes a point of the sweep whose config it has, wherever among the sources that is.
+
+    Args:
+      sources: workdirs of sweeps or of single runs, or patterns of them.
+
+    Raises:
+      UserError: a source is neither, or two disagree about table or data of one id; nothing has been written.
+    """
+    folders = [folder for source in sources for folder in _expand(source)]
+    root = files.make_writable(files.local_path(workdir))
+    if (root / "config.json").exists():
+        raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
+    folders = [folder for folder in folders if folder.resolve() != root.resolve()]
+    folders.sort(key=is_single_run)  # after the sweeps that they may be points of
+    with files.locked(root):
+        manifest, rows, added, again, unfinished = _manifest(root), _rows(root), [], 0, 0
+        for folder in folders:
+            other = _manifest(folder)
+            if not other:
+                raise UserError(
+                    f"--sources: {folder} holds neither manifest.json nor config.json; it is no workdir of a sweep or "
+                    "run"
+                )
+            if is_single_run(folder):
+                if not other["points"]:
+                    unfinished += 1
+                    continue
+                other = _as_points(other, manifest)
+            for row in _rows(folder).values():
+                if row["id"] not in rows:
+                    if is_single_run(folder):
+                        row["overrides"] = other["points"][row["id"]]["overrides"]
+                    rows[row["id"]] = row
+                    added.append((folder, row))
+                    continue
+                again += 1
+                for field in _IDENTITY:
+                    if row.get(field) != rows[row["id"]].get(field):
+                        raise UserError(
+                            f"{folder}: point {row['id']} has {field} {row.get(field)}, elsewhere "
+                            f"{rows[row['id']].get(field)}; results of different code or data cannot be joined"
+                        )
+            manifest = _joined(manifest, other, folder)
+        curves = [_curve(folder, row["id"]) for folder, row in added]
+        for curve in curves:
+            check_regular(curve)
+        files.write_json(root / "manifest.json", manifest)
+        files.drop_torn_line(root / "results.jsonl")
+        for (_, row), curve in zip(added, curves, strict=True):
+            if curve.exists():
+                target = root / "points" / row["id"] / "metrics.jsonl"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(curve, target)
+            files.append_jsonl(root / "results.jsonl", row)
+    left_out = f"; {unfinished} runs have not finished" if unfinished else ""
+    return f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all{left_out}"
+
+
+def _curve(folder: Path, id: str) -> Path:
+    """The training curve of a run, wherever its workdir has it."""
+    return folder / "metrics.jsonl" if is_single_run(folder) else folder / "points" / id / "metrics.jsonl"
+
+
+def _expand(pattern: str) -> list[Path]:
+    folders = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
+    if not folders:
+        raise UserError(f"--sources: no folder {pattern}")
+    return folders
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a workdir says of itself, with an entry for each of its points that names its config by number."""
+    record = record_of(folder)
+    if not record:
+        return {}
+    if is_single_run(folder):
+        rows = _rows(folder)
+        return {**record, "points": {name: _entry(row, {}) for name, row in rows.items()}, "data": _data(record, rows)}
+    settings, points = Settings(folder), dict(record.get("points", {}))
+    if "points" not in record:  # of results that were kept without them
+        points = {row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()}
+    fields = {id(config): number for number, config in enumerate(settings.configs)}
+    for row in [*({"id": name} for name in points), *_rows(folder).values()]:
+        config = settings.entry(row).config
+        if row["id"] in points and config is not None and len(fields) > 1:
+            points[row["id"]] = {**points[row["id"]], "config": fields[id(config)]}
+    return {**record, "points": points}
+
+
+def _entry(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {"overrides": overrides, "table_hash": row.get("table_hash")}
+
+
+def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The fingerprint of a single run's text, under the name of its data section, as a manifest has it."""
+    return {digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()}
+
+
+def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is one."""
+    mine, ((name, point),) = run_fields(run["config"]), run["points"].items()
+    for number, config in enumerate(_configs(manifest)):
+        known = {i: p for i, p in manifest.get("points", {}).items() if p.get("config", 0) == number}
+        fields, overrides = run_fields(config), None
+        if name in known:
+            overrides = known[name]["overrides"]
+        elif mine is not None and fields is not None:
+            own = (
+                numbers(mine)
+                if not config.get("sweep")
+                else {*PLOTTED}.union(*(p["overrides"] for p in known.values()))
+            )
+            overrides = belongs(mine, fields, own)
+        if overrides is not None:
+            return {"config": config, "data": run["data"], "points": {name: {**point, "overrides": overrides}}}
+    return dict(run)
+
+
+def _rows(folder: Path) -> dict[str, Row]:
+    """By id; the first of each."""
+    if is_single_run(folder):
+        file = folder / "result.json"
+        return first_by_id([read_result(file)] if file.exists() else [])
+    file = folder / "results.jsonl"
+    return first_by_id(read_rows(file) if file.exists() else [])
+
+
+def _configs(manifest: Mapping[str, Any]) -> list[Any]:
+    return manifest.get("merged", [manifest["config"]]) if manifest else []
+
+
+def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for its own, and each
+    point says by number which of them is its own."""
+    a = a or {"config": b["config"]}
+    for data, fingerprint in b.get("data", {}).items():
+        if a.get("data", {}).get(data, fingerprint) != fingerprint:
+            raise UserError(
+                f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere {a['data'][data]}); results "
+                "of different data cannot be joined"
+            )
+    distinct: list[Any] = []
+    points: dict[str, Any] = {}
+    for manifest in (a, b):
+        studies = [files.same_study(config) for config in distinct]
+        for config in _configs(manifest):
+            if files.same_study(config) not in studies:
+                distinct.append(config)
+                studies.append(files.same_study(config))
+        numbers = [studies.index(files.same_study(config)) for config in _configs(manifest)]
+        for name, point in manifest.get("points", {}).items():
+            number = numbers[point.get("config", 0)] if len(numbers) == 1 or "config" in point else None
+            points.setdefault(name, {**point, "config": number})
+    for point in points.values():
+        if len(distinct) == 1 or point["config"] is None:  # of the one, or of results merged before points said so
+            del point["config"]
+    which = {"config": distinct[0]} if len(distinct) == 1 else {"config": {"merged": "several"}, "merged": distinct}
+    return {
+        **which,
+        "data": {**a.get("data", {}), **b.get("data", {})},
+        "points": points,
+        "refinement": list(dict.fromkeys([*a.get("refinement", ()), *b.get("refinement", ())])),
+    }

@@ -1,0 +1,130 @@
+"""What a row was trained with: the config of its workdir, and the fields that the row sets itself."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mujax.config import OPERATION_SECTIONS, STUDY_SECTIONS, leaves
+from mujax.storage.records import read_config, read_manifest
+
+# Fields that a curve plots or averages over
+PLOTTED = ("model.d_model", "optim.learning_rate", "seed")
+# Fields of a config that a row repeats under a name of its own
+FACTS = {
+    "parameterization.name": "parameterization", "model.name": "model", "model.num_layers": "depth",
+    "optim.name": "optimizer", "optim.weight_decay": "weight_decay", "train.steps": "steps",
+    "model.d_model": "width", "optim.learning_rate": "learning_rate", "seed": "seed",
+}  # fmt: skip
+
+Fields = Mapping[str, Any]  # by dotted name
+
+
+def run_fields(config: Any) -> Fields | None:
+    """The fields that make a run what it is, by dotted name; None if this is no config."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("optim"), Mapping):
+        return None
+    return dict(leaves({k: v for k, v in config.items() if k not in (*STUDY_SECTIONS, *OPERATION_SECTIONS)}))
+
+
+def comparable(value: Any) -> Any:
+    """A value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True is not 1."""
+    if type(value) in (int, float) and value == value:
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(comparable, value))
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), comparable(item)) for key, item in value.items()))
+    return repr(value)
+
+
+def changes(config: Fields, base: Fields) -> dict[str, Any]:
+    """The fields that `config` has other than `base`, as overrides of it."""
+    return {
+        field: value
+        for field, value in config.items()
+        if field not in base or comparable(value) != comparable(base[field])
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a manifest says of a point; config: its fields without the overrides, None where that cannot be told."""
+
+    config: Fields | None
+    overrides: Mapping[str, Any] | None
+
+
+class Settings:
+    """The configs of a workdir, of a sweep, a merged one or a single run, and which of them each row is of."""
+
+    def __init__(self, root: Path):
+        self._record = record_of(root)
+        merged = self._record.get("merged")
+        configs = merged if isinstance(merged, list) else [self._record.get("config")]
+        self.configs = [run_fields(config) for config in configs]
+        points = self._record.get("points")
+        self.points: Mapping[str, Any] | None = points if isinstance(points, Mapping) else None
+
+    def entry(self, row: Mapping[str, Any]) -> Entry:
+        """The config of a row and its overrides, which are those of the manifest where that names the point."""
+        point = self.points.get(row["id"]) if self.points is not None else {}
+        if not isinstance(point, Mapping):  # no point of this manifest
+            return Entry(None, None)
+        overrides = point["overrides"] if isinstance(point.get("overrides"), Mapping) else row.get("overrides")
+        overrides = dict(leaves(overrides)) if isinstance(overrides, Mapping) else {}  # also where one is a section
+        which = point.get("config", None if len(self.configs) > 1 else 0)
+        if type(which) is int and 0 <= which < len(self.configs):
+            return Entry(self.configs[which], overrides)
+        fitting = [config for config in self.configs if config is not None and _agrees(row, config, overrides)]
+        return Entry(fitting[0] if len(fitting) == 1 else None, overrides)
+
+    def own_fields(self, config: Fields, rows: Iterable[Mapping[str, Any]]) -> set[str]:
+        """The fields that points of this config set, and those that a curve plots: what a run of it may differ in."""
+        found: set[str] = {*PLOTTED}
+        for row in [*({"id": name} for name in self.points or {}), *rows]:
+            entry = self.entry(row)
+            found |= set(entry.overrides or ()) if entry.config == config else set()
+        return found
+
+
+def record_of(root: Path) -> dict[str, Any]:
+    """The manifest of a sweep's workdir; for a single run's, one as a sweep of it alone would have; else {}."""
+    if (root / "manifest.json").exists():
+        return read_manifest(root / "manifest.json")
+    if (root / "config.json").exists():
+        return {"config": read_config(root / "config.json")}
+    return {}
+
+
+def is_single_run(root: Path) -> bool:
+    return (root / "config.json").exists() and not (root / "manifest.json").exists()
+
+
+def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:
+    """The overrides that make of a sweep's config that of a single run; None if more than `own` fields differ."""
+    found = changes(run, config)
+    return found if run.keys() == config.keys() and found.keys() <= set(own) else None
+
+
+def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
+    """(base, overrides) of a single run among others: of the first base it differs from in numbers and in its table
+    alone, as the points of one sweep could; if there is none it becomes one itself.
+    """
+    for base in bases:
+        if (found := belongs(run, base, numbers(run))) is not None:
+            return base, found
+    bases.append(run)
+    return run, {}
+
+
+def numbers(run: Fields) -> set[str]:
+    """The fields in which single runs may differ and yet be points of one sweep: its numbers, and its table."""
+    return {field for field, value in run.items() if type(value) in (int, float)} | {"parameterization.name"}
+
+
+def _agrees(row: Mapping[str, Any], config: Fields, overrides: Fields) -> bool:
+    """Whether what a row says of itself could come from a config."""
+    said = {field: row[fact] for field, fact in FACTS.items() if row.get(fact) is not None}
+    here = {**config, **overrides}
+    return all(comparable(value) == comparable(here[field]) for field, value in said.items() if field in here)

@@ -1,0 +1,1 @@
+"""One run: its numbers, its step, its loop, what it leaves."""

@@ -1,0 +1,52 @@
+"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss, eval_bits_per_byte}.
+
+`step` counts finished updates, so a training loss and an evaluation at one step are of the same weights.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def is_bad(loss: float, bound: float) -> bool:
+    """Not finite, or above the bound beyond which a run counts as diverged."""
+    return not loss <= bound
+
+
+def is_given_up(step: int, eval_loss: float, give_up_step: int, give_up_loss: float) -> bool:
+    """Whether the rule of train.give_up_step stops a run at this evaluation; it looks at this run alone."""
+    return give_up_step > 0 and step >= give_up_step and eval_loss > give_up_loss
+
+
+def metric_records(
+    history: Mapping[str, Sequence[float]],
+    eval_losses: Sequence[tuple[int, float]],
+    log_interval: int,
+    bits_per_byte: Callable[[float], float | None],
+) -> list[dict[str, Any]]:
+    """Records in order of step, evaluation before training.
+
+    Args:
+      history: each metric at steps 0, 1, ..., as far as the run was trained.
+      eval_losses: (step, loss).
+      log_interval: steps between training records.
+      bits_per_byte: see mujax.data.text.
+    """
+    num_steps = len(next(iter(history.values())))
+    records = [
+        {"step": step, **{name: json_number(values[step]) for name, values in history.items()}}
+        for step in range(0, num_steps, log_interval)
+    ]
+    records += [eval_record(step, loss, bits_per_byte(loss)) for step, loss in eval_losses]
+    return sorted(records, key=lambda record: (record["step"], "loss" in record))
+
+
+def eval_record(step: int, loss: float, bits_per_byte: float | None) -> dict[str, Any]:
+    """The record of an evaluation; bits a byte only of text."""
+    per_byte = {} if bits_per_byte is None else {"eval_bits_per_byte": json_number(bits_per_byte)}
+    return {"step": step, "eval_loss": json_number(loss), **per_byte}
+
+
+def json_number(value) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,120 @@
+"""One row a run: what a run measured, with everything needed to group, repeat and trust it."""
+
+import dataclasses
+import functools
+import math
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import mujax
+from mujax.data.text import Corpus
+from mujax.training.run import Run, device_description
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of results.jsonl. Losses are nats a token on the validation split, null unless the status is ok.
+
+    group: Run.group. status stopped: given up early by train.give_up_step. eval_losses: [step, loss] pairs.
+    bits_per_byte: the final loss by bytes of text, whatever the tokens are; null where they are no text.
+    overrides: the point's own fields of the sweep. steps, tokens: as configured, also where the run ended
+    before. seconds: wall time of the run; in a sweep, its share of that of the lanes beside it.
+    """
+
+    id: str
+    group: str
+    status: str  # ok, diverged or stopped
+    diverged_at_step: int | None
+    stopped_at_step: int | None
+    model: str
+    width: int
+    depth: int
+    parameterization: str
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    steps: int
+    tokens: int
+    final_loss: float | None
+    best_loss: float | None
+    best_step: int | None
+    bits_per_byte: float | None
+    eval_losses: list[list[float]]
+    n_params: int
+    overrides: dict[str, Any]
+    table_hash: str
+    data_fingerprint: str
+    code_version: str
+    jax_version: str
+    device: str
+    seconds: float
+
+
+def make_row(
+    run: Run,
+    *,
+    overrides: Mapping[str, Any],
+    diverged_at_step: int | None,
+    stopped_at_step: int | None,
+    eval_losses: Sequence[tuple[int, float]],
+    corpus: Corpus,
+    seconds: float,
+) -> dict[str, Any]:
+    """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
+    cfg = run.cfg
+    status = "diverged" if diverged_at_step is not None else "stopped" if stopped_at_step is not None else "ok"
+    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss)]
+    best_step, best_loss = min(finite, key=lambda pair: pair[1]) if status == "ok" else (None, None)
+    row = Row(
+        id=cfg.id,
+        group=run.group,
+        status=status,
+        diverged_at_step=diverged_at_step,
+        stopped_at_step=stopped_at_step,
+        model=cfg.model_name,
+        width=cfg.model.d_model,
+        depth=cfg.model.num_layers,
+        parameterization=cfg.parameterization.name,
+        optimizer=cfg.optim.name,
+        learning_rate=cfg.optim.learning_rate,
+        weight_decay=cfg.optim.weight_decay,
+        seed=cfg.seed,
+        steps=cfg.train.steps,
+        tokens=cfg.train.steps * run.tokens_per_step,
+        final_loss=eval_losses[-1][1] if status == "ok" else None,
+        best_loss=best_loss,
+        best_step=best_step,
+        bits_per_byte=corpus.bits_per_byte(eval_losses[-1][1]) if status == "ok" else None,
+        eval_losses=finite,
+        n_params=run.num_params,
+        overrides=dict(overrides),
+        table_hash=run.table_hash,
+        data_fingerprint=corpus.fingerprint,
+        code_version=code_version(),
+        jax_version=jax.__version__,
+        device=device_description(),
+        seconds=round(seconds, 3),
+    )
+    return dataclasses.asdict(row)
+
+
+@functools.cache
+def code_version() -> str:
+    """Package version, with the commit if the package runs from a git checkout, or MUJAX_COMMIT tells it."""
+    if commit := os.environ.get("MUJAX_COMMIT"):
+        return f"{mujax.__version__}+{commit}"
+    root = Path(mujax.__file__).parent.parent
+    if not (root / ".git").exists():
+        return mujax.__version__
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return mujax.__version__
+    return f"{mujax.__version__}+{commit}"

@@ -1,0 +1,128 @@
+"""Where arrays live: the mesh of a sweep, and how the tensors of one run are split over its share of devices.
+
+The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run. Rows are split over
+`data` and `fsdp`, weights as the rules say, optimizer state and gradients like their weights. A weight that `fsdp`
+splits is gathered, in the compute dtype, when its layer needs it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mujax.config import RULES, WEIGHT_AXES
+from mujax.errors import UserError
+from mujax.params import ParamMeta
+
+AXES = ("sweep", "data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when modules get them."""
+
+    mesh: Mesh
+    rules: tuple[tuple[str, str], ...] = RULES
+    gathered: bool = False
+
+    @property
+    def num_slots(self) -> int:
+        """How many runs stand side by side; a slot is the devices that share one run."""
+        return self.mesh.shape["sweep"]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether one run takes more than one device."""
+        return self.mesh.size > self.num_slots
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Of what every device has a copy of."""
+        return NamedSharding(self.mesh, P())
+
+    def stored(self, meta: ParamMeta) -> NamedSharding:
+        """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
+        return self._sharding(meta.axes, meta.sizes, WEIGHT_AXES)
+
+    def used(self, meta: ParamMeta) -> NamedSharding:
+        """Of a weight while a layer computes with it: whole but for tensor parallelism."""
+        return self._sharding(meta.axes, meta.sizes, ("tensor",))
+
+    def batch(self, batch_axis: int, ndim: int) -> NamedSharding:
+        """Splits one axis of an array, the batch, over `data` and `fsdp`."""
+        spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
+        return NamedSharding(self.mesh, P(*spec))
+
+    def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
+        """`w` as it is used; what comes back as its gradient is summed right into the shares that are stored."""
+        if self.gathered:
+            return w
+        stored, used = self.stored(meta), self.used(meta)
+        constrain = jax.lax.with_sharding_constraint
+
+        def gather(w):
+            return constrain(constrain(w, stored), used)
+
+        gathered = jax.custom_vjp(gather)
+        gathered.defvjp(lambda w: (gather(w), None), lambda _, g: (constrain(g, stored),))
+        return gathered(w)
+
+    def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
+        """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules for `tensor`."""
+        spec = self._sharding(axes, x.shape, ("tensor",)).spec
+        split = P(*(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
+
+    def _sharding(self, axes: Sequence[str], sizes: Sequence[int], names: Sequence[str]) -> NamedSharding:
+        used, spec, rules = set(), [], dict(self.rules)
+        for axis, size in zip(axes, sizes, strict=True):
+            name = rules.get(axis)
+            if name not in names or name in used or size % self.mesh.shape[name]:
+                spec.append(None)
+            else:
+                used.add(name)
+                spec.append(name)
+        return NamedSharding(self.mesh, P(*spec))
+
+
+def make_layout(
+    num_slots: int,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 1,
+    rules: Sequence[tuple[str, str]] = RULES,
+    devices: Sequence[Any] | None = None,
+) -> Layout:
+    """num_slots * data * fsdp * tensor of the devices as a mesh.
+
+    slices: TPU slices that are joined by a data-center network; `data` is split over them first, so that only the sum
+      of gradients crosses it. devices: None: all of this machine's.
+
+    Raises:
+      UserError: the devices are on another number of slices, if that is more than one.
+    """
+    run, across = (data // slices, fsdp, tensor), (1, slices, 1, 1)
+    of_slices: dict[int, list] = {}
+    for device in jax.devices() if devices is None else devices:
+        of_slices.setdefault(getattr(device, "slice_index", 0) if slices > 1 else 0, []).append(device)
+    if len(of_slices) != slices:
+        raise UserError(f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}")
+    # All slots that there is room for: what knows how devices are wired takes only whole slices of them
+    room = min(map(len, of_slices.values())) // math.prod(run)
+    used = [device for members in of_slices.values() for device in members[: room * math.prod(run)]]
+    if len(used) < sum(map(len, of_slices.values())):
+        grid = np.moveaxis(np.asarray(used).reshape(slices, room, *run), 0, 1).reshape(room, data, fsdp, tensor)
+    elif slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh((room, *run), across, used, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh((room, *run), used, allow_split_physical_axes=True)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    return Layout(Mesh(grid[:num_slots], AXES, axis_types=axis_types), tuple(rules))

@@ -1,0 +1,259 @@
+"""The pure functions of training: init, step and evaluate. No I/O, no mesh, no flags.
+
+Static things (shapes, the family of the optimizer) are fixed by `make_train_fns`; every number
+(hyperparameters, scalings, seed) is an argument and may be traced, batched or sharded.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mujax.hps import Hps, as_float32
+from mujax.models import MODELS
+from mujax.models.layers import LanguageModel
+from mujax.optimizers import make_optimizer
+from mujax.parameterization import Scaling
+from mujax.params import laid_out, unbox
+from mujax.schedules import SCHEDULES
+from mujax.training.loss import mean_cross_entropy, until_first
+
+
+class TrainState(NamedTuple):
+    """step: int32 number of finished updates; params: float32 masters; opt_state: optax's."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+# What a step measures: the loss before the update (nats a token), the global norm of the gradient
+# of the effective weights before clipping, and the learning rate of a tensor whose table factor is 1.
+METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
+
+
+class TrainFns(NamedTuple):
+    """Functions of one program; B batch, T seq_len. See make_train_fns."""
+
+    init: Callable[..., TrainState]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[..., jax.Array]
+    activations: Callable[..., dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
+
+    batch_size (sequences) and seq_len are the shapes it is called with; model is a Config of mujax.models.
+    momentum_dtype: of the first moment; None: as the weights, which are float32.
+    accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts tokens up to the
+    first of these in a row; None: all.
+    """
+
+    model_name: str
+    model: Any
+    optimizer: str
+    decay_form: str
+    momentum_dtype: str | None
+    schedule: str
+    accumulation: int
+    eos_id: int | None
+    batch_size: int
+    seq_len: int
+
+
+def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
+    """Tree of ParamMeta of a model; allocates and compiles nothing.
+
+    Raises:
+      UserError: a parameter of the model has no role, or one that is not known.
+    """
+    return _abstract_metas(model_name, MODELS[model_name], model_cfg)
+
+
+@functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
+def _abstract_metas(model_name: str, model, model_cfg) -> dict[str, Any]:
+    # model: what the name stands for, as a fork edited in a notebook keeps its name
+    module = model[1](model_cfg)
+    hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
+    variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg))
+    return unbox(variables["params"])[1]
+
+
+def _first_tokens(model_cfg) -> jax.ShapeDtypeStruct:
+    """What a module is initialized on: one token, as no parameter's shape depends on batch or sequence, or more
+    where its config says so by init_length."""
+    return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
+
+
+def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
+    """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
+    metas = abstract_metas(program.model_name, program.model)
+    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
+
+
+def abstract_state(program: Program) -> TrainState:
+    """Shapes and types of the state of a run."""
+    return _abstract_state(program, MODELS[program.model_name])
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_state(program: Program, model) -> TrainState:
+    del model  # as in _abstract_metas
+    return jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
+
+
+def state_shardings(program: Program, layout) -> TrainState:
+    """Where the state of a run lives: parameters, and what of the optimizer's state has their structure, by their axes;
+    the rest whole. layout: a mujax.training.sharding.Layout."""
+    state = abstract_state(program)
+    structure = jax.tree.structure(state.params)
+    of_params = jax.tree.map(layout.stored, abstract_metas(program.model_name, program.model))
+
+    def is_like_params(x):
+        return jax.tree.structure(x) == structure
+
+    return jax.tree.map(lambda x: of_params if is_like_params(x) else layout.whole, state, is_leaf=is_like_params)
+
+
+def init_options() -> dict[str, Any] | None:
+    """XLA options for compiling an initialization, which runs once: on CPU, half the time for programs as fast."""
+    if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
+        return None
+    return {"xla_backend_optimization_level": 1}
+
+
+def effective(params, scalings, dtype) -> dict[str, Any]:
+    """The variables that a module computes with: masters times their forward factors, in `dtype`."""
+    return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
+
+
+def tensor_rms(before, after, scalings) -> dict[str, Any]:
+    """What an update has done, from the weights before and after it: its global norm (of stored weights), and by tensor
+    the root mean squares of stored weights and of their update, and of the effective weights, all after it."""
+
+    def rms(x):
+        return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+    updates = jax.tree.map(jnp.subtract, after, before)
+    tensors = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): {
+            "rms": rms(w),
+            "update_rms": rms(update),
+            "effective_rms": jnp.abs(s.forward) * rms(w),
+        }
+        for (path, w), update, s in zip(
+            jax.tree.leaves_with_path(after),
+            jax.tree.leaves(updates),
+            jax.tree.leaves(scalings, is_leaf=lambda x: isinstance(x, Scaling)),
+            strict=True,
+        )
+    }
+    return {"update_norm": optax.tree.norm(updates), "tensors": tensors}
+
+
+def make_train_fns(program: Program, layout=None) -> TrainFns:
+    """Returns the functions of a program.
+
+    layout: where the arrays of a run that is split over devices live, a mujax.training.sharding.Layout.
+
+    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on the
+      seed and its place in its module alone.
+    step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
+      loss: mean in nats over the tokens that count.
+    evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
+    activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
+    """
+    module = MODELS[program.model_name][1](program.model)
+    schedule = SCHEDULES[program.schedule]
+    dtype, vocab_size, eos_id = jnp.dtype(program.model.dtype), program.model.vocab_size, program.eos_id
+    metas = abstract_metas(program.model_name, program.model)
+    # Not where a fork has a __call__ of its own: that is what it is then
+    is_split = type(module).__call__ is LanguageModel.__call__
+
+    def apply(*args, gathered: bool = False, **kwargs):
+        """module.apply; gathered: its weights are as they are used already, see Layout."""
+        with laid_out(dataclasses.replace(layout, gathered=True) if layout and gathered else layout):
+            return module.apply(*args, **kwargs)
+
+    def optimizer(step, hps, scalings):
+        numbers = hps, scalings, schedule(step, hps)
+        return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
+
+    def objective(weights, readout, rows, hps):
+        """Mean over all slots of the cross-entropy, where masked 0: what is differentiated.
+
+        weights, readout: effective ones; those of the readout may be in another dtype.
+        """
+        tokens = rows.astype(jnp.int32)
+        if is_split:
+            features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
+            features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
+            if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
+                readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
+            logits = functools.partial(apply, readout, hps=hps, method="logits", gathered=True)
+            return mean_cross_entropy(
+                logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout is not None
+            )
+        logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
+        # A classifier predicts the last tokens alone
+        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
+
+    def gradient(params, rows, hps, scalings):
+        """(objective, its gradient by the effective weights in the dtype of the stored ones), of program.accumulation
+        parts of the batch one after the other."""
+        weights = effective(params, scalings, dtype)
+
+        def of_part(rows):
+            loss, grads = jax.value_and_grad(lambda weights: objective(weights, weights, rows, hps))(weights)
+            return loss, jax.tree.map(lambda g, w: g.astype(w.dtype), grads["params"], params)
+
+        if program.accumulation == 1:
+            return of_part(rows)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, of_part(part)), None
+
+        # Every part takes rows from all over the batch, so that one which is split over devices stays split
+        parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, parts[0]))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x / program.accumulation, total)
+
+    def mask_mean(rows):
+        return 1.0 if eos_id is None else jnp.mean(until_first(eos_id, rows[:, 1:]))
+
+    def evaluate(params, rows, hps, scalings):
+        # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so too)
+        weights, precise = (effective(params, scalings, d) for d in (dtype, jnp.promote_types(dtype, jnp.float32)))
+        return objective(weights, precise, rows, hps) / mask_mean(rows)
+
+    def activations(params, rows, hps, scalings):
+        tokens = rows.astype(jnp.int32)[:, :-1]
+        _, recorded = apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
+        return recorded["activations"]
+
+    def init(seed, hps, scalings):
+        first = _first_tokens(program.model)
+        tokens = jnp.zeros(first.shape, first.dtype)
+        draws, _ = unbox(module.init(jax.random.key(seed), tokens, hps)["params"])
+        params = jax.tree.map(lambda w, s: w * s.init, draws, scalings)
+        step = jnp.int32(0)
+        return TrainState(step, params, optimizer(step, hps, scalings).init(params))
+
+    def step(state, rows, hps, scalings):
+        loss, grads = gradient(state.params, rows, hps, scalings)
+        chain = optimizer(state.step, hps, scalings)
+        updates, opt_state = chain.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        learning_rate = hps.learning_rate * schedule(state.step, hps)
+        metrics = dict(zip(METRICS, (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate), strict=True))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return TrainFns(init, step, evaluate, activations)
