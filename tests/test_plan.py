@@ -269,11 +269,11 @@ def test_a_committed_plan_of_every_config():
     """All widths of all points; every one fits."""
     for paper, configs in CONFIGS.items():
         assert set(COMMITTED[paper]) == set(configs)
-        for name, (config, topology) in configs.items():
+        for name, (config, slices) in configs.items():
             groups = COMMITTED[paper][name]["groups"]
             tree = config(name).to_dict()
             assert {g["width"] for g in groups} == {cfg.model.d_model for _, cfg in expand_sweep(tree)}
-            assert COMMITTED[paper][name]["topology"] == topology
+            assert COMMITTED[paper][name]["topology"] == slices
             assert all(g["fits"] and g["step_s"] > 0 for g in groups)
 
 
