@@ -15,7 +15,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from mujax.errors import UserError, shown, suggest
-from mujax.models import MODELS
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.ranges import DATASETS, DTYPES, INT32, RANGES, check_numbers, check_together, one_of
 
@@ -184,6 +183,13 @@ class RunConfig:
         return hashed("{" + ", ".join(f'"{key}": {parts[key]}' for key in sorted(parts)) + "}")
 
 
+def _models() -> Mapping[str, Any]:
+    """Returns the architectures by name. They bring JAX, which who only reads a config need not wait for."""
+    from mujax.models import MODELS
+
+    return MODELS
+
+
 def hashed(text: str) -> str:
     """First 12 hex of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -245,7 +251,7 @@ class ConfigMaker:
         _check_names(tree, ("seed", "model", *SECTIONS), "")
         sections = {key: self._once(tree[key], cls, key) for key, cls in SECTIONS.items()}
         name, fields = self._once(tree["model"], None, "model")
-        model_cls = MODELS[name][0]
+        model_cls = _models()[name][0]
         seed = _cast(tree["seed"], int, "seed")
         RANGES["seed"].check("seed", seed)
         check_together(**sections)
@@ -278,9 +284,9 @@ def _typed_model(tree) -> tuple[str, dict[str, Any]]:
         raise UserError(f"model = {shown(tree)} is not a section of fields")
     fields = dict(tree)
     name = fields.pop("name", None)
-    one_of("model.name", name, MODELS)
+    one_of("model.name", name, _models())
     _check_fields_of(name, fields)
-    fields = _typed_fields(MODELS[name][0], fields, "model", derived=DERIVED)
+    fields = _typed_fields(_models()[name][0], fields, "model", derived=DERIVED)
     check_numbers("model", fields)
     one_of("model.dtype", fields["dtype"], DTYPES)
     return name, fields
@@ -343,7 +349,7 @@ def _check_names(tree: Mapping[str, Any], names, prefix: str) -> None:
 
 def _check_fields_of(model_name: str, model_tree: Mapping[str, Any]) -> None:
     """Raises UserError where model.name alone was changed, and the fields are those of another model."""
-    fields = {name: set(_type_hints(cls)) - set(DERIVED) for name, (cls, _) in MODELS.items()}
+    fields = {name: set(_type_hints(cls)) - set(DERIVED) for name, (cls, _) in _models().items()}
     others = [name for name, own in fields.items() if own == set(model_tree)]
     if others and model_name not in others:
         raise UserError(

@@ -1,33 +1,19 @@
-"""What a parameter is: its role, its signature, and how both leave a Flax module.
+"""What a parameter is: its role and its signature, 'embed -> heads head_dim'; and trees of parameters by name.
 
-A module declares each parameter in one line, `self.weight("wq", "hidden", "embed -> heads head_dim")`,
-and draws it with unit variance. How big it should be is decided elsewhere (mujax.parameterization).
+How big it should be is decided by mujax.parameterization, how a module declares it by mujax.models.module.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast, get_args
-
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from flax import struct
-from flax.core.meta import AxisMetadata
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 from mujax.errors import UserError, suggest
 
 Role = Literal["input", "hidden", "output", "vector", "tied", "kv"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-# Unit-variance draws: a parameterization supplies the standard deviation. `zeros` and `ones` have none.
-DRAWS = {
-    "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
-    "zeros": lambda key, shape: jnp.zeros(shape, jnp.float32),
-    "ones": lambda key, shape: jnp.ones(shape, jnp.float32),
-}
+DRAWS = ("normal", "zeros", "ones")  # see models.module
 
 
 LONGEST = 2**31 - 1  # an axis
@@ -116,101 +102,28 @@ def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "norma
     return ParamMeta(role, tuple(batch.split()), tuple(ins.split()), tuple(outs.split()), sizes, dist)
 
 
-class Boxed(struct.PyTreeNode, AxisMetadata):
-    """Carries a ParamMeta out of `Module.init`, through nn.scan; unboxed right after."""
+def map_params(function: Callable[..., Any], tree: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tree of function(name, leaf, leaves of the others); name: 'blocks/attention/wq'.
 
-    value: Any
-    meta: ParamMeta = struct.field(pytree_node=False)
-
-    def unbox(self):
-        return self.value
-
-    def replace_boxed(self, val):
-        return self.replace(value=val)
-
-    def add_axis(self, index: int, params: Mapping[Any, Any]):
-        """nn.scan stacked the parameter along a new first axis; `params` is its metadata_params."""
-        assert index == 0, "stacked axes come first"
-        meta = dataclasses.replace(
-            self.meta,
-            batch=(params[nn.PARTITION_NAME], *self.meta.batch),
-            sizes=(params["size"], *self.meta.sizes),
-        )
-        return self.replace(meta=meta)
-
-    def remove_axis(self, index: int, params: Mapping[Any, Any]):
-        """The inverse of add_axis: nn.scan calls both."""
-        meta = dataclasses.replace(self.meta, batch=self.meta.batch[1:], sizes=self.meta.sizes[1:])
-        return self.replace(meta=meta)
-
-
-# Where arrays live while a module runs: a training.sharding.Layout, or None on one device. Modules name axes alone.
-_LAYOUT: contextvars.ContextVar[Any] = contextvars.ContextVar("layout", default=None)
-
-
-@contextlib.contextmanager
-def laid_out(layout) -> Iterator[None]:
-    """Modules that are traced inside place their weights and constrained activations as `layout` says."""
-    token = _LAYOUT.set(layout)
-    try:
-        yield
-    finally:
-        _LAYOUT.reset(token)
-
-
-class MuModule(nn.Module):
-    """nn.Module whose parameters are declared by role and signature; `cfg.dims` gives the sizes."""
-
-    cfg: Any
-
-    def weight(self, name: str, role: Role, text: str, dist: str = "normal") -> jax.Array:
-        """Declares a parameter and returns it, drawn with unit variance.
-
-        Args:
-          text: "[batch |] ins -> outs", axes whose sizes `cfg.dims` gives; the array has them in this order.
-          dist: normal, zeros or ones.
-
-        Raises:
-          UserError: an unknown role, axis or draw; the message names the tensor.
-        """
-        try:
-            meta = signature(role, text, self.cfg.dims, dist)
-        except UserError as e:
-            raise UserError(f"{'/'.join((*self.path, name))}: {e}") from e
-        # Flax hands the module the unboxed array.
-        w = cast(jax.Array, self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)))
-        layout = _LAYOUT.get()
-        return w if layout is None else layout.weight(w, meta)
-
-    def constrain(self, x: jax.Array, axes: str) -> jax.Array:
-        """x, whose axes have these logical names ("batch length embed"), split over devices as a layout says."""
-        layout = _LAYOUT.get()
-        return x if layout is None else layout.activation(x, axes.split())
-
-    def record(self, name: str, x) -> None:
-        """Names an activation, for `check`; costs nothing where the collection `activations` is not asked for."""
-        self.sow("activations", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-
-
-def unbox(tree) -> tuple[dict, dict]:
-    """Tree of Boxed -> (arrays, metas): two plain dicts of the same structure.
-
-    Raises:
-      UserError: a parameter was not declared with MuModule.weight, so it has no role.
+    Trees are nested dicts, in the order of their keys as JAX has them; everything that is no dict is a leaf.
     """
 
-    def is_box(x):
-        return isinstance(x, Boxed)
+    def walk(prefix: str, node, *rest):
+        if not isinstance(node, Mapping):
+            return function(prefix, node, *rest)
+        start = f"{prefix}/" if prefix else ""
+        return {key: walk(f"{start}{key}", node[key], *(other[key] for other in rest)) for key in sorted(node)}
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
-        if not is_box(leaf):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"parameter {name} has no role; declare it with self.weight(name, role, signature)")
-    arrays = jax.tree.map(lambda box: box.value, tree, is_leaf=is_box)
-    metas = jax.tree.map(lambda box: box.meta, tree, is_leaf=is_box)
-    return arrays, metas
+    return walk("", tree, *others)
 
 
-def num_params(metas) -> int:
-    """Total number of scalars in the tree of ParamMeta."""
-    return sum(math.prod(meta.sizes) for meta in jax.tree.leaves(metas))
+def named_leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {tensor name: leaf}, in the order of map_params."""
+    leaves: dict[str, Any] = {}
+    map_params(leaves.setdefault, tree)
+    return leaves
+
+
+def num_params(metas: Mapping[str, Any]) -> int:
+    """Returns the total number of scalars in a tree of ParamMeta."""
+    return sum(math.prod(meta.sizes) for meta in named_leaves(metas).values())

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mujax.errors import UserError, cut, not_one_of, shown
-from mujax.optimizers import DECAY_FORMS, OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS
-from mujax.schedules import SCHEDULES
 
 DATASETS = {"embedded": "text", "text": "text", "shards": "text", "images": "images", "synthetic_images": "images"}
 DTYPES = ("float32", "bfloat16")
@@ -118,6 +116,9 @@ def check_together(parameterization, optim, schedule, train, data, mesh, checkpo
     Raises:
       UserError: the message names the field.
     """
+    from mujax.optimizers import DECAY_FORMS, OPTIMIZERS  # here, as they bring JAX
+    from mujax.schedules import SCHEDULES
+
     del checkpoint, monitor
     one_of("parameterization.name", parameterization.name, PARAMETERIZATIONS)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.models.layers import normalize
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 
 NARROWEST = 16
 # Mistake -> the recorded activation that must be named; each multiplies something by sqrt(d_model / NARROWEST)

@@ -20,11 +20,12 @@ from mujax.check.verdict import judge
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.models import MODELS
+from mujax.models.module import MuModule
 from mujax.models.transformer import Transformer, TransformerConfig
 from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Power, ScaleRules, is_scaling
 from mujax.parameterization.mup import MUP
 from mujax.parameterization.table import ONE
-from mujax.params import MuModule, signature
+from mujax.params import signature
 from mujax.training import steps
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns

@@ -21,7 +21,7 @@ from mujax.check.verdict import Verdict, judge
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.models import MODELS
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 from mujax.training.run import make_run
 
 WIDTHS = (16, 32, 64, 128)

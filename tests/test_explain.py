@@ -12,7 +12,8 @@ from mujax.config import make_run_config
 from mujax.explain.explain import COLUMNS, describe, explain
 from mujax.main import VERBS
 from mujax.optimizers import DECAY_FORMS, make_optimizer
-from mujax.parameterization import PARAMETERIZATIONS, named_leaves
+from mujax.parameterization import PARAMETERIZATIONS
+from mujax.params import named_leaves
 from mujax.training.run import make_run
 
 

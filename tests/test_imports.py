@@ -41,7 +41,7 @@ ROOMS = {
 }
 # Library -> the only rooms and modules that may import it
 CONFINED = {
-    "flax": {"params", "models"},
+    "flax": {"models"},
     "optax": {"optimizers", "training.steps"},
     "orbax": {"training.checkpoint"},
     "etils": {"storage.buckets"},
@@ -104,6 +104,24 @@ def test_the_map_has_no_arrow_back_up_and_no_stranger():
     assert {module(file).partition(".")[0] for file in FILES} == seen
     assert len(seen) <= 25
     assert not set(CONFINED) & set(sys.stdlib_module_names)
+
+
+# What reads, counts and renders, and must not wait for what trains
+LIGHT = ("config", "hardware", "launch", "parameterization", "params", "ranges", "report", "storage", "transfer")
+
+
+def test_what_only_reads_imports_no_jax():
+    """In a fresh interpreter, every module of these rooms, and those of a sweep that know no runs."""
+    modules = [module(file) for file in FILES if module(file).partition(".")[0] in LIGHT]
+    modules += ["sweep.merge", "sweep.pooling", "sweep.settings"]
+    program = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module("mujax." + name)
+    heavy = {{"jax", "flax", "optax", "tensorflow"}} & set(sys.modules)
+    assert not heavy, (name, heavy)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_the_command_line_starts_without_jax():

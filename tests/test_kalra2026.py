@@ -10,7 +10,7 @@ from conftest import ROOT, count_compilations, run_mujax
 
 from configs.kalra2026.studies import DECAYS, FACTORIAL, SCALES, STUDIES, get_config
 from mujax.data.loader import load_batches
-from mujax.parameterization import is_scaling, named_leaves
+from mujax.params import named_leaves
 from mujax.report.curves import make_curves
 from mujax.sweep.grid import expand_sweep
 from mujax.sweep.points import make_points
@@ -150,7 +150,7 @@ def test_scalings_are_those_of_the_paper():
         readout = (1 / n if "last" in switches else n**-0.5) if case.endswith("tied") else 1
         assert math.isclose(run.hps.logits_scale, readout, rel_tol=1e-6)
         assert run.hps.residual_scale == run.hps.embedding_scale == 1
-        for tensor, s in named_leaves(run.scalings, is_scaling).items():
+        for tensor, s in named_leaves(run.scalings).items():
             init, lr = expected(switches, tensor, n, layers=12)
             shrink = 0 if tensor.endswith("gain") else 1
             if case.endswith("frozen") and tensor in ("embed", "position"):
@@ -172,7 +172,7 @@ def test_first_layer_of_images():
     }  # fmt: skip
     for run in runs.values():
         assert run.num_params == 27 * 64 + 3 * 9 * 64**2 + 64 * 10
-        for tensor, s in named_leaves(run.scalings, is_scaling).items():
+        for tensor, s in named_leaves(run.scalings).items():
             assert tensor == "first" or math.isclose(
                 s.lr, 1 / 64 if tensor == "unembed" else 1 / (9 * 64), rel_tol=1e-6
             )

@@ -21,14 +21,11 @@ from mujax.parameterization import (
     apply_overrides,
     assign_rows,
     check_depth,
-    is_row,
     is_scaling,
-    named_leaves,
     resolve,
-    tensor_name,
 )
 from mujax.parameterization.table import ONE
-from mujax.params import signature
+from mujax.params import map_params, named_leaves, signature
 from mujax.training.run import make_run
 from mujax.training.steps import abstract_metas, make_train_fns
 
@@ -65,8 +62,8 @@ def test_golden_table(name, model, request):
         run = run_at(width, name, model=model, **OTHER_MODELS.get(model, HEADS), **options)
         base_metas = abstract_metas(model, run.cfg.base_model)
         lines = []
-        for tensor, row in named_leaves(run.rows, is_row).items():
-            by_column = {column: named_leaves(_resolve(run, base_metas, column), is_scaling) for column in row.lr}
+        for tensor, row in named_leaves(run.rows).items():
+            by_column = {column: named_leaves(_resolve(run, base_metas, column)) for column in row.lr}
             numbers = by_column["adam"][tensor]
             rates = "  ".join(f"{column}={float(by_column[column][tensor].lr):<9.6g}" for column in row.lr)
             lines.append(
@@ -85,7 +82,7 @@ def test_golden_table(name, model, request):
 
 def _resolve(run, base_metas, column):
     """The scalings of another column of learning rates; ones where a tensor's rule has no such column."""
-    rows = jax.tree.map(lambda r: r if column in r.lr else r.replace(lr={column: ONE}), run.rows, is_leaf=is_row)
+    rows = map_params(lambda _, r: r if column in r.lr else r.replace(lr={column: ONE}), run.rows)
     return resolve(rows, run.metas, base_metas, column)
 
 
@@ -179,10 +176,8 @@ def test_eps_follows_the_measured_gradient():
     slopes = jax.tree.map(lambda *y: np.polyfit(np.log2(widths), y, 1)[0], *logs)
     narrow, wide = (run_at(width, "mup", model__norm_gain="vector").scalings for width in (32, 64))
     exponents = jax.tree.map(lambda a, b: float(np.log2(b.eps / a.eps)), narrow, wide, is_leaf=is_scaling)
-    for (path, slope), exponent in zip(
-        jax.tree_util.tree_leaves_with_path(slopes), jax.tree.leaves(exponents), strict=True
-    ):
-        assert abs(slope - exponent) < 0.25, (tensor_name(path), slope, exponent)
+    for name, slope in named_leaves(slopes).items():
+        assert abs(slope - named_leaves(exponents)[name]) < 0.25, name
 
 
 # Tables that store other weights and train the same effective ones (2203.03466, Tables 3, 8, 9 and appendix J.2.1;
@@ -239,7 +234,7 @@ def test_symmetry_of_every_table(optimizer, decay_form):
 
         def numbers(name):
             column = OPTIMIZERS[optimizer].column
-            has_it = all(column in row.lr for row in jax.tree.leaves(runs[name].rows, is_leaf=is_row))
+            has_it = all(column in row.lr for row in named_leaves(runs[name].rows).values())
             return resolve(runs[name].rows, runs[name].metas, base_metas, column if has_it else "adam")
 
         thetas = iter(np.exp(np.random.default_rng(0).uniform(-2, 2, 10_000)))
@@ -299,22 +294,22 @@ def test_overrides_that_cannot_be(override, message):
 
 def test_overrides():
     """Rows, patterns, numbers and scales from other tables or as numbers; the rest is left alone."""
-    plain, sp = (named_leaves(run_at(64, name).scalings, is_scaling) for name in ("mup", "sp"))
+    plain, sp = (named_leaves(run_at(64, name).scalings) for name in ("mup", "sp"))
     override = ("input=sp", "*/wq.lr=0.5", "unembed=mup_table8", "blocks/mlp/wi.init=sp.output", "attention=sp")
     run = run_at(64, "mup", model__d_head=16, parameterization__base_d_head=8, parameterization__override=override)
-    ours = named_leaves(run.scalings, is_scaling)
+    ours = named_leaves(run.scalings)
     assert ours["embed"] == sp["embed"] != plain["embed"]
     assert ours["blocks/attention/wq"] == plain["blocks/attention/wq"]._replace(lr=0.5)
-    assert ours["unembed"] == named_leaves(run_at(64, "mup_table8").scalings, is_scaling)["unembed"]
+    assert ours["unembed"] == named_leaves(run_at(64, "mup_table8").scalings)["unembed"]
     assert ours["blocks/mlp/wo"] == plain["blocks/mlp/wo"]
     assert run.scales.attention == 0.25
-    assert "[override */wq.lr=0.5]" in named_leaves(run.rows, is_row)["blocks/attention/wq"].source
+    assert "[override */wq.lr=0.5]" in named_leaves(run.rows)["blocks/attention/wq"].source
     assert run.table_hash != run_at(64, "mup").table_hash
 
 
 def test_override_takes_the_row_that_the_other_table_has_for_the_tensor():
     override = ("*/wq=lingle_mup_qzero", "blocks/mlp/wo=factorial", "blocks/attention/wo=factorial.hidden")
-    ours = named_leaves(run_at(64, "mup", parameterization__override=override).scalings, is_scaling)
+    ours = named_leaves(run_at(64, "mup", parameterization__override=override).scalings)
     assert ours["blocks/attention/wq"].init == 0
     assert np.isclose(ours["blocks/mlp/wo"].init, (2 * 2 * 64) ** -0.5)
     assert np.isclose(ours["blocks/attention/wo"].init, 64**-0.5)
@@ -387,7 +382,7 @@ def test_everything_of_the_factorials_sp_trains_at_eta_over_the_width():
         run = run_at(64, table, **options | {"model__norm_gain": gain})
         rates = {
             name: float(s.lr)
-            for name, s in named_leaves(run.scalings, is_scaling).items()
+            for name, s in named_leaves(run.scalings).items()
             if named_leaves(run.metas)[name].role == "vector" or expected != 1
         }
         assert rates == dict.fromkeys(rates, expected), table

@@ -9,7 +9,8 @@ from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.mlp import MLPConfig
-from mujax.params import num_params, signature, unbox
+from mujax.models.module import unbox
+from mujax.params import num_params, signature
 from mujax.training.steps import abstract_metas
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_tree
 
 from mujax.config import make_run_config
-from mujax.parameterization import is_scaling, named_leaves
+from mujax.params import named_leaves
 from mujax.training.run import make_run
 
 _NEEDS = "needs the CPU build of torch and the package mup (pip install --no-deps mup; pip install pyyaml)"
@@ -99,9 +99,9 @@ def numbers_of_mujax(model, width, table):
         return make_run(make_run_config(tree))
 
     run, base = run_at(width, "adamw"), run_at(BASE, "adamw")
-    metas, sgd = named_leaves(run.metas), named_leaves(run_at(width, "sgd").scalings, is_scaling)
+    metas, sgd = named_leaves(run.metas), named_leaves(run_at(width, "sgd").scalings)
     numbers = {}
-    for tensor, s in named_leaves(run.scalings, is_scaling).items():
+    for tensor, s in named_leaves(run.scalings).items():
         values = (metas[tensor].fan_in, metas[tensor].fan_out, s.init, s.forward, s.lr, sgd[tensor].lr, s.weight_decay)
         numbers |= {(tensor, number): float(value) for number, value in zip(NUMBERS, values, strict=True)}
     # At the base width mup's factor is 1, where mujax scales the logits of a tied embedding by width^-1/2.

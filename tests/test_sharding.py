@@ -13,7 +13,8 @@ from conftest import tiny_tree
 
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
-from mujax.params import MuModule, signature
+from mujax.models.module import MuModule
+from mujax.params import signature
 from mujax.sweep import engine
 from mujax.sweep.engine import train_runs
 from mujax.sweep.grid import expand_sweep

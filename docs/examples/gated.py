@@ -10,8 +10,8 @@ from flax import linen as nn
 from configs import base
 from mujax.models import MODELS
 from mujax.models.layers import Norm, scaled
+from mujax.models.module import MuModule
 from mujax.models.transformer import Attention, TransformerConfig
-from mujax.params import MuModule
 
 
 class GatedMLP(MuModule):

@@ -15,8 +15,7 @@ import numpy as np
 from mujax.hps import stack
 from mujax.models.layers import at_least_float32
 from mujax.optimizers import is_muon
-from mujax.parameterization import named_leaves
-from mujax.params import ParamMeta
+from mujax.params import ParamMeta, named_leaves
 from mujax.sweep.lanes import make_lane_fns, over_lanes
 from mujax.training.run import Run
 from mujax.training.sharding import make_layout

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from mujax.parameterization import named_leaves
+from mujax.params import named_leaves
 from mujax.training.run import Run
 from mujax.training.steps import abstract_state, make_train_fns
 

@@ -13,7 +13,7 @@ import numpy as np
 from mujax.check.dataflow import Origin
 from mujax.check.findings import Finding
 from mujax.models import MODELS
-from mujax.parameterization import named_leaves
+from mujax.params import named_leaves
 from mujax.training.run import Run
 
 TOLERANCE = 1e-6  # relative; float64 rounds at 1e-16, and a norm over the sequence changes everything by 1e-2

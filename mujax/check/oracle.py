@@ -14,7 +14,8 @@ import numpy as np
 
 from mujax.check.findings import Finding
 from mujax.optimizers import OPTIMIZERS
-from mujax.parameterization import is_scaling, named_leaves
+from mujax.parameterization import is_scaling
+from mujax.params import named_leaves
 from mujax.training.run import Run
 from mujax.training.steps import make_train_fns
 

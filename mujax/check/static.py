@@ -14,9 +14,9 @@ import numpy as np
 from mujax.check.findings import Finding, power
 from mujax.errors import UserError
 from mujax.optimizers import OPTIMIZERS, decay_gauge, is_muon
-from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling, is_scaling, named_leaves
+from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling
 from mujax.parameterization.table import BASIC_ROLES
-from mujax.params import ParamMeta
+from mujax.params import ParamMeta, named_leaves
 from mujax.training.run import Run, make_run
 
 TOLERANCE = 0.02  # of exponents fitted to exact numbers; the mildest bug of the field is m^1/2
@@ -97,7 +97,7 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
     widths = sorted(runs)
     narrow = runs[widths[0]]
     table = PARAMETERIZATIONS[narrow.cfg.parameterization.name]
-    by_width = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
+    by_width = [named_leaves(runs[width].scalings) for width in widths]
     metas_by_width = [named_leaves(runs[width].metas) for width in widths]
     findings: list[Finding] = []
     for name, meta in metas_by_width[0].items():
@@ -228,7 +228,7 @@ def _base_constants(run: Run) -> list[Finding]:
     if base is None or sp is None:
         return []
     pairs = {f"{name} scale": (getattr(base.scales, name), getattr(sp.scales, name)) for name in base.scales._fields}
-    ours, theirs = (named_leaves(r.scalings, is_scaling) for r in (base, sp))
+    ours, theirs = (named_leaves(r.scalings) for r in (base, sp))
     gauge = OPTIMIZERS[run.cfg.optim.name].gauge
     effective = {
         "init": lambda s: s.init * s.forward,

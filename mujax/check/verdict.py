@@ -11,7 +11,8 @@ from mujax.check.coordinates import Measurements, Quantity, Slope, fit_slope
 from mujax.check.dataflow import Origin
 from mujax.check.findings import Finding, worst
 from mujax.check.static import growth, initial_exponent, wanted
-from mujax.parameterization import PARAMETERIZATIONS, is_scaling, named_leaves
+from mujax.parameterization import PARAMETERIZATIONS
+from mujax.params import named_leaves
 from mujax.training.run import Run
 
 LOSS_TOLERANCE = 0.02  # relative
@@ -82,7 +83,7 @@ def judge(
 
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
-    scalings = [named_leaves(runs[width].scalings, is_scaling) for width in widths]
+    scalings = [named_leaves(runs[width].scalings) for width in widths]
     tensors = []
     outputs: dict[str, float | None] = {}  # output tensor -> how what it makes starts
     for name, meta in named_leaves(run.metas).items():

@@ -10,8 +10,8 @@ from typing import Any
 from mujax.config import RunConfig
 from mujax.errors import UserError, suggest
 from mujax.optimizers import OPTIMIZERS, decay_gauge
-from mujax.parameterization import PARAMETERIZATIONS, Row, Scaling, is_row, is_scaling, named_leaves
-from mujax.params import ParamMeta
+from mujax.parameterization import PARAMETERIZATIONS, Row, Scaling
+from mujax.params import ParamMeta, named_leaves
 from mujax.training.run import Run, make_run
 
 COLUMNS = 100
@@ -27,8 +27,8 @@ def describe(run: Run) -> dict[str, Any]:
     decay_steps, the steps in which decay alone shrinks the weight by e at peak rate (null: never); the rule of
     each number; and the source.
     """
-    metas, rows = named_leaves(run.metas), named_leaves(run.rows, is_row)
-    scalings = named_leaves(run.scalings, is_scaling)
+    metas, rows = named_leaves(run.metas), named_leaves(run.rows)
+    scalings = named_leaves(run.scalings)
     tensors = {name: _tensor(run, meta, rows[name], scalings[name]) for name, meta in metas.items()}
     table = PARAMETERIZATIONS[run.cfg.parameterization.name]
     scales = {

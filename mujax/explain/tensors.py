@@ -4,16 +4,16 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mujax.config import make_run_config
-from mujax.explain.explain import describe
-from mujax.training.run import make_run
-
 HEADER = ("tensor", "role", "shape", "init std", "forward", "LR / global LR", "eps", "decay", "rule of LR", "source")
 MAX_TABLES = 20
 
 
 def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
     """By title, a table of each parameterization's widest point; those that today's code cannot make are left out."""
+    from mujax.config import make_run_config  # here, as runs bring JAX, and a table from elsewhere has no tensors
+    from mujax.explain.explain import describe
+    from mujax.training.run import make_run
+
     config, widest = manifest.get("config"), {}
     points = manifest.get("points") or {"": {}}
     if not isinstance(config, dict) or not isinstance(points, dict):

@@ -13,8 +13,6 @@ from typing import Any
 from mujax.config import MeshConfig
 from mujax.errors import UserError
 from mujax.storage.files import local_path, read_json, write_json
-from mujax.sweep.points import Shard, make_points
-from mujax.sweep.refine import refine_config
 
 # Exit codes of mujax (README): of all others the same command is run again, of these
 FINISHED = (0, 3)  # 3: finished, and a run diverged
@@ -74,6 +72,9 @@ def make_launch(
       UserError: the sweep would be refused, has fewer points than shards, or a point that takes more devices than a
         job gets, or the name is no DNS label.
     """
+    from mujax.sweep.points import Shard, make_points  # here, as they bring JAX
+    from mujax.sweep.refine import refine_config
+
     grid = make_points(tree)
     if num_devices is not None:
         for mesh in {point.run.cfg.mesh for point in grid}:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from mujax.errors import UserError
 from mujax.hps import Hps
 from mujax.models.layers import normalize, scaled
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 
 COLORS, KERNEL = 3, 3
 

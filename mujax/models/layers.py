@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mujax.errors import UserError
 from mujax.hps import Hps
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 
 
 def exact_product(ratio: float, size: float) -> float:

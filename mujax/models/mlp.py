@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from mujax.hps import Hps
 from mujax.models.layers import scaled
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 
 
 @dataclasses.dataclass(frozen=True)

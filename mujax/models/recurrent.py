@@ -17,8 +17,8 @@ from flax import linen as nn
 
 from mujax.hps import Hps
 from mujax.models.layers import ACTIVATIONS, at_least_float32, exact_product, scaled
+from mujax.models.module import MuModule
 from mujax.models.transformer import Block, Transformer, check_options, num_mlp_matrices
-from mujax.params import MuModule
 
 SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0  # decays a step of the channels at first, with the gate fully open
 

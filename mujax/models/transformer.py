@@ -15,7 +15,7 @@ from mujax.errors import UserError, not_one_of
 from mujax.hps import Hps
 from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
 from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, exact_product, rope, scaled, with_bias
-from mujax.params import MuModule
+from mujax.models.module import MuModule
 
 CHOICES = {
     "norm": ("rms", "layer"),

@@ -8,13 +8,10 @@ from mujax.parameterization.resolve import (
     assign_rows,
     check_depth,
     format_table,
-    is_row,
     is_scaling,
-    named_leaves,
     resolve,
     resolve_scales,
     table_hash,
-    tensor_name,
 )
 from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules, Size, size_of
 
@@ -48,12 +45,9 @@ __all__ = [
     "assign_rows",
     "check_depth",
     "format_table",
-    "is_row",
     "is_scaling",
-    "named_leaves",
     "resolve",
     "resolve_scales",
     "size_of",
     "table_hash",
-    "tensor_name",
 ]

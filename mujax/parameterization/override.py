@@ -11,12 +11,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-import jax
-
 from mujax.errors import UserError, suggest
-from mujax.parameterization.resolve import assign_rows, is_row, named_leaves, scale_rules, tensor_name
+from mujax.parameterization.resolve import assign_rows, scale_rules
 from mujax.parameterization.table import COLUMNS, Parameterization, Power, Row, ScaleRules
-from mujax.params import ROLES
+from mujax.params import ROLES, map_params, named_leaves
 
 NUMBERS = tuple(f.name for f in dataclasses.fields(Row) if f.name != "source")
 SCALES = tuple(f.name for f in dataclasses.fields(ScaleRules))
@@ -102,14 +100,13 @@ def apply_overrides(
     others = {pattern: row for pattern, row in table.tensors.items() if pattern not in whole}
     rows = assign_rows(table.replace(tensors={**whole, **others}), metas)
 
-    def changed(path, row: Row) -> Row:
-        for override in targets.get(tensor_name(path), ()):
+    def changed(name: str, row: Row) -> Row:
+        for override in targets.get(name, ()):
             if override.number:
-                name = tensor_name(path)
                 row = _with_number(row, override, name, metas_by_name[name].role, tables)
         return row
 
-    rows = jax.tree_util.tree_map_with_path(changed, rows, is_leaf=is_row)
+    rows = map_params(changed, rows)
     return rows, dataclasses.replace(scale_rules(table, rows, metas), **rules)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mujax.errors import UserError
 from mujax.parameterization.table import Parameterization, Row, ScaleRules, Size, size_of
-from mujax.params import ROLES, ParamMeta
+from mujax.params import ROLES, ParamMeta, map_params, named_leaves
+
+Number = float | Any  # or a traced array
 
 
 class Scaling(NamedTuple):
@@ -22,28 +23,24 @@ class Scaling(NamedTuple):
     lr, eps, weight_decay: factors on the hyperparameters of the same names.
     """
 
-    init: float | jax.Array = 1.0
-    forward: float | jax.Array = 1.0
-    lr: float | jax.Array = 1.0
-    eps: float | jax.Array = 1.0
-    weight_decay: float | jax.Array = 1.0
+    init: Number = 1.0
+    forward: Number = 1.0
+    lr: Number = 1.0
+    eps: Number = 1.0
+    weight_decay: Number = 1.0
 
 
 class Scales(NamedTuple):
     """The resolved forward scales; see ScaleRules. The model receives them in its hyperparameters."""
 
-    attention: float | jax.Array = 1.0
-    residual: float | jax.Array = 1.0
-    logits: float | jax.Array = 1.0
-    embedding: float | jax.Array = 1.0
+    attention: Number = 1.0
+    residual: Number = 1.0
+    logits: Number = 1.0
+    embedding: Number = 1.0
 
 
 def is_scaling(x) -> bool:
     return isinstance(x, Scaling)
-
-
-def is_row(x) -> bool:
-    return isinstance(x, Row)
 
 
 def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
@@ -53,8 +50,7 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
       UserError: a tensor's role has no row, or it is repeated over an axis the table has no rule for.
     """
 
-    def row(path, meta: ParamMeta) -> Row:
-        name = tensor_name(path)
+    def row(name: str, meta: ParamMeta) -> Row:
         for pattern, row in table.tensors.items():
             if fnmatchcase(name, pattern):
                 return row
@@ -71,7 +67,7 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
             )
         return table.rows[meta.role]
 
-    return jax.tree_util.tree_map_with_path(row, metas)
+    return map_params(row, metas)
 
 
 _DECLARE = {
@@ -102,8 +98,7 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
     width, base_width = _width(metas), _width(base_metas)
 
-    def scaling(path, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
-        name = tensor_name(path)
+    def scaling(name: str, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
         if (meta.role, meta.axes) != (base.role, base.axes):
             raise UserError(f"{name} is {meta.role} {meta.text!r} but {base.role} {base.text!r} at the base width")
         if column not in row.lr:
@@ -125,17 +120,17 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
             weight_decay=row.weight_decay(size, base_size),
         )
 
-    return jax.tree_util.tree_map_with_path(scaling, rows, metas, base_metas, is_leaf=is_row)
+    return map_params(scaling, rows, metas, base_metas)
 
 
 def _width(metas) -> int:
     """The size of the axis `embed`; 0 if no tensor has it."""
-    return next((meta.size("embed") for meta in jax.tree.leaves(metas) if "embed" in meta.axes), 0)
+    return next((meta.size("embed") for meta in named_leaves(metas).values() if "embed" in meta.axes), 0)
 
 
 def has_depth_rules(rows, rules: ScaleRules) -> bool:
     powers = [*vars(rules).values()]
-    for row in jax.tree.leaves(rows, is_leaf=is_row):
+    for row in named_leaves(rows).values():
         powers += row.powers
     return any(power.needs_depth for power in powers)
 
@@ -146,7 +141,7 @@ def check_depth(table: Parameterization, rows, rules: ScaleRules, metas, dims: M
     Raises:
       UserError: rules depend on depth, the model has several layers, and no tensor says so.
     """
-    is_stacked = any("layers" in meta.batch for meta in jax.tree.leaves(metas))
+    is_stacked = any("layers" in meta.batch for meta in named_leaves(metas).values())
     if dims.get("layers", 1) > 1 and not is_stacked and has_depth_rules(rows, rules):
         raise UserError(
             f"parameterization {table.name!r} has rules for depth, but no tensor of the model is repeated over "
@@ -158,7 +153,7 @@ def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
     """The forward-scale rules of a model: a tied embedding adds its readout factor to the logits."""
     tied = [
         row
-        for row, meta in zip(jax.tree.leaves(rows, is_leaf=is_row), jax.tree.leaves(metas), strict=True)
+        for row, meta in zip(named_leaves(rows).values(), named_leaves(metas).values(), strict=True)
         if meta.role == "tied"
     ]
     if not tied:
@@ -182,20 +177,10 @@ def resolve_scales(rules: ScaleRules, dims: Mapping[str, int], base_dims: Mappin
     )
 
 
-def tensor_name(path) -> str:
-    """Key path -> 'blocks/attention/wq'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def named_leaves(tree, is_leaf=None) -> dict[str, Any]:
-    """Tree -> {tensor name: leaf}, in the tree's order."""
-    return {tensor_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
-
-
 def format_table(metas, scalings, scales: Scales) -> str:
     """One line a tensor: name, role, signature, draw and its numbers; then the forward scales."""
     leaves = named_leaves(metas)
-    numbers = named_leaves(scalings, is_scaling)
+    numbers = named_leaves(scalings)
     wide = [max(map(len, column)) for column in (leaves, ROLES, [m.text for m in leaves.values()])]
     lines = []
     for name, meta in leaves.items():
@@ -212,7 +197,7 @@ def table_hash(metas, scalings, scales: Scales) -> str:
     def exact(numbers):
         return [float(np.float32(value)).hex() for value in numbers]
 
-    numbers = named_leaves(scalings, is_scaling)
+    numbers = named_leaves(scalings)
     rows = [
         (name, meta.role, meta.text, meta.sizes, meta.dist, exact(numbers[name]))
         for name, meta in named_leaves(metas).items()

@@ -19,13 +19,11 @@ from mujax.parameterization import (
     apply_overrides,
     check_depth,
     format_table,
-    is_scaling,
-    named_leaves,
     resolve,
     resolve_scales,
     table_hash,
 )
-from mujax.params import check_num_params, num_params
+from mujax.params import check_num_params, named_leaves, num_params
 from mujax.training.steps import Program, abstract_metas
 
 
@@ -169,7 +167,7 @@ def _resolve(cfg: RunConfig) -> Resolved:
     scalings = resolve(rows, metas, base_metas, OPTIMIZERS[cfg.optim.name].column)
     check_depth(table, rows, rules, metas, cfg.model.dims)
     scales = resolve_scales(rules, cfg.model.dims, cfg.base_model.dims)
-    for name, numbers in {**named_leaves(scalings, is_scaling), "a forward scale": scales}.items():
+    for name, numbers in {**named_leaves(scalings), "a forward scale": scales}.items():
         for number, value in numbers._asdict().items():
             if not float(value) < 3.4e38:
                 raise UserError(f"{name}: its {number} under {table.name!r} is {float(value):g}, beyond float32")

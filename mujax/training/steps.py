@@ -17,9 +17,9 @@ import optax
 from mujax.hps import Hps, as_float32
 from mujax.models import MODELS
 from mujax.models.layers import LanguageModel
+from mujax.models.module import laid_out, unbox
 from mujax.optimizers import make_optimizer
 from mujax.parameterization import Scaling
-from mujax.params import laid_out, unbox
 from mujax.schedules import SCHEDULES
 from mujax.training.loss import mean_cross_entropy, until_first
 
