@@ -51,6 +51,10 @@ def run(argv: Sequence[str]) -> int:
         verb = VERBS[name]
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
             print(verb.help_text())
+            if "--helpfull" in rest and "config" in verb.required:
+                from mujax.cli.fields import fields_text  # here, as models bring JAX
+
+                print(f"\n{fields_text()}")
             return FINISHED
         return verb.run(**parse(verb, rest))
     except KeyboardInterrupt:

@@ -14,8 +14,8 @@ from mujax.data.loader import shards_folder
 from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
+from mujax.fields import NUM_BYTES
 from mujax.models import MODELS
-from mujax.ranges import NUM_BYTES
 from mujax.storage import files
 from mujax.storage.records import read_config
 from mujax.training.checkpoint import Checkpoints, Record

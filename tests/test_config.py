@@ -262,7 +262,7 @@ def test_bad_config_file(case, capsys, tmp_path):
         (["train"], "train needs --config=FILE.py"),
         (["train", "--config=nope.py"], "--config=nope.py: no such file"),
         (["train", f"--config={ROOT}/configs/base.py"], "train needs --workdir=DIR"),
-        (["train", f"--config={ROOT}/configs/base.py:rnn", "--workdir=x"], "no fields for model 'rnn'"),
+        (["train", f"--config={ROOT}/configs/base.py:rnn", "--workdir=x"], "model.name = 'rnn' is not one of"),
         (["report"], "report needs --workdir=DIR"),
         (["report", "--workdir=/no/such/dir"], "no such folder"),
     ],

@@ -14,15 +14,15 @@ ROOMS = {
     "errors": set(),
     "hps": set(),
     "params": {"errors"},
+    "fields": {"errors"},
     "hardware": set(),
-    "models": {"errors", "hps", "params"},
+    "models": {"errors", "fields", "hps", "params"},
     "parameterization": {"errors", "params"},
     "optimizers": {"hps", "parameterization", "params"},
     "schedules": {"hps"},
-    "ranges": {"errors", "optimizers", "parameterization", "schedules"},
-    "config": {"errors", "models", "parameterization", "ranges"},
+    "config": {"errors", "fields", "models", "optimizers", "parameterization", "schedules"},
     "storage": {"config", "errors"},
-    "data": {"config", "errors", "ranges", "storage"},
+    "data": {"config", "errors", "fields", "storage"},
     "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
     | {"schedules", "storage"},
     "sweep": {"config", "data", "errors", "hps", "models", "storage", "training"},
@@ -33,9 +33,9 @@ ROOMS = {
     "report": {"errors", "storage", "sweep", "transfer"},
     "plan": {"config", "errors", "hardware", "storage", "sweep", "training"},
     "launch": {"config", "errors", "hardware", "storage", "sweep"},
-    "sample": {"config", "data", "errors", "models", "ranges", "storage", "training"},
-    "cli": {"check", "config", "data", "errors", "explain", "launch", "parameterization", "plan", "report", "sample"}
-    | {"storage", "sweep", "training"},
+    "sample": {"config", "data", "errors", "fields", "models", "storage", "training"},
+    "cli": {"check", "config", "data", "errors", "explain", "fields", "launch", "models", "parameterization", "plan"}
+    | {"report", "sample", "storage", "sweep", "training"},
     "main": {"cli", "errors"},
     "__main__": {"main"},
 }
@@ -107,7 +107,7 @@ def test_the_map_has_no_arrow_back_up_and_no_stranger():
 
 
 # What reads, counts and renders, and must not wait for what trains
-LIGHT = ("config", "hardware", "launch", "parameterization", "params", "ranges", "report", "storage", "transfer")
+LIGHT = ("config", "fields", "hardware", "launch", "parameterization", "params", "report", "storage", "transfer")
 
 
 def test_what_only_reads_imports_no_jax():

@@ -15,15 +15,15 @@ from conftest import tiny_tree
 from configs import base
 from mujax import main
 from mujax.cli.flags import number, numbers
-from mujax.config import SECTIONS, ConfigMaker, leaves, make_run_config
+from mujax.config import DERIVED, SECTIONS, ConfigMaker, RefineConfig, leaves, make_run_config
 from mujax.errors import UserError, cut, shown
+from mujax.fields import Range
 from mujax.launch.slices import parse_topology
 from mujax.models import MODELS
 from mujax.plan.topology import load_topology
-from mujax.ranges import RANGES
 from mujax.sweep.grid import expand_sweep
 from mujax.sweep.points import Shard, make_points
-from mujax.sweep.refine import RefineConfig, refine_config
+from mujax.sweep.refine import refine_config
 from mujax.training.run import RunMaker
 
 
@@ -89,11 +89,14 @@ def test_every_field_with_every_value_resolves(model):
     assert any([check(field, tree, make_config, make_run) for field, tree in cases(model)])
 
 
-def test_every_number_of_a_section_has_a_range():
-    """A new field must say what it may be; numbers of a model that say nothing must be positive."""
-    for section, cls in {**SECTIONS, "refine": RefineConfig}.items():
+def test_every_field_says_what_it_means_and_what_it_may_be():
+    models = {f"model {name}": cls for name, (cls, _) in MODELS.items()}
+    for section, cls in {**SECTIONS, "refine": RefineConfig, **models}.items():
         for field in dataclasses.fields(cls):
-            assert field.type not in (int, float) or f"{section}.{field.name}" in RANGES, f"{section}.{field.name}"
+            if field.name not in DERIVED:
+                assert len(field.metadata["doc"]) >= 5, f"{section}.{field.name}"
+                assert isinstance(field.metadata["within"], Range), f"{section}.{field.name}"
+                assert field.default is not dataclasses.MISSING
 
 
 @pytest.mark.parametrize(

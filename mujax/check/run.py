@@ -72,7 +72,7 @@ def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
     return dataclasses.replace(
         cfg,
         optim=dataclasses.replace(cfg.optim, grad_clip=0.0),
-        schedule=ScheduleConfig("constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
+        schedule=ScheduleConfig(name="constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
         train=dataclasses.replace(cfg.train, batch_size=batch_size, accumulation=1, eval_batches=1),
         data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)) if is_text else cfg.data,
     )

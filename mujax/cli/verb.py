@@ -6,7 +6,8 @@ from collections.abc import Callable
 FINISHED, CHECK_FAILED, USAGE_ERROR, DIVERGED = 0, 1, 2, 3
 
 CONFIG_FLAGS = """\
-  --config=FILE.py         a Python file with get_config(); configs/base.py names every field
+  --config=FILE.py         a Python file with get_config(), e.g. configs/base.py; --helpfull
+                           explains every field
   --config=FILE.py:ARG     the same, calling get_config(ARG)
   --config.FIELD=VALUE     sets one field, e.g. --config.optim.learning_rate=0.01"""
 

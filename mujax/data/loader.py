@@ -14,7 +14,7 @@ from mujax.data.images import load_images
 from mujax.data.shards import load_shards
 from mujax.data.text import Corpus, Rows, load_corpus
 from mujax.errors import UserError
-from mujax.ranges import NUM_BYTES
+from mujax.fields import NUM_BYTES
 
 T = TypeVar("T")
 # Of reads ahead, which wait for a disk more than they compute

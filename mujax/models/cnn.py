@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.errors import UserError
+from mujax.fields import DEPTH, declare
 from mujax.hps import Hps
 from mujax.models.layers import normalize, scaled
 from mujax.models.module import MuModule
@@ -18,17 +19,19 @@ from mujax.models.module import MuModule
 COLORS, KERNEL = 3, 3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CNNConfig:
-    """Shapes; every field is named and explained in configs/base.py. Every layer has d_model channels."""
+    """Shapes; see each field. Every layer has d_model channels."""
 
-    d_model: int
-    num_layers: int
-    dtype: str
+    d_model: int = declare(32, "channels of every layer")
+    num_layers: int = declare(3, "convolutions; each but the first sees images of half the side", DEPTH)
+    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
     vocab_size: int
     seq_len: int
 
-    reads = "images"  # no field: which data it can learn from
+    # No fields: which data it can learn from, and which it does by default
+    reads = "images"
+    data = {"name": "synthetic_images", "seq_len": 3 * 16 * 16, "vocab_size": 10}
 
     def __post_init__(self):
         if self.side**2 * COLORS != self.seq_len or self.side % 2 ** (self.num_layers - 1):

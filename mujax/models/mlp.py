@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mujax.fields import DEPTH, TAPS, declare
 from mujax.hps import Hps
 from mujax.models.layers import scaled
 from mujax.models.module import MuModule
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """Shapes; every field is named and explained in configs/base.py. Hidden layers are d_model wide."""
+    """Shapes; see each field. Hidden layers are d_model wide."""
 
-    d_model: int
-    num_layers: int
-    context: int
-    dtype: str
+    d_model: int = declare(64, "width of the embedding and of every hidden layer")
+    num_layers: int = declare(2, "hidden layers", DEPTH)
+    context: int = declare(8, "tokens seen", TAPS)
+    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
     vocab_size: int
 
     @property

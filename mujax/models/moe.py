@@ -14,18 +14,29 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.errors import UserError
+from mujax.fields import NOT_NEGATIVE, declare
 from mujax.models.layers import at_least_float32, exact_product
 from mujax.models.transformer import MLP, Block, Transformer, TransformerConfig, num_mlp_matrices
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MoEConfig(TransformerConfig):
-    """Of the transformer, with mlp_ratio that of one expert; see configs/moe.py."""
+    """Of the transformer, with mlp_ratio that of one expert."""
 
-    num_experts: int
-    experts_per_token: int
-    capacity_factor: float
-    balance_weight: float
+    mlp_ratio: float = declare(2.0, "width of an expert / d_model")
+    num_experts: int = declare(8, "of every layer")
+    experts_per_token: int = declare(
+        2, "top-k; outputs are added by the router's probabilities, made to add up to 1, but for k = 1"
+    )
+    capacity_factor: float = declare(
+        2.0,
+        "places of an expert, over tokens x experts_per_token / num_experts; a token that finds none left goes without",
+    )
+    balance_weight: float = declare(
+        0.01,
+        "alpha of the load-balancing loss (2101.03961, equation 4) of each layer; the reported loss is without",
+        NOT_NEGATIVE,
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -15,31 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mujax.fields import DEPTH, TAPS, declare, declared_in
 from mujax.hps import Hps
 from mujax.models.layers import ACTIVATIONS, at_least_float32, exact_product, scaled
 from mujax.models.module import MuModule
-from mujax.models.transformer import Block, Transformer, check_options, num_mlp_matrices
+from mujax.models.transformer import Block, Transformer, TransformerConfig, check_options, num_mlp_matrices
 
 SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0  # decays a step of the channels at first, with the gate fully open
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RecurrentConfig:
-    """Shapes and options, see configs/recurrent.py; what else the transformer has is off."""
+    """Shapes and options; what else the transformer has is off."""
 
-    d_model: int
-    num_layers: int
-    mlp_ratio: float
-    recurrent_ratio: float
-    kernel_size: int
-    norm: str
-    norm_gain: str
-    norm_eps: float
-    activation: str
-    remat: str
-    scan_layers: bool
-    dtype: str
-    low_precision: bool
+    d_model: int = declare(64, "width")
+    num_layers: int = declare(2, "blocks", DEPTH)
+    mlp_ratio: float = declared_in(TransformerConfig, "mlp_ratio")
+    recurrent_ratio: float = declare(1.0, "channels of the recurrence / d_model")
+    kernel_size: int = declare(4, "taps of the convolution before it", TAPS)
+    norm: str = declared_in(TransformerConfig, "norm")
+    norm_gain: str = declared_in(TransformerConfig, "norm_gain")
+    norm_eps: float = declared_in(TransformerConfig, "norm_eps")
+    activation: str = declared_in(TransformerConfig, "activation")
+    remat: str = declared_in(TransformerConfig, "remat")
+    scan_layers: bool = declared_in(TransformerConfig, "scan_layers")
+    dtype: str = declared_in(TransformerConfig, "dtype")
+    low_precision: bool = declared_in(TransformerConfig, "low_precision")
     vocab_size: int
     seq_len: int
 

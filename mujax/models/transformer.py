@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mujax.errors import UserError, not_one_of
+from mujax.fields import DEPTH, NOT_NEGATIVE, Range, declare
 from mujax.hps import Hps
 from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
 from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, exact_product, rope, scaled, with_bias
@@ -50,33 +51,42 @@ def num_mlp_matrices(activation: str) -> int:
     return 3 if activation in GATED else 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Shapes and options; every field is named and explained in configs/base.py."""
+    """Shapes and options; see each field."""
 
-    d_model: int
-    num_layers: int
-    d_head: int
-    mlp_ratio: float
-    num_kv_heads: int
-    tied: bool
-    bias: bool
-    norm: str
-    norm_gain: str
-    norm_eps: float
-    embedding_norm: bool
-    qk_norm: bool
-    position: str
-    rope_base: float
-    activation: str
-    attention: str
-    attention_impl: str
-    parallel: bool
-    remat: str
-    scan_layers: bool
-    dtype: str
-    low_precision: bool
-    boundary_id: int
+    d_model: int = declare(64, "width; a multiple of d_head")
+    num_layers: int = declare(2, "blocks", DEPTH)
+    d_head: int = declare(16, "size of an attention head; even; the number of heads is d_model / d_head")
+    mlp_ratio: float = declare(4.0, "MLP width / d_model")
+    num_kv_heads: int = declare(
+        0, "key and value heads, a divisor of the number of heads; 0: one for every query head", NOT_NEGATIVE
+    )
+    tied: bool = declare(False, "the embedding is the readout too; a table needs a rule for that")
+    bias: bool = declare(False, "on every projection, on the readout, and on LayerNorms")
+    norm: str = declare("rms", "rms (RMSNorm) or layer (LayerNorm)")
+    norm_gain: str = declare("none", "trainable gains of every norm: none, vector (one a coordinate) or scalar")
+    norm_eps: float = declare(1e-6, "added to the mean square")
+    embedding_norm: bool = declare(False, "a norm on the embedded tokens")
+    qk_norm: bool = declare(False, "a norm on every head's queries and keys, before RoPE")
+    position: str = declare("rope", "rope, learned (added to the embedding; the sum over sqrt 2) or none")
+    rope_base: float = declare(10_000.0, "RoPE wavelengths go from 2 pi to 2 pi * rope_base tokens")
+    activation: str = declare("relu", "relu, sqrelu, gelu or silu; swiglu or geglu: gated, with a third matrix")
+    attention: str = declare("softmax", "softmax, sqrelu, elu, normalized_sqrelu or normalized_elu")
+    attention_impl: str = declare("plain", "plain, dot_product (jax.nn's; cuDNN on GPU in bfloat16) or splash (TPU)")
+    parallel: bool = declare(False, "attention and MLP of a block read the same, rather than one after the other")
+    remat: str = declare("none", "recompute in the backward pass: none, full (all), or dots (all but the matmuls)")
+    scan_layers: bool = declare(
+        True, "one copy of the layers' code, compiled once; False: one a layer, slower to compile"
+    )
+    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
+    low_precision: bool = declare(False, "norms and softmax in dtype too, rather than in float32")
+    boundary_id: int = declare(
+        -1,
+        "where documents are packed in a row: the token between two of them, which no attention looks beyond; -1: it "
+        "does",
+        Range(-1),
+    )
     vocab_size: int
     seq_len: int
 

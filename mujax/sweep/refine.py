@@ -8,22 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mujax.config import typed_section
+from mujax.config import RefineConfig, typed_section
 from mujax.errors import UserError
 from mujax.sweep.grid import point_config
 from mujax.sweep.points import Point, curves_along, field_value
 from mujax.sweep.pooling import Coupling, level_seeds, same_values
 from mujax.training.run import make_run
-
-
-@dataclasses.dataclass(frozen=True)
-class RefineConfig:
-    """See configs/base.py; log2_step 0 means no second pass."""
-
-    field: str
-    log2_step: float
-    max_extension: float
-    num_seeds: int
 
 
 @dataclasses.dataclass(frozen=True)

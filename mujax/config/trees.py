@@ -1,0 +1,65 @@
+"""Configs as trees: their leaves, how two differ, and hashes that do not depend on the order of keys."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def hashed(text: str) -> str:
+    """First 12 hex of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest(tree) -> str:
+    """First 12 hex of the SHA-256 of a tree of JSON values, whatever the order of its keys."""
+    return hashed(json.dumps(tree, sort_keys=True))
+
+
+class Itself:
+    """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same JSON."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __hash__(self):
+        return id(self.thing)
+
+    def __eq__(self, other):
+        return self.thing is other.thing
+
+
+def canonical(section) -> str:
+    """A frozen dataclass as JSON with sorted keys, as `digest` has it."""
+    return _canonical(Itself(section))
+
+
+@functools.lru_cache(maxsize=1024)  # the points of a sweep share most of their sections
+def _canonical(section: Itself) -> str:
+    return json.dumps(dataclasses.asdict(section.thing), sort_keys=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Fields in which two nested configs differ, and how: {'optim.learning_rate': '0.1 -> 0.2'}."""
+    a, b = dict(leaves(old)), dict(leaves(new))
+    return {
+        field: f"{_short(a.get(field, 'absent'))} -> {_short(b.get(field, 'absent'))}"
+        for field in sorted(a.keys() | b.keys())
+        if a.get(field) != b.get(field)
+    }
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a nested config."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
