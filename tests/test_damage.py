@@ -549,7 +549,7 @@ def test_intervals_are_measured_by_a_clock_that_cannot_be_set_back():
         for line in file.read_text().splitlines()
         if "time.time()" in line or "datetime.now(" in line
     }
-    assert {name for name, _ in calls} == {"logs.py", "mirrors.py", "buckets.py"}
+    assert {name for name, _ in calls} == {"training/logs.py", "sweep/trackers.py", "storage/buckets.py"}
     assert all(re.search(r'"time": time|now = time.time|isoformat', line) for _, line in calls), calls
 
 

@@ -419,7 +419,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
 
 def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
     """What is half done of other files is refused."""
-    from mujax.data.prepare.dataset import dataset as module
+    from mujax.data.prepare import dataset as module
 
     for i in range(3):
         write_jsonl(tmp_path / f"{i}.jsonl", documents(5))
@@ -539,7 +539,7 @@ def test_pieces_of_one_file_are_of_it_alone(tmp_path, monkeypatch):
 
 def stopped_after_a_part(recipe: Recipe, folder: Path, monkeypatch) -> None:
     """As if killed."""
-    from mujax.data.prepare.dataset import parts
+    from mujax.data.prepare import parts
 
     def die(*args):
         raise ZeroDivisionError

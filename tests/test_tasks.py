@@ -148,7 +148,7 @@ def test_c4_is_a_task_of_seqio():
     """Others can import and mix it; it needs the network only when it is used."""
     import seqio
 
-    from mujax.data.prepare.dataset import tasks
+    from mujax.data.prepare import tasks
 
     task = seqio.get_mixture_or_task(tasks.C4_T5)
     assert task.source.tfds_dataset.name == "c4/en:3.1.0"
