@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.kalra2026.studies import EMBD, FROZEN, MUP, REASONS, SP, SQRT_EMBD, STEPS, STUDIES
+from mujax.columns import align
 from mujax.errors import UserError
 from mujax.report.rows import load_rows
 from mujax.report.summary import Measured, compare, make_studies, measure
@@ -73,11 +74,6 @@ def short(m: Measured) -> str:
     return said.replace(f"override={list(FROZEN)}", "frozen")
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
 def study_table(measured: Sequence[Measured]) -> str:
     """A line a study: where its optimum is and moves, and what that costs.
 
@@ -114,7 +110,7 @@ def study_table(measured: Sequence[Measured]) -> str:
         lines.append(
             [short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m), spread_of]
         )
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def seeds_apart(m: Measured) -> str:
@@ -148,7 +144,8 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
                 cells.append(median_text([getattr(p, field) for p in of], ".3g"))
         drifts = [m.drift for m in members if m.drift]
         lines.append([*cells, f"{len(points)}", median_text(drifts, "+.2f"), f"{len(drifts)}"])
-    return f"{aligned(lines)}\nfits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    legend = f"fits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    return "\n".join([*align(lines), legend])
 
 
 def median_text(estimates: Sequence[Estimate], form: str) -> str:
@@ -177,7 +174,7 @@ def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         losses = [loss_draws(second) - loss_draws(first) for first, second in pairs]
         finite = [float(np.mean(x)) for x in losses if np.isfinite(x).all()]
         lines.append([*cells, estimate_text(mean_interval(finite), 2)])
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def factor_text(logs: Sequence[float]) -> str:
@@ -211,7 +208,7 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         lines.append(cells)
     flags = [bool(point.e.flags) for point in phase_points(ours)]
     note = f"{sum(flags)} of {len(flags)} values of E are flagged, and count here. Intervals: 68%, over settings."
-    return f"{aligned(lines)}\n{note}"
+    return "\n".join([*align(lines), note])
 
 
 def embedding_share(ours: Sequence[Measured]) -> str:
@@ -237,7 +234,7 @@ def embedding_share(ours: Sequence[Measured]) -> str:
             spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3), spread(losses[1] - losses[0], 3),
             share(losses[1] - losses[0], losses[2] - losses[0]),
         ])  # fmt: skip
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> str:
