@@ -122,7 +122,7 @@ def merge_from(root, tree):
 def report_on(root, tree):
     rows, repeated = load_rows(root)
     warnings(root, rows, repeated)
-    load_training(root, rows, {}, Naming(rows))
+    load_training(rows, {}, Naming(rows))
 
 
 def make_run(root, tree, point):
@@ -549,7 +549,7 @@ def test_intervals_are_measured_by_a_clock_that_cannot_be_set_back():
         for line in file.read_text().splitlines()
         if "time.time()" in line or "datetime.now(" in line
     }
-    assert {name for name, _ in calls} == {"logs.py", "mirrors.py", "buckets.py"}
+    assert {name for name, _ in calls} == {"training/logs.py", "sweep/trackers.py", "storage/buckets.py"}
     assert all(re.search(r'"time": time|now = time.time|isoformat', line) for _, line in calls), calls
 
 

@@ -1,6 +1,5 @@
 """Results of several workdirs, joined without duplicates."""
 
-import glob
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from mujax.config import digest
 from mujax.errors import UserError
 from mujax.storage import files
-from mujax.storage.records import Row, check_regular, first_by_id, read_result, read_rows
+from mujax.storage.records import Row, check_regular, first_by_id, load_rows
 from mujax.sweep.settings import PLOTTED, Settings, belongs, is_single_run, numbers, record_of, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
@@ -28,7 +27,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
     Raises:
       UserError: a source is neither, or two disagree about table or data of one id; nothing has been written.
     """
-    folders = [folder for source in sources for folder in _expand(source)]
+    folders = [folder for source in sources for folder in files.find_folders(source)]
     root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
@@ -83,13 +82,6 @@ def _curve(folder: Path, id: str) -> Path:
     return folder / "metrics.jsonl" if is_single_run(folder) else folder / "points" / id / "metrics.jsonl"
 
 
-def _expand(pattern: str) -> list[Path]:
-    folders = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
-    if not folders:
-        raise UserError(f"--sources: no folder {pattern}")
-    return folders
-
-
 def _manifest(folder: Path) -> dict[str, Any]:
     """What a workdir says of itself, with an entry for each of its points that names its config by number."""
     record = record_of(folder)
@@ -139,12 +131,8 @@ def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str,
 
 
 def _rows(folder: Path) -> dict[str, Row]:
-    """By id; the first of each."""
-    if is_single_run(folder):
-        file = folder / "result.json"
-        return first_by_id([read_result(file)] if file.exists() else [])
-    file = folder / "results.jsonl"
-    return first_by_id(read_rows(file) if file.exists() else [])
+    """Rows by run id; of duplicates the first."""
+    return first_by_id(load_rows(folder) or [])
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[Any]:

@@ -6,16 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mujax.config import OPERATION_SECTIONS, STUDY_SECTIONS, leaves
-from mujax.storage.records import read_config, read_manifest
+from mujax.storage.records import FACTS, read_config, read_manifest
 
 # Fields that a curve plots or averages over
 PLOTTED = ("model.d_model", "optim.learning_rate", "seed")
-# Fields of a config that a row repeats under a name of its own
-FACTS = {
-    "parameterization.name": "parameterization", "model.name": "model", "model.num_layers": "depth",
-    "optim.name": "optimizer", "optim.weight_decay": "weight_decay", "train.steps": "steps",
-    "model.d_model": "width", "optim.learning_rate": "learning_rate", "seed": "seed",
-}  # fmt: skip
 
 Fields = Mapping[str, Any]  # by dotted name
 
@@ -98,7 +92,9 @@ def record_of(root: Path) -> dict[str, Any]:
 
 
 def is_single_run(root: Path) -> bool:
-    return (root / "config.json").exists() and not (root / "manifest.json").exists()
+    """Whether a workdir is that of `mujax train`."""
+    others = ("manifest.json", "results.jsonl")
+    return (root / "config.json").exists() and not any((root / name).exists() for name in others)
 
 
 def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:
