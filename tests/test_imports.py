@@ -15,7 +15,7 @@ ROOMS = {
     "columns": set(),
     "hps": set(),
     "params": {"errors"},
-    "hardware": set(),
+    "hardware": {"errors"},
     "models": {"errors", "hps", "params"},
     "parameterization": {"errors", "params"},
     "optimizers": {"hps", "parameterization", "params"},
@@ -26,7 +26,7 @@ ROOMS = {
     "data": {"config", "errors", "ranges", "storage"},
     "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
     | {"schedules", "storage"},
-    "sweep": {"columns", "config", "data", "errors", "hps", "models", "storage", "training"},
+    "sweep": {"columns", "config", "data", "errors", "hardware", "hps", "models", "storage", "training"},
     "explain": {"columns", "config", "errors", "optimizers", "parameterization", "params", "training"},
     "check": {"config", "data", "errors", "explain", "hps", "models", "optimizers", "parameterization", "params"}
     | {"storage", "sweep", "training"},
