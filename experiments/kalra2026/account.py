@@ -28,7 +28,7 @@ from mujax.report.summary import Measured, compare, make_studies, measure
 from mujax.report.tables import parse_columns, read_table
 from mujax.report.text import estimate_text
 from mujax.transfer.laws import Estimate
-from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
+from mujax.transfer.phase import PhasePoint, main_effects, mean_interval, paired, switches
 
 HERE = Path(__file__).parent
 WORDS = {"attn": "Attn", "embd": "Embd", "ln": "LN", "last": "Last"}  # in the paper's order
@@ -322,36 +322,21 @@ def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
 
 def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
     """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
+    from mujax.report import figures  # brings matplotlib
+
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained")
-    axes_of = (("kappa", "e"), ("r_inf", "e"), ("kappa", "r_inf"))
-    labels = {"e": "E, nats$^2$", "kappa": r"$\kappa$", "r_inf": r"$R(\infty)$, nats"}
-    guides = {"e": GUIDES["E"], "kappa": GUIDES["kappa"], "r_inf": GUIDES["R_inf"]}
+
+    def look(p: PhasePoint) -> tuple[str, str]:
+        on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
+        return "#00798c" if "embd" in on else "#d1495b", "^" if "ln" in on else "o"
+
     for row, points, who in zip(axes, (ours, theirs), ("desk scale", "published"), strict=True):
-        for axis, (x, y) in zip(row, axes_of, strict=True):
-            for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
-                line(guides[name], color="0.7", ls="--", lw=0.8)
-                if name == "e":
-                    scale("log")
-                elif name == "r_inf":
-                    scale("symlog", linthresh=LINEAR_R)
-                    (axis.xaxis if name == x else axis.yaxis).set_ticks((-1, 0, 0.1, 1, 10))
-            for p in points:
-                on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
-                values = [getattr(p, name) for name in (x, y)]
-                flagged = any(e.flags for e in values)
-                color = "#00798c" if "embd" in on else "#d1495b"
-                bars = [
-                    None
-                    if e.interval is None
-                    else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
-                    for e in values
-                ]
-                axis.errorbar(
-                    values[0].value, values[1].value, bars[1], bars[0], fmt="^" if "ln" in on else "o", color=color,
-                    mfc="none" if flagged else color, ms=6, lw=0.6, alpha=0.8,
-                )  # fmt: skip
-            axis.set(xlabel=labels[x], ylabel=labels[y], title=who)
-            axis.grid(alpha=0.25)
+        for axis, (x, y) in zip(row, figures.PHASES, strict=True):
+            figures.draw_phase_panel(axis, points, x, y, look)
+            for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
+                if name == "R_inf":
+                    side.set_ticks((-1, 0, 0.1, 1, 10))
+            axis.set_title(who)
     for label, color, marker in (
         ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on", "0.4", "^"),
         ("flagged: hollow", "0.4", "o"),
