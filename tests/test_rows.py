@@ -10,6 +10,7 @@ from mujax.errors import UserError
 from mujax.report.tables import parse_columns, read_table
 from mujax.storage import files
 from mujax.storage.records import FACTS, Row, load_rows
+from mujax.sweep.settings import Settings, run_fields
 from mujax.training.results import make_row
 from mujax.training.run import make_run
 
@@ -68,3 +69,24 @@ def test_old_rows_may_lack_what_is_not_needed(run, tmp_path):
                 load_rows(tmp_path)
         else:
             assert name not in load_rows(tmp_path)[0]
+
+
+@pytest.mark.parametrize("is_sweep", [True, False])
+def test_which_single_runs_are_points_of_a_workdir(is_sweep):
+    """Of a sweep what a curve plots and its points set may differ; of single runs any number, and the table."""
+    tree = quickstart.get_config().to_dict()
+    point = {"overrides": {"optim.b1": 0.5}, "table_hash": ""}
+    record = {"config": {**tree, "sweep": tree["sweep"] if is_sweep else {}}, "points": {"known": point}}
+    settings, fields = Settings(record), run_fields(tree)
+
+    def place(id="other", **changed):
+        own = {**fields, **{name.replace("__", "."): value for name, value in changed.items()}}
+        return settings.place({"id": id}, own, settings.own_fields([]))
+
+    assert place("known") == (0, {"optim.b1": 0.5})
+    assert place() == (0, {})
+    assert place(optim__learning_rate=3.0, seed=9) == (0, {"optim.learning_rate": 3.0, "seed": 9})
+    assert place(optim__b1=0.25) == (0, {"optim.b1": 0.25})
+    assert place(optim__weight_decay=7.0) == (None if is_sweep else (0, {"optim.weight_decay": 7.0}))
+    assert place(optim__name="sgd") is None
+    assert place(optim__new_field=1) is None

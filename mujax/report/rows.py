@@ -10,7 +10,7 @@ from mujax.report.curves import TrainingCurve
 from mujax.report.studies import Naming
 from mujax.storage import files, records
 from mujax.storage.records import first_by_id, is_number, read_manifest, read_metrics
-from mujax.sweep.settings import Fields, Settings, among, belongs, is_single_run
+from mujax.sweep.settings import Fields, Settings, among, is_single_run, record_of
 
 MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
 MAX_TRAINING_POINTS = 120_000
@@ -40,7 +40,7 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
         raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
     if not found:
         raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
-    rows, settings = [], Settings(root)
+    rows, settings = [], Settings(record_of(root))
     for row in first_by_id(found).values():
         entry = settings.entry(row)
         own = {} if entry.overrides is None else {"overrides": entry.overrides}
@@ -95,29 +95,19 @@ class _Sweep:
     """A sweep that single runs may join."""
 
     def __init__(self, folder: Path, rows: Sequence[Row]):
-        self.folder, self._settings = folder, Settings(folder)
-        self._known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
-        configs = [self._same(config) for config in self._settings.configs if config is not None]
-        self._configs = [(config, self._settings.own_fields(config, rows)) for config in configs]
-
-    def _same(self, config: Fields) -> Fields:
-        """The very config that the sweep's rows have, which is how rows of one config are known."""
-        return next((known for known in self._known if known == config), config)
+        self.folder, self._settings = folder, Settings(record_of(folder))
+        self._own = self._settings.own_fields(rows)
+        # The very configs that the sweep's rows have, which is how rows of one config are known
+        known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
+        self._configs = [next((same for same in known if same == config), config) for config in self._settings.configs]
 
     def takes(self, row: Row) -> bool:
         """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
         overrides."""
-        found = []
-        if self._settings.points and row["id"] in self._settings.points:
-            entry = self._settings.entry(row)
-            found.append((entry.config and self._same(entry.config), entry.overrides))
-        if row["config"] is not None:
-            found += [(config, belongs(row["config"], config, own)) for config, own in self._configs]
-        for config, overrides in found:
-            if config is not None and overrides is not None:
-                row["config"], row["overrides"] = config, dict(overrides)
-                return True
-        return False
+        found = self._settings.place(row, row["config"], self._own)
+        if found is not None:
+            row["config"], row["overrides"] = self._configs[found[0]], found[1]
+        return found is not None
 
 
 def load_training(
@@ -173,7 +163,7 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
 
 
 def _why_untold(root: Path) -> str:
-    settings = Settings(root)
+    settings = Settings(record_of(root))
     if len(settings.configs) > 1:
         return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
     if settings.configs == [None]:
