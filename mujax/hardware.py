@@ -3,6 +3,8 @@
 import dataclasses
 import re
 
+from mujax.errors import UserError
+
 GIB = 2**30
 MOST_CHIPS = 2**16  # no slice has a sixth of it
 
@@ -116,3 +118,11 @@ def peak_flops(device_kind: str) -> float | None:
         if re.search(rf"\b{name}\b", device_kind):
             return peak
     return None
+
+
+def check_devices(mesh_size: int, num_devices: int, where: str) -> None:
+    """Raises UserError if the mesh of one run takes more devices than there are; `where` ends the message."""
+    if mesh_size > num_devices:
+        raise UserError(
+            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh_size} is more than the {num_devices} devices {where}"
+        )

@@ -122,7 +122,7 @@ def merge_from(root, tree):
 def report_on(root, tree):
     rows, repeated = load_rows(root)
     warnings(root, rows, repeated)
-    load_training(root, rows, {}, Naming(rows))
+    load_training(rows, {}, Naming(rows))
 
 
 def make_run(root, tree, point):

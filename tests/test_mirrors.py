@@ -180,7 +180,7 @@ def test_real_wandb_accepts_this_and_prints_nothing(tmp_path, capfd):
     [
         (True, "", r"--tensorboard needs tensorboardX: pip install 'mujax\[tensorboard\]'$"),
         (False, "offline", r"--wandb_mode needs wandb: pip install 'mujax\[wandb\]'$"),
-        (False, "onlin", r"--wandb_mode=onlin is unknown; allowed: offline, online, disabled, or ''"),
+        (False, "onlin", r"--wandb_mode=onlin is unknown; allowed: offline, online, or ''"),
     ],
 )
 def test_what_is_missing_is_said_at_the_start(tmp_path, monkeypatch, tensorboard, mode, message):

@@ -19,13 +19,13 @@ from mujax.data.text import load_corpus
 from mujax.errors import UserError
 from mujax.hps import stack
 from mujax.storage.files import append_jsonl, read_jsonl
+from mujax.storage.records import Row
 from mujax.sweep.grid import expand_sweep
 from mujax.sweep.lanes import make_lane_fns
 from mujax.sweep.merge import merge
 from mujax.sweep.points import Shard
 from mujax.sweep.study import sweep
 from mujax.training.loop import train
-from mujax.training.results import Row
 from mujax.training.run import make_run
 from mujax.training.sharding import make_layout
 from mujax.training.steps import make_train_fns
@@ -65,7 +65,7 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monke
         alone = list(read_jsonl(tmp_path / cfg.id / "metrics.jsonl"))
         assert [sorted(r) for r in own] == [sorted(r) for r in alone]
         assert [r["step"] for r in own] == [r["step"] for r in alone] == [0, 0, 2, 4, 5, 6, 8, 10, 10, 12]
-    assert set(Row.__dataclass_fields__) == rows[0].keys()
+    assert list(Row.__annotations__) == list(rows[0])
     losses = {(r["width"], r["parameterization"], r["learning_rate"], r["seed"]): r["final_loss"] for r in rows}
     # Base width 16: the same numbers from both tables. Width 24: not.
     for (width, name, lr, seed), loss in losses.items():

@@ -11,7 +11,7 @@ from mujax.errors import UserError
 from mujax.report.curves import make_curves
 from mujax.report.report import report
 from mujax.report.rows import load_rows
-from mujax.transfer.optimum import fit_optima, fit_optimum
+from mujax.transfer.optimum import fit_optima
 from mujax.transfer.verdict import drift_per_doubling
 
 
@@ -27,7 +27,7 @@ def row(name, width, x, loss, seed=0, **overrides):
 
 
 def find_optimum(curve):
-    return fit_optimum(curve.log2_lrs, curve.seed_losses)
+    return fit_optima([curve.log2_lrs], [curve.seed_losses])[0]
 
 
 def parabolas(vertex_of_width, name="mup", grid=range(-10, -2), **overrides):

@@ -21,13 +21,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.kalra2026.studies import EMBD, FROZEN, MUP, REASONS, SP, SQRT_EMBD, STEPS, STUDIES
+from mujax.columns import align
 from mujax.errors import UserError
 from mujax.report.rows import load_rows
 from mujax.report.summary import Measured, compare, make_studies, measure
 from mujax.report.tables import parse_columns, read_table
 from mujax.report.text import estimate_text
 from mujax.transfer.laws import Estimate
-from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects, mean_interval, paired, switches
+from mujax.transfer.phase import PhasePoint, main_effects, mean_interval, paired, switches
 
 HERE = Path(__file__).parent
 WORDS = {"attn": "Attn", "embd": "Embd", "ln": "LN", "last": "Last"}  # in the paper's order
@@ -73,11 +74,6 @@ def short(m: Measured) -> str:
     return said.replace(f"override={list(FROZEN)}", "frozen")
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
 def study_table(measured: Sequence[Measured]) -> str:
     """A line a study: where its optimum is and moves, and what that costs.
 
@@ -114,7 +110,7 @@ def study_table(measured: Sequence[Measured]) -> str:
         lines.append(
             [short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m), spread_of]
         )
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def seeds_apart(m: Measured) -> str:
@@ -148,7 +144,8 @@ def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
                 cells.append(median_text([getattr(p, field) for p in of], ".3g"))
         drifts = [m.drift for m in members if m.drift]
         lines.append([*cells, f"{len(points)}", median_text(drifts, "+.2f"), f"{len(drifts)}"])
-    return f"{aligned(lines)}\nfits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    legend = f"fits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    return "\n".join([*align(lines), legend])
 
 
 def median_text(estimates: Sequence[Estimate], form: str) -> str:
@@ -177,7 +174,7 @@ def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         losses = [loss_draws(second) - loss_draws(first) for first, second in pairs]
         finite = [float(np.mean(x)) for x in losses if np.isfinite(x).all()]
         lines.append([*cells, estimate_text(mean_interval(finite), 2)])
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def factor_text(logs: Sequence[float]) -> str:
@@ -211,7 +208,7 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         lines.append(cells)
     flags = [bool(point.e.flags) for point in phase_points(ours)]
     note = f"{sum(flags)} of {len(flags)} values of E are flagged, and count here. Intervals: 68%, over settings."
-    return f"{aligned(lines)}\n{note}"
+    return "\n".join([*align(lines), note])
 
 
 def embedding_share(ours: Sequence[Measured]) -> str:
@@ -237,7 +234,7 @@ def embedding_share(ours: Sequence[Measured]) -> str:
             spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3), spread(losses[1] - losses[0], 3),
             share(losses[1] - losses[0], losses[2] - losses[0]),
         ])  # fmt: skip
-    return aligned(lines)
+    return "\n".join(align(lines))
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> str:
@@ -325,36 +322,21 @@ def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
 
 def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
     """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
+    from mujax.report import figures  # brings matplotlib
+
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained")
-    axes_of = (("kappa", "e"), ("r_inf", "e"), ("kappa", "r_inf"))
-    labels = {"e": "E, nats$^2$", "kappa": r"$\kappa$", "r_inf": r"$R(\infty)$, nats"}
-    guides = {"e": GUIDES["E"], "kappa": GUIDES["kappa"], "r_inf": GUIDES["R_inf"]}
+
+    def look(p: PhasePoint) -> tuple[str, str]:
+        on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
+        return "#00798c" if "embd" in on else "#d1495b", "^" if "ln" in on else "o"
+
     for row, points, who in zip(axes, (ours, theirs), ("desk scale", "published"), strict=True):
-        for axis, (x, y) in zip(row, axes_of, strict=True):
-            for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
-                line(guides[name], color="0.7", ls="--", lw=0.8)
-                if name == "e":
-                    scale("log")
-                elif name == "r_inf":
-                    scale("symlog", linthresh=LINEAR_R)
-                    (axis.xaxis if name == x else axis.yaxis).set_ticks((-1, 0, 0.1, 1, 10))
-            for p in points:
-                on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
-                values = [getattr(p, name) for name in (x, y)]
-                flagged = any(e.flags for e in values)
-                color = "#00798c" if "embd" in on else "#d1495b"
-                bars = [
-                    None
-                    if e.interval is None
-                    else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
-                    for e in values
-                ]
-                axis.errorbar(
-                    values[0].value, values[1].value, bars[1], bars[0], fmt="^" if "ln" in on else "o", color=color,
-                    mfc="none" if flagged else color, ms=6, lw=0.6, alpha=0.8,
-                )  # fmt: skip
-            axis.set(xlabel=labels[x], ylabel=labels[y], title=who)
-            axis.grid(alpha=0.25)
+        for axis, (x, y) in zip(row, figures.PHASES, strict=True):
+            figures.draw_phase_panel(axis, points, x, y, look)
+            for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
+                if name == "R_inf":
+                    side.set_ticks((-1, 0, 0.1, 1, 10))
+            axis.set_title(who)
     for label, color, marker in (
         ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on", "0.4", "^"),
         ("flagged: hollow", "0.4", "o"),

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.lingle2024.ablations import ABLATIONS, REASONS, get_config
+from mujax.columns import align
 from mujax.config import differences
 from mujax.errors import UserError
 from mujax.report.rows import load_rows
@@ -179,7 +180,7 @@ def study_table(studies: Sequence[Study]) -> str:
             )
     notes = [note for study in studies for note in study.notes]
     head = studies[0].name + (f" ({'; '.join(notes)})" if notes else "")
-    return "\n".join([head, *aligned(lines), *flags])
+    return "\n".join([head, *align(lines), *flags])
 
 
 def cell_text(seeds: Sequence[float | None] | None) -> str:
@@ -222,7 +223,7 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
         "each width. "
         f"{MISSING}: not known; *: flagged, see the ablation's table."
     )
-    return "\n".join([*textwrap.wrap(legend, 120), *aligned(lines)])
+    return "\n".join([*textwrap.wrap(legend, 120), *align(lines)])
 
 
 def best_text(study: Study | None) -> str:
@@ -244,11 +245,6 @@ def cost_text(study: Study) -> str:
     if not ends or study.verdict().cost is None:
         return MISSING
     return f"{max(cost.value for cost in costs):.3f} ({max(high for _, high in ends):.3f})"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def draw(ours: Mapping[str, Study], folder: Path) -> None:

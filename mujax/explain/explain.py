@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mujax.columns import align
 from mujax.config import RunConfig
 from mujax.errors import UserError, suggest
 from mujax.optimizers import OPTIMIZERS, decay_gauge
@@ -236,17 +237,12 @@ def _same(a: float | None, b: float | None) -> bool:
     return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
 
 
-def format_columns(rows: Sequence[Sequence[str]], width: int = COLUMNS) -> str:
-    """Left-aligned columns; where the table is too wide, the first column loses the middle of its longest names."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    room = width - sum(wide[1:]) - 2 * (len(wide) - 1)
-    first = max(min(wide[0], room), 12)
+def format_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Aligns columns to the left; where a table is wider than COLUMNS, the longest names lose their middle."""
+    others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
+    first = max(COLUMNS - sum(others) - 2 * len(others), 12)
 
     def shorten(text: str) -> str:
         return text if len(text) <= first else f"{text[: first // 3]}..{text[len(text) - (first - first // 3 - 2) :]}"
 
-    def line(row: Sequence[str]) -> str:
-        cells = [f"{shorten(row[0]):<{first}}", *(f"{cell:<{w}}" for cell, w in zip(row[1:], wide[1:], strict=True))]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join(map(line, rows))
+    return "\n".join(align([[f"{shorten(name):<12}", *cells] for name, *cells in rows]))

@@ -12,6 +12,7 @@ from typing import Any
 
 from mujax.config import MeshConfig
 from mujax.errors import UserError
+from mujax.hardware import check_devices
 from mujax.storage.files import local_path, read_json, write_json
 
 # Exit codes of mujax (README): of all others the same command is run again, of these
@@ -100,11 +101,7 @@ def make_launch(
 def _check_mesh(mesh: MeshConfig, num_devices: int) -> None:
     if mesh.slices > 1:
         raise UserError(f"mesh.slices = {mesh.slices}: each job has one slice, whose hosts know of no other")
-    if mesh.num_devices > num_devices:
-        raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the {num_devices} devices of "
-            "--topology"
-        )
+    check_devices(mesh.num_devices, num_devices, "of --topology")
 
 
 def _label(name: str | None, folder: str, shards: int) -> str:

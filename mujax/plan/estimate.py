@@ -12,8 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mujax.config import MeshConfig
-from mujax.errors import UserError
-from mujax.hardware import GIB
+from mujax.hardware import GIB, check_devices
 from mujax.plan.hlo import Cost, read_cost
 from mujax.plan.topology import Topology
 from mujax.sweep.compilation import MEMORY_SHARE
@@ -70,13 +69,8 @@ def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
       UserError: a run's mesh takes more devices than there are.
     """
     mesh = run.cfg.mesh
-    slots = len(topology.devices) // mesh.num_devices
-    if not slots:
-        raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the "
-            f"{len(topology.devices)} devices of {topology.name}"
-        )
-    slots = min(slots, num_runs)
+    check_devices(mesh.num_devices, len(topology.devices), f"of {topology.name}")
+    slots = min(len(topology.devices) // mesh.num_devices, num_runs)
     found = _estimate(run, topology, slots, slots)
     per_slot = -(-num_runs // slots)
     if found.memory_bytes and per_slot > 1:  # more beside each other, as many as fit

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mujax.columns import align
 from mujax.config import leaves, make_run_config
 from mujax.hardware import GIB
 from mujax.plan.estimate import Estimate, estimate
@@ -189,8 +190,7 @@ def format_plan(groups: Sequence[Group]) -> str:
             notes.append(f"width {model.d_model} does not fit ({e.why}): try {advice(group)}, or --search")
         if getattr(model, "attention_impl", "") == "splash":
             notes.append(f"width {model.d_model}: splash attention has no estimate and counts as nothing here")
-    wide = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in lines]
+    text = align(lines, ">")
     total = [group.chip_hours for group in groups]
     if None not in total:
         hours = math.fsum(hours for hours in total if hours)

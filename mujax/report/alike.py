@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from mujax.errors import UserError
 from mujax.report.foreign import Records, is_diverged, is_missing, number, text
@@ -208,8 +208,9 @@ def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[st
         overrides["study"] = run.study
     overrides |= {fact: facts[fact] for fact in splitting}
     decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
-    return {
+    row = {
         "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok", "diverged_at_step": None,
         "width": run.width, "parameterization": run.parameterization or run.study or "all", "learning_rate": run.rate,
         "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
     }  # fmt: skip
+    return cast(Row, row)

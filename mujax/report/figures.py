@@ -164,33 +164,44 @@ PHASE_AXES = {"E": "E (nats$^2$)", "kappa": r"$\kappa$", "R_inf": r"$R(\infty)$ 
 PHASES = (("kappa", "E"), ("R_inf", "E"), ("kappa", "R_inf"))  # x, y
 
 
+def draw_phase_panel(
+    axis, points: Sequence[PhasePoint], x: str, y: str, look: Callable[[PhasePoint], tuple[str, str]]
+) -> None:
+    """Draws one of PHASES, with 68% intervals, hollow where flagged; `look` says the color and marker of a point."""
+    for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
+        line(GUIDES[name], color="gray", ls="--", lw=0.8)
+        if name == "E":
+            scale("log")
+        elif name == "R_inf":
+            scale("symlog", linthresh=LINEAR_R)
+    for p in points:
+        values = {"E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
+        ends = [
+            None if e.interval is None else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
+            for e in (values[x], values[y])
+        ]
+        flagged, (color, marker) = values[x].flags or values[y].flags, look(p)
+        axis.errorbar(
+            values[x].value, values[y].value, ends[1], ends[0], fmt=marker,
+            color=color, mfc="none" if flagged else color, ms=5, lw=0.7, alpha=0.85,
+        )  # fmt: skip
+    axis.set(xlabel=PHASE_AXES[x], ylabel=PHASE_AXES[y])
+    axis.grid(alpha=0.25)
+
+
 def _draw_phase(points: Sequence[PhasePoint]):
     figure, axes = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
     names = list(dict.fromkeys(p.facets.get("parameterization", p.name) for p in points))
+
+    def look(p: PhasePoint) -> tuple[str, str]:
+        i = names.index(p.facets.get("parameterization", p.name))
+        return COLORS[i % len(COLORS)], MARKERS[i // len(COLORS) % len(MARKERS)]
+
     for axis, (x, y) in zip(axes, PHASES, strict=True):
-        for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
-            line(GUIDES[name], color="gray", ls="--", lw=0.8)
-            if name == "E":
-                scale("log")
-            elif name == "R_inf":
-                scale("symlog", linthresh=LINEAR_R)
-        for p in points:
-            i = names.index(p.facets.get("parameterization", p.name))
-            values = {"E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
-            ends = [
-                None if e.interval is None else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
-                for e in (values[x], values[y])
-            ]
-            flagged, color = values[x].flags or values[y].flags, COLORS[i % len(COLORS)]
-            axis.errorbar(
-                values[x].value, values[y].value, ends[1], ends[0], fmt=MARKERS[i // len(COLORS) % len(MARKERS)],
-                color=color, mfc="none" if flagged else color, ms=5, lw=0.7, alpha=0.85,
-            )  # fmt: skip
-        axis.set(xlabel=PHASE_AXES[x], ylabel=PHASE_AXES[y])
+        draw_phase_panel(axis, points, x, y, look)
         for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
             if name == "R_inf":
                 side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.grid(alpha=0.25)
     marks = [
         Line2D([], [], marker=MARKERS[i // len(COLORS) % len(MARKERS)], color=COLORS[i % len(COLORS)], ls="")
         for i in range(min(len(names), 36))

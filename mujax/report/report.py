@@ -13,7 +13,7 @@ from mujax.report.summary import Measured, as_json, compare, make_studies, measu
 from mujax.report.tables import parse_columns, read_table
 from mujax.report.text import format_report, provenance
 from mujax.storage import files
-from mujax.storage.records import read_config, read_manifest
+from mujax.sweep.settings import record_of
 from mujax.transfer.phase import PhasePoint, main_effects
 
 # Of a manifest: tables of tensors by title, each with its header
@@ -70,8 +70,12 @@ def report(
     homes = dict.fromkeys(str(r.get("folder", folder)) for folder, own in found.values() for r in own or [{}])
     facts |= {"rows from": ", ".join(list(homes)[:12])} if sources or input else {}
     facts |= {"averaged": averaged} if averaged else {}
-    manifests = {name: _manifest(folder) for name, (folder, _) in found.items()}
-    configs = {name: json.dumps(m["config"], indent=1) for name, (_, m) in manifests.items() if "config" in m}
+    manifests = {name: record_of(folder) for name, (folder, _) in found.items()}
+    configs = {}
+    for name, manifest in manifests.items():
+        if "config" in manifest:
+            file = next(file for file in ("manifest.json", "config.json") if (found[name][0] / file).exists())
+            configs[f"{name} ({file})"] = json.dumps(manifest["config"], indent=1)[:MAX_CONFIG]
     text = page.render(
         measured,
         points,
@@ -80,8 +84,8 @@ def report(
         num_training,
         notes,
         facts,
-        {f"{name} ({manifests[name][0]})": config[:MAX_CONFIG] for name, config in configs.items()},
-        {title: table for _, m in manifests.values() for title, table in (parameters(m) if parameters else {}).items()},
+        configs,
+        {title: table for m in manifests.values() for title, table in (parameters(m) if parameters else {}).items()},
     )
     figures.save_figures(measured, points, root / "figures")
     document = {
@@ -142,16 +146,7 @@ def _training(
                 for n, o in zip(m.study.widths, m.optima, strict=True)
                 if o
             }
-            own, count = load_training(folder, rows, best, naming)
+            own, count = load_training(rows, best, naming)
             curves += [(prefix + run.study, run) for run in own]
             total += count
     return curves, total
-
-
-def _manifest(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Name and content of the file with the config: under `config`, whichever verb wrote it."""
-    if (folder / "manifest.json").exists():
-        return "manifest.json", read_manifest(folder / "manifest.json")
-    if (folder / "config.json").exists():
-        return "config.json", {"config": read_config(folder / "config.json")}
-    return "", {}

@@ -1,25 +1,33 @@
 """Rows of results: read from the workdir of a sweep or a run, or from several side by side, and checked."""
 
-import glob
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from mujax.errors import UserError
 from mujax.report.curves import TrainingCurve
 from mujax.report.studies import Naming
-from mujax.storage import files
-from mujax.storage.records import Row, first_by_id, is_number, read_manifest, read_metrics, read_result, read_rows
-from mujax.sweep.settings import Fields, Settings, among, belongs, is_single_run
+from mujax.storage import files, records
+from mujax.storage.records import first_by_id, is_number, read_manifest, read_metrics
+from mujax.sweep.settings import Fields, Settings, among, is_single_run, record_of
 
 MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
 MAX_TRAINING_POINTS = 120_000
 
 
+class Row(records.Row):
+    """A row with the config it was trained with, by dotted field, None where that cannot be told; and its workdir.
+
+    The rows of a table from elsewhere have neither.
+    """
+
+    config: Fields | None
+    folder: Path
+
+
 def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
     """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many others there were.
-
-    Each has its config, by dotted field, under `config`; None where that cannot be told.
 
     Raises:
       UserError: no workdir, no rows, or a row that is not one of ours.
@@ -27,20 +35,17 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
     root = files.local_path(workdir)
     if not root.is_dir():
         raise UserError(f"--{flag}={workdir}: no such folder")
-    if (root / "results.jsonl").exists():
-        rows = read_rows(root / "results.jsonl")
-    elif (root / "result.json").exists():
-        rows = [read_result(root / "result.json")]
-    else:
+    found = records.load_rows(root)
+    if found is None:
         raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
-    if not rows:
+    if not found:
         raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
-    first, settings = first_by_id(rows), Settings(root)
-    for row in first.values():
+    rows, settings = [], Settings(record_of(root))
+    for row in first_by_id(found).values():
         entry = settings.entry(row)
-        row["config"] = entry.config
-        row["overrides"] = row["overrides"] if entry.overrides is None else entry.overrides
-    return list(first.values()), len(rows) - len(first)
+        own = {} if entry.overrides is None else {"overrides": entry.overrides}
+        rows.append(cast(Row, {**row, **own, "config": entry.config, "folder": root}))
+    return rows, len(found) - len(rows)
 
 
 def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
@@ -54,16 +59,12 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
     """
     own = files.local_path(workdir)
     folders = [own] if any((own / name).exists() for name in ("results.jsonl", "result.json")) else []
-    for pattern in patterns:
-        found = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
-        if not found:
-            raise UserError(f"--sources: no folder {pattern}")
-        folders += found
+    folders += [folder for pattern in patterns for folder in files.find_folders(pattern)]
     folders = list({folder.resolve(): folder for folder in folders})
     loaded = {folder: load_rows(folder, "sources") for folder in folders}
     repeated = sum(again for _, again in loaded.values())
     rows = {folder: found for folder, (found, _) in loaded.items() if not is_single_run(folder)}
-    singles = [row | {"folder": folder} for folder in folders if folder not in rows for row in loaded[folder][0]]
+    singles = [row for folder in folders if folder not in rows for row in loaded[folder][0]]
     alone, sweeps = [], [_Sweep(folder, rows[folder]) for folder in rows if singles]
     for row in singles:
         home = next((sweep.folder for sweep in sweeps if sweep.takes(row)), None)
@@ -94,33 +95,23 @@ class _Sweep:
     """A sweep that single runs may join."""
 
     def __init__(self, folder: Path, rows: Sequence[Row]):
-        self.folder, self._settings = folder, Settings(folder)
-        self._known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
-        configs = [self._same(config) for config in self._settings.configs if config is not None]
-        self._configs = [(config, self._settings.own_fields(config, rows)) for config in configs]
-
-    def _same(self, config: Fields) -> Fields:
-        """The very config that the sweep's rows have, which is how rows of one config are known."""
-        return next((known for known in self._known if known == config), config)
+        self.folder, self._settings = folder, Settings(record_of(folder))
+        self._own = self._settings.own_fields(rows)
+        # The very configs that the sweep's rows have, which is how rows of one config are known
+        known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
+        self._configs = [next((same for same in known if same == config), config) for config in self._settings.configs]
 
     def takes(self, row: Row) -> bool:
         """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
         overrides."""
-        found = []
-        if self._settings.points and row["id"] in self._settings.points:
-            entry = self._settings.entry(row)
-            found.append((entry.config and self._same(entry.config), entry.overrides))
-        if row["config"] is not None:
-            found += [(config, belongs(row["config"], config, own)) for config, own in self._configs]
-        for config, overrides in found:
-            if config is not None and overrides is not None:
-                row["config"], row["overrides"] = config, dict(overrides)
-                return True
-        return False
+        found = self._settings.place(row, row["config"], self._own)
+        if found is not None:
+            row["config"], row["overrides"] = self._configs[found[0]], found[1]
+        return found is not None
 
 
 def load_training(
-    root: Path, rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
+    rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
 ) -> tuple[list[TrainingCurve], int]:
     """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many there are.
 
@@ -129,7 +120,7 @@ def load_training(
     """
     found = []
     for row in rows:
-        home = Path(row.get("folder", root))
+        home = row["folder"]
         candidates = (home / "points" / row["id"] / "metrics.jsonl", home / "metrics.jsonl")
         if file := next((file for file in candidates if file.exists()), None):
             key = (naming.name(row), row["width"])
@@ -172,7 +163,7 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
 
 
 def _why_untold(root: Path) -> str:
-    settings = Settings(root)
+    settings = Settings(record_of(root))
     if len(settings.configs) > 1:
         return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
     if settings.configs == [None]:

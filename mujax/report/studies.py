@@ -6,8 +6,9 @@ A study is named by its parameterization and by what else tells its rows from ot
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mujax.storage.records import FACTS
 from mujax.sweep.pooling import Coupling, find_coupling, relation_texts, same_values
-from mujax.sweep.settings import FACTS, PLOTTED, comparable
+from mujax.sweep.settings import PLOTTED, comparable
 
 Row = Mapping[str, Any]
 UNKNOWN = "unknown"

@@ -4,6 +4,7 @@ import collections
 import math
 from collections.abc import Mapping, Sequence
 
+from mujax.columns import align
 from mujax.report.rows import Row
 from mujax.report.summary import Measured
 from mujax.transfer.joint import tradeoff
@@ -75,15 +76,9 @@ def verdict_lines(measured: Sequence[Measured]) -> list[str]:
 
 def format_report(measured: Sequence[Measured]) -> str:
     """The table, the drift and the verdict of each study, for a terminal."""
-    table = optimum_table(measured)
-    wide = [max(len(line[column]) for line in table) for column in range(len(OPTIMUM_HEADER))]
-
-    def aligned(line: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(line, wide, strict=True)]
-        return "  ".join([line[0].ljust(wide[0]), *cells[1:-1], line[-1]]).rstrip()
-
+    table = align(optimum_table(measured), "<" + ">" * (len(OPTIMUM_HEADER) - 2) + "<")
     drifts = ["", "The optimal learning rate moves", *drift_lines(measured)]
-    return "\n".join([*map(aligned, table), *drifts, "", "Does it transfer?", *verdict_lines(measured)])
+    return "\n".join([*table, *drifts, "", "Does it transfer?", *verdict_lines(measured)])
 
 
 def estimate_text(e: Estimate | None, digits: int = 3) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import io
 import itertools
 import json
@@ -41,6 +42,18 @@ def any_path(workdir: str | Path) -> Path:
       UserError: see buckets.bucket_path.
     """
     return buckets.bucket_path(str(workdir)) if buckets.is_bucket(workdir) else local_path(workdir)
+
+
+def find_folders(pattern: str) -> list[Path]:
+    """The folders that one of --sources names, in order.
+
+    Raises:
+      UserError: there is none.
+    """
+    folders = [Path(name) for name in sorted(glob.glob(str(local_path(pattern)))) if Path(name).is_dir()]
+    if not folders:
+        raise UserError(f"--sources: no folder {pattern}")
+    return folders
 
 
 def absolute(path: Path) -> Path:

@@ -9,15 +9,110 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypedDict, TypeGuard, TypeVar, cast, get_type_hints
 
 from mujax.errors import UserError, shown
 from mujax.storage import buckets
 
-Row = dict[str, Any]
 MAX_DEPTH = 100  # of lists and objects inside each other; beyond it, what walks a document would exhaust Python's stack
 MAX_DIGITS = 300  # of a whole number; a longer one fits no float
 MAX_NUMBER = 1e39  # float32, which all numbers come from, ends before
+
+
+def is_name(x: Any) -> bool:
+    """Whether text from a file can be one part of a path, and no other: of the id of a run, or a file in a folder."""
+    return isinstance(x, str) and 0 < len(x.encode(errors="replace")) <= 240 and bool(_NAME.fullmatch(x))
+
+
+_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+
+
+def is_number(x: Any) -> TypeGuard[int | float]:
+    """Whether a value is a number that a run can have measured or be configured with."""
+    return type(x) in (int, float) and abs(x) < MAX_NUMBER
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str)
+
+
+def _is_object(x: Any) -> bool:
+    return isinstance(x, dict)
+
+
+def _is_number_or_null(x: Any) -> bool:
+    return x is None or is_number(x)
+
+
+def _is_texts(x: Any) -> bool:
+    return isinstance(x, dict) and all(isinstance(value, str) for value in x.values())
+
+
+def _are_objects(x: Any) -> bool:
+    return isinstance(x, list) and bool(x) and all(isinstance(value, dict) for value in x)
+
+
+def _are_pairs(x: Any) -> bool:
+    return isinstance(x, list) and all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in x)
+
+
+# What a field must be: a test, and in words
+Field = tuple[Callable[[Any], bool], str]
+_TEXT: Field = (_is_text, "text")
+_OBJECT: Field = (_is_object, "an object")
+_NUMBER_OR_NULL: Field = (_is_number_or_null, "a number")
+
+
+NEEDED = "in every row"  # what is not may be absent from rows of earlier versions, and of tables from elsewhere
+
+
+class Row(TypedDict):
+    """A line of results.jsonl, or result.json: what a run measured, and what is needed to group, repeat and trust it.
+
+    Losses are nats per token on the validation split, null unless the status is ok.
+    """
+
+    id: Annotated[str, (is_name, "an id, which names a file"), NEEDED]
+    group: Annotated[str, _TEXT]  # Run.group
+    # stopped: given up early by train.give_up_step
+    status: Annotated[str, (lambda x: x in ("ok", "diverged", "stopped"), "ok, diverged or stopped"), NEEDED]
+    diverged_at_step: Annotated[int | None, _NUMBER_OR_NULL, NEEDED]
+    stopped_at_step: Annotated[int | None, _NUMBER_OR_NULL]
+    model: Annotated[str, _TEXT]
+    width: Annotated[int, (lambda x: type(x) is int and 0 < x < 2**63, "a whole number above 0"), NEEDED]
+    depth: Annotated[int, _NUMBER_OR_NULL]
+    parameterization: Annotated[str, _TEXT, NEEDED]
+    optimizer: Annotated[str, _TEXT]
+    learning_rate: Annotated[float, (lambda x: is_number(x) and x > 0, "a number above 0"), NEEDED]
+    weight_decay: Annotated[float, _NUMBER_OR_NULL]
+    seed: Annotated[int, (lambda x: type(x) is int and abs(x) < 2**63, "a whole number"), NEEDED]
+    steps: Annotated[int, _NUMBER_OR_NULL]  # like tokens as configured, also where the run ended before
+    tokens: Annotated[int, _NUMBER_OR_NULL]
+    final_loss: Annotated[float | None, _NUMBER_OR_NULL, NEEDED]
+    best_loss: Annotated[float | None, _NUMBER_OR_NULL]
+    best_step: Annotated[int | None, _NUMBER_OR_NULL]
+    # The final loss by bytes of text, whatever the tokens are; null where they are no text
+    bits_per_byte: Annotated[float | None, _NUMBER_OR_NULL]
+    eval_losses: Annotated[list[list[float]], (_are_pairs, "a list of pairs of numbers")]  # step, loss
+    n_params: Annotated[int, _NUMBER_OR_NULL]
+    overrides: Annotated[dict[str, Any], _OBJECT, NEEDED]  # the point's own fields of the sweep
+    table_hash: Annotated[str, _TEXT]
+    data_fingerprint: Annotated[str, _TEXT]
+    code_version: Annotated[str, _TEXT]
+    jax_version: Annotated[str, _TEXT]
+    device: Annotated[str, _TEXT]
+    seconds: Annotated[float, _NUMBER_OR_NULL]  # wall time; in a sweep, the run's share of that of its chunk
+
+
+_HINTS = get_type_hints(Row, include_extras=True)
+_ROW: Mapping[str, Field] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
+_NEEDED: Mapping[str, Field] = {name: _ROW[name] for name, hint in _HINTS.items() if NEEDED in hint.__metadata__}
+# Fields of a config that a row repeats under a name of its own
+FACTS = {
+    "parameterization.name": "parameterization", "model.name": "model", "model.num_layers": "depth",
+    "optim.name": "optimizer", "optim.weight_decay": "weight_decay", "train.steps": "steps",
+    "model.d_model": "width", "optim.learning_rate": "learning_rate", "seed": "seed",
+}  # fmt: skip
 
 
 def check_regular(file: Path) -> None:
@@ -54,22 +149,27 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 def read_rows(file: Path) -> list[Row]:
     """Reads all rows of results.jsonl, those with a repeated id too."""
-    rows = list(read_jsonl(file))
-    for number, row in enumerate(rows, start=1):
-        _check_row(row, f"{file}: row {number}")
-    return rows
+    return [_as_row(record, f"{file}: row {number}") for number, record in enumerate(read_jsonl(file), start=1)]
 
 
 def read_result(file: Path) -> Row:
     """Reads result.json, the one row of a run."""
-    row = read_json(file)
-    _check_row(row, f"{file}: row 1")
-    return row
+    return _as_row(read_json(file), f"{file}: row 1")
 
 
-def first_by_id(rows: Iterable[Row]) -> dict[str, Row]:
+def load_rows(workdir: Path) -> list[Row] | None:
+    """Reads the rows of a sweep or of a run, those with a repeated id too; None if neither has left any."""
+    if (workdir / "results.jsonl").exists():
+        return read_rows(workdir / "results.jsonl")
+    return [read_result(workdir / "result.json")] if (workdir / "result.json").exists() else None
+
+
+_AnyRow = TypeVar("_AnyRow", bound=Row)
+
+
+def first_by_id(rows: Iterable[_AnyRow]) -> dict[str, _AnyRow]:
     """Returns rows by run id; of duplicates the first counts, wherever rows are read."""
-    found: dict[str, Row] = {}
+    found: dict[str, _AnyRow] = {}
     for row in rows:
         found.setdefault(row["id"], row)
     return found
@@ -162,49 +262,6 @@ def _refuse(text: str):
 _DECODER = json.JSONDecoder(parse_int=_whole, parse_float=_float, parse_constant=_refuse)
 
 
-def is_name(x: Any) -> bool:
-    """Whether text from a file can be one part of a path, and no other: of the id of a run, or a file in a folder."""
-    return isinstance(x, str) and 0 < len(x.encode(errors="replace")) <= 240 and bool(_NAME.fullmatch(x))
-
-
-_NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
-
-
-def is_number(x: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number that a run can have measured or be configured with."""
-    return type(x) in (int, float) and abs(x) < MAX_NUMBER
-
-
-def _is_text(x: Any) -> bool:
-    return isinstance(x, str)
-
-
-def _is_object(x: Any) -> bool:
-    return isinstance(x, dict)
-
-
-def _is_number_or_null(x: Any) -> bool:
-    return x is None or is_number(x)
-
-
-def _is_texts(x: Any) -> bool:
-    return isinstance(x, dict) and all(isinstance(value, str) for value in x.values())
-
-
-def _are_objects(x: Any) -> bool:
-    return isinstance(x, list) and bool(x) and all(isinstance(value, dict) for value in x)
-
-
-def _are_pairs(x: Any) -> bool:
-    return isinstance(x, list) and all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in x)
-
-
-# What a field must be: a test, and in words
-Field = tuple[Callable[[Any], bool], str]
-_TEXT: Field = (_is_text, "text")
-_OBJECT: Field = (_is_object, "an object")
-_NUMBER_OR_NULL: Field = (_is_number_or_null, "a number")
-
 # Of each kind of file, the fields that it must have, and those that it may have
 _MANIFEST: Mapping[str, Field] = {"config": _OBJECT}
 _OF_MANIFEST: Mapping[str, Field] = {
@@ -215,26 +272,6 @@ _OF_MANIFEST: Mapping[str, Field] = {
     "merged": (_are_objects, "a list of configs"),
 }
 _OF_POINT: Mapping[str, Field] = {"overrides": _OBJECT, "table_hash": _TEXT}
-_ROW: Mapping[str, Field] = {
-    "id": (is_name, "an id, which names a file"),
-    "status": (lambda x: x in ("ok", "diverged", "stopped"), "ok, diverged or stopped"),
-    "diverged_at_step": _NUMBER_OR_NULL,
-    "width": (lambda x: type(x) is int and 0 < x < 2**63, "a whole number above 0"),
-    "parameterization": _TEXT,
-    "learning_rate": (lambda x: is_number(x) and x > 0, "a number above 0"),
-    "seed": (lambda x: type(x) is int and abs(x) < 2**63, "a whole number"),
-    "final_loss": _NUMBER_OR_NULL,
-    "overrides": _OBJECT,
-}
-_OF_ROW: Mapping[str, Field] = {
-    **dict.fromkeys(("weight_decay", "tokens", "steps", "depth", "n_params", "seconds"), _NUMBER_OR_NULL),
-    **dict.fromkeys(("best_loss", "best_step", "bits_per_byte", "stopped_at_step"), _NUMBER_OR_NULL),
-    **dict.fromkeys(("group", "model", "optimizer", "table_hash", "data_fingerprint"), _TEXT),
-    **dict.fromkeys(("code_version", "jax_version", "device"), _TEXT),
-    "eval_losses": (_are_pairs, "a list of pairs of numbers"),
-}
-
-
 _COUNT: Field = (lambda x: type(x) is int and 0 <= x < 2**63, "a whole number")
 _SHARD: Mapping[str, Field] = {
     "file": (is_name, "the name of a file"),
@@ -256,10 +293,12 @@ _ARRAY: Mapping[str, Field] = {
 }
 
 
-def _check_row(row: Row, where: str) -> None:
-    _check(row, where, _ROW, _OF_ROW)
-    if row["status"] == "ok" and row["final_loss"] is None:
+def _as_row(record: dict[str, Any], where: str) -> Row:
+    """Returns a record of a file as a row; raises UserError if it is none."""
+    _check(record, where, _NEEDED, _ROW)
+    if record["status"] == "ok" and record["final_loss"] is None:
         raise UserError(f"{where}, field 'final_loss' is null, and the status is ok")
+    return cast(Row, record)
 
 
 def _check(record: Any, where: str, required: Mapping[str, Field], allowed: Mapping[str, Field]) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from mujax.config import TrainConfig
 from mujax.errors import UserError
+from mujax.hardware import check_devices
 from mujax.models import MODELS
 from mujax.sweep.lanes import abstract_lanes, make_lane_fns
 from mujax.training.run import Run
@@ -62,11 +63,7 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
     """
     mesh = runs[0].cfg.mesh
     vmapped = vmapped or mesh.num_devices > 1
-    if mesh.num_devices > jax.device_count():
-        raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} is more than the {jax.device_count()} devices "
-            "here"
-        )
+    check_devices(mesh.num_devices, jax.device_count(), "here")
     num_slots = jax.device_count() // mesh.num_devices
     if vmapped:
         num_slots = min(num_slots, len(runs))

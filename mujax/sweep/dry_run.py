@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mujax.columns import align
 from mujax.sweep.points import Point, Shard, group_points, make_points
 from mujax.sweep.refine import refine_config
 from mujax.training.run import Run
@@ -63,8 +64,7 @@ def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) 
                 _bytes(training),
             )
         )
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    lines = align(table, ">")
     programs = {(m[0].run.program, m[0].run.cfg.mesh) for m in groups}
     lines += [
         "",

@@ -61,11 +61,6 @@ def chain(*sweeps: Iterable[Overrides]) -> Sweep:
     return tuple(point for sweep in sweeps for point in _not_empty("chain", tuple(sweep)))
 
 
-def override(sweep: Iterable[Overrides], fields: Mapping[str, Any]) -> Sweep:
-    """The same points with these fields set, also where a point has set them itself."""
-    return tuple({**point, **fields} for point in _not_empty("override", tuple(sweep)))
-
-
 def _not_empty(name: str, sweep: Sweep) -> Sweep:
     if not sweep:
         raise UserError(f"{name}: a sweep without points")
@@ -77,7 +72,7 @@ def _joined(name: str, points: Iterable[Overrides]) -> Overrides:
     for point in points:
         for field in point:
             if field in joined:
-                raise UserError(f"{name}: {field} is set by two of its sweeps; use override to replace a value")
+                raise UserError(f"{name}: {field} is set by two of its sweeps")
         joined.update(point)
     return joined
 

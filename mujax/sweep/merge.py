@@ -1,6 +1,5 @@
 """Results of several workdirs, joined without duplicates."""
 
-import glob
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 from mujax.config import digest
 from mujax.errors import UserError
 from mujax.storage import files
-from mujax.storage.records import Row, check_regular, first_by_id, read_result, read_rows
-from mujax.sweep.settings import PLOTTED, Settings, belongs, is_single_run, numbers, record_of, run_fields
+from mujax.storage.records import Row, check_regular, first_by_id, load_rows
+from mujax.sweep.settings import Settings, is_single_run, record_of, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
 _IDENTITY = ("table_hash", "data_fingerprint")
@@ -28,7 +27,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
     Raises:
       UserError: a source is neither, or two disagree about table or data of one id; nothing has been written.
     """
-    folders = [folder for source in sources for folder in _expand(source)]
+    folders = [folder for source in sources for folder in files.find_folders(source)]
     root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
@@ -47,7 +46,8 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                 if not other["points"]:
                     unfinished += 1
                     continue
-                other = _as_points(other, manifest)
+                (row,) = _rows(folder).values()
+                other = _as_points(other, row, manifest, rows)
             for row in _rows(folder).values():
                 if row["id"] not in rows:
                     if is_single_run(folder):
@@ -83,13 +83,6 @@ def _curve(folder: Path, id: str) -> Path:
     return folder / "metrics.jsonl" if is_single_run(folder) else folder / "points" / id / "metrics.jsonl"
 
 
-def _expand(pattern: str) -> list[Path]:
-    folders = [Path(name) for name in sorted(glob.glob(str(files.local_path(pattern)))) if Path(name).is_dir()]
-    if not folders:
-        raise UserError(f"--sources: no folder {pattern}")
-    return folders
-
-
 def _manifest(folder: Path) -> dict[str, Any]:
     """What a workdir says of itself, with an entry for each of its points that names its config by number."""
     record = record_of(folder)
@@ -98,7 +91,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if is_single_run(folder):
         rows = _rows(folder)
         return {**record, "points": {name: _entry(row, {}) for name, row in rows.items()}, "data": _data(record, rows)}
-    settings, points = Settings(folder), dict(record.get("points", {}))
+    settings, points = Settings(record), dict(record.get("points", {}))
     if "points" not in record:  # of results that were kept without them
         points = {row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()}
     fields = {id(config): number for number, config in enumerate(settings.configs)}
@@ -118,33 +111,25 @@ def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     return {digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()}
 
 
-def _as_points(run: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is one."""
-    mine, ((name, point),) = run_fields(run["config"]), run["points"].items()
-    for number, config in enumerate(_configs(manifest)):
-        known = {i: p for i, p in manifest.get("points", {}).items() if p.get("config", 0) == number}
-        fields, overrides = run_fields(config), None
-        if name in known:
-            overrides = known[name]["overrides"]
-        elif mine is not None and fields is not None:
-            own = (
-                numbers(mine)
-                if not config.get("sweep")
-                else {*PLOTTED}.union(*(p["overrides"] for p in known.values()))
-            )
-            overrides = belongs(mine, fields, own)
-        if overrides is not None:
-            return {"config": config, "data": run["data"], "points": {name: {**point, "overrides": overrides}}}
-    return dict(run)
+def _as_points(
+    run: Mapping[str, Any], row: Row, manifest: Mapping[str, Any], rows: Mapping[str, Row]
+) -> dict[str, Any]:
+    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is one.
+
+    row: of the single run. rows: of the sweep.
+    """
+    ((name, point),), settings = run["points"].items(), Settings(manifest)
+    found = settings.place(row, run_fields(run["config"]), settings.own_fields(rows.values()))
+    if found is None:
+        return dict(run)
+    number, overrides = found
+    points = {name: {**point, "overrides": overrides}}
+    return {"config": _configs(manifest)[number], "data": run["data"], "points": points}
 
 
 def _rows(folder: Path) -> dict[str, Row]:
-    """By id; the first of each."""
-    if is_single_run(folder):
-        file = folder / "result.json"
-        return first_by_id([read_result(file)] if file.exists() else [])
-    file = folder / "results.jsonl"
-    return first_by_id(read_rows(file) if file.exists() else [])
+    """Rows by run id; of duplicates the first."""
+    return first_by_id(load_rows(folder) or [])
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[Any]:

@@ -1,21 +1,15 @@
 """What a row was trained with: the config of its workdir, and the fields that the row sets itself."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mujax.config import OPERATION_SECTIONS, STUDY_SECTIONS, leaves
-from mujax.storage.records import read_config, read_manifest
+from mujax.storage.records import FACTS, read_config, read_manifest
 
 # Fields that a curve plots or averages over
 PLOTTED = ("model.d_model", "optim.learning_rate", "seed")
-# Fields of a config that a row repeats under a name of its own
-FACTS = {
-    "parameterization.name": "parameterization", "model.name": "model", "model.num_layers": "depth",
-    "optim.name": "optimizer", "optim.weight_decay": "weight_decay", "train.steps": "steps",
-    "model.d_model": "width", "optim.learning_rate": "learning_rate", "seed": "seed",
-}  # fmt: skip
 
 Fields = Mapping[str, Any]  # by dotted name
 
@@ -58,12 +52,13 @@ class Entry:
 class Settings:
     """The configs of a workdir, of a sweep, a merged one or a single run, and which of them each row is of."""
 
-    def __init__(self, root: Path):
-        self._record = record_of(root)
-        merged = self._record.get("merged")
-        configs = merged if isinstance(merged, list) else [self._record.get("config")]
+    def __init__(self, record: Mapping[str, Any]):
+        """record: as record_of returns it."""
+        merged = record.get("merged")
+        configs = merged if isinstance(merged, list) else [record.get("config")]
         self.configs = [run_fields(config) for config in configs]
-        points = self._record.get("points")
+        self._are_sweeps = [isinstance(config, Mapping) and bool(config.get("sweep")) for config in configs]
+        points = record.get("points")
         self.points: Mapping[str, Any] | None = points if isinstance(points, Mapping) else None
 
     def entry(self, row: Mapping[str, Any]) -> Entry:
@@ -79,13 +74,33 @@ class Settings:
         fitting = [config for config in self.configs if config is not None and _agrees(row, config, overrides)]
         return Entry(fitting[0] if len(fitting) == 1 else None, overrides)
 
-    def own_fields(self, config: Fields, rows: Iterable[Mapping[str, Any]]) -> set[str]:
-        """The fields that points of this config set, and those that a curve plots: what a run of it may differ in."""
-        found: set[str] = {*PLOTTED}
+    def own_fields(self, rows: Iterable[Mapping[str, Any]]) -> list[set[str]]:
+        """By config, the fields that its points set, and those that a curve plots: what a run of it may differ in."""
+        found: list[set[str]] = [{*PLOTTED} for _ in self.configs]
         for row in [*({"id": name} for name in self.points or {}), *rows]:
             entry = self.entry(row)
-            found |= set(entry.overrides or ()) if entry.config == config else set()
+            for config, own in zip(self.configs, found, strict=True):
+                own |= set(entry.overrides or ()) if config is entry.config or config == entry.config else set()
         return found
+
+    def place(
+        self, row: Mapping[str, Any], fields: Fields | None, own: Sequence[set[str]]
+    ) -> tuple[int, dict[str, Any]] | None:
+        """(number of the config, overrides) by which a single run is or could be a point of this workdir, else None.
+
+        Args:
+          fields: the config of the single run. own: see own_fields.
+        """
+        if self.points and row["id"] in self.points:
+            entry = self.entry(row)
+            if entry.config is not None and entry.overrides is not None:
+                return next(i for i, c in enumerate(self.configs) if c is entry.config), dict(entry.overrides)
+        for number, config in enumerate(self.configs):
+            if fields is not None and config is not None:
+                may_differ = own[number] if self._are_sweeps[number] else own[number] | numbers(fields)
+                if (overrides := belongs(fields, config, may_differ)) is not None:
+                    return number, overrides
+        return None
 
 
 def record_of(root: Path) -> dict[str, Any]:
@@ -98,7 +113,9 @@ def record_of(root: Path) -> dict[str, Any]:
 
 
 def is_single_run(root: Path) -> bool:
-    return (root / "config.json").exists() and not (root / "manifest.json").exists()
+    """Whether a workdir is that of `mujax train`."""
+    others = ("manifest.json", "results.jsonl")
+    return (root / "config.json").exists() and not any((root / name).exists() for name in others)
 
 
 def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:

@@ -237,6 +237,7 @@ class _Bar:
         self._tokens, self._num_done, self._start = 0, 0, time.monotonic()
         self._width = members[0].run.cfg.model.d_model
         self._best: Row | None = None
+        self._lowest = math.inf
         for row in rows:
             self._keep_best(row)
         self._bar = tqdm(
@@ -276,15 +277,15 @@ class _Bar:
         self._show()
 
     def _keep_best(self, row: Row) -> None:
-        if row["status"] == "ok" and row["width"] == self._width:
-            if row["final_loss"] < (self._best or {"final_loss": math.inf})["final_loss"]:
-                self._best = row
+        loss = row["final_loss"]
+        if row["status"] == "ok" and row["width"] == self._width and loss is not None and loss < self._lowest:
+            self._best, self._lowest = row, loss
 
     def _show(self) -> None:
         rate = self._tokens / max(time.monotonic() - self._start, 1e-9)
         parts = [f"{self._num_done}/{len(self._members)} points", f"{rate:.3g} tokens/s"]
         if best := self._best:
             where = f"{best['parameterization']} at LR {best['learning_rate']:.3g}"
-            parts.append(f"best of width {self._width} {best['final_loss']:.3f} ({where})")
+            parts.append(f"best of width {self._width} {self._lowest:.3f} ({where})")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(sum(self._steps) - self._bar.n)

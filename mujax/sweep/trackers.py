@@ -23,7 +23,7 @@ TAGS = {
     "final_loss": "final_loss",
 }
 HPARAMS = ("learning_rate", "weight_decay", "width", "parameterization")
-WANDB_MODES = ("offline", "online", "disabled")
+WANDB_MODES = ("offline", "online")
 WANDB_SETTINGS = {
     "silent": True,
     "console": "off",

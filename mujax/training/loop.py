@@ -19,6 +19,7 @@ from mujax.data.text import Corpus
 from mujax.errors import UserError
 from mujax.hardware import peak_flops
 from mujax.storage import files
+from mujax.storage.records import Row
 from mujax.training.checkpoint import Checkpoints, Record
 from mujax.training.distributed import agreed, all_same, everywhere, is_primary, stop_requests
 from mujax.training.logs import RunLog, StepTimer
@@ -38,7 +39,7 @@ from mujax.training.steps import (
 )
 
 
-def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequence[str] = ()) -> dict[str, Any]:
+def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequence[str] = ()) -> Row:
     """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
 
     Leaves config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at the end result.json.
@@ -162,7 +163,7 @@ class _Training:
         latest = everywhere(lambda: Checkpoints(folder / "latest", cfg.keep))
         return latest, everywhere(lambda: Checkpoints(folder / "best", keep=1)) if cfg.best else None
 
-    def run_to_end(self, is_stopping: Callable[[int], bool]) -> dict[str, Any]:
+    def run_to_end(self, is_stopping: Callable[[int], bool]) -> Row:
         """Trains from the latest checkpoint, or from the beginning, to the end; returns the row.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any
 from mujax.config import leaves
 from mujax.errors import UserError, suggest
 from mujax.storage import files
-from mujax.storage.records import read_config, read_result
+from mujax.storage.records import Row, read_config, read_result
 from mujax.training.run import Run
 
 
@@ -26,7 +26,7 @@ class Claim:
     data_fingerprint: str
     allowed_changes: Sequence[str]
 
-    def finished_row(self) -> dict[str, Any] | None:
+    def finished_row(self) -> Row | None:
         """The row that is there already, if it is of this run and not of one before a change of the config.
 
         Raises:

@@ -1,6 +1,5 @@
 """One row a run: what a run measured, with everything needed to group, repeat and trust it."""
 
-import dataclasses
 import functools
 import math
 import os
@@ -13,47 +12,8 @@ import jax
 
 import mujax
 from mujax.data.text import Corpus
+from mujax.storage.records import Row
 from mujax.training.run import Run, device_description
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of results.jsonl. Losses are nats a token on the validation split, null unless the status is ok.
-
-    group: Run.group. status stopped: given up early by train.give_up_step. eval_losses: [step, loss] pairs.
-    bits_per_byte: the final loss by bytes of text, whatever the tokens are; null where they are no text.
-    overrides: the point's own fields of the sweep. steps, tokens: as configured, also where the run ended
-    before. seconds: wall time of the run; in a sweep, its share of that of the lanes beside it.
-    """
-
-    id: str
-    group: str
-    status: str  # ok, diverged or stopped
-    diverged_at_step: int | None
-    stopped_at_step: int | None
-    model: str
-    width: int
-    depth: int
-    parameterization: str
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    seed: int
-    steps: int
-    tokens: int
-    final_loss: float | None
-    best_loss: float | None
-    best_step: int | None
-    bits_per_byte: float | None
-    eval_losses: list[list[float]]
-    n_params: int
-    overrides: dict[str, Any]
-    table_hash: str
-    data_fingerprint: str
-    code_version: str
-    jax_version: str
-    device: str
-    seconds: float
 
 
 def make_row(
@@ -65,13 +25,13 @@ def make_row(
     eval_losses: Sequence[tuple[int, float]],
     corpus: Corpus,
     seconds: float,
-) -> dict[str, Any]:
+) -> Row:
     """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
     cfg = run.cfg
     status = "diverged" if diverged_at_step is not None else "stopped" if stopped_at_step is not None else "ok"
     finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss)]
     best_step, best_loss = min(finite, key=lambda pair: pair[1]) if status == "ok" else (None, None)
-    row = Row(
+    return Row(
         id=cfg.id,
         group=run.group,
         status=status,
@@ -101,7 +61,6 @@ def make_row(
         device=device_description(),
         seconds=round(seconds, 3),
     )
-    return dataclasses.asdict(row)
 
 
 @functools.cache

@@ -5,12 +5,13 @@ Axes: D draws, P exponents, W widths, X learning rates.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from mujax.transfer.laws import BOUNDS, NAMES, Estimate, Kind, Law, fit_law, profile
 from mujax.transfer.optimum import Optimum, Parabola
+
+DRAWS = 400  # of the bootstrap
 
 
 def usable(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[tuple[int, Optimum, Parabola]]:
@@ -18,35 +19,25 @@ def usable(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[tupl
     return [(n, o, o.parabola) for n, o in zip(widths, optima, strict=True) if o and o.usable and o.parabola]
 
 
-def fit_laws(
-    widths: Sequence[int],
-    optima: Sequence[Optimum | None],
-    minima: Literal["fitted", "grid"] = "fitted",
-    robust: bool = False,
-) -> dict[Kind, Law]:
+def fit_laws(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[Kind, Law]:
     """Fits the three laws of one study, by kind, to its unflagged optima.
 
     None with fewer than 3 of them, nor with losses at or below 0, which have no law whose limit is at least 0.
-
-    Args:
-      minima: L* from the fitted curves, or the lowest points of the grids as in the paper; these are biased by the
-        noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
-      robust: see laws.fit_law.
+    L* is that of the fitted curves: the lowest points of the grids, as in the paper, are biased by the noise (the
+    lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
     """
     found = usable(widths, optima)
     if len(found) < 3 or min(o.loss for _, o, _ in found) <= 0:
         return {}
     kept, dof = [n for n, _, _ in found], next(o.noise.dof for _, o, _ in found if o.noise)
     lowest, error = [o.minimum for _, o, _ in found], [o.minimum_error for _, o, _ in found]
-    if minima == "grid":
-        lowest, error = [o.loss for _, o, _ in found], [o.noise.sigma for _, o, _ in found if o.noise]
     places = [(o.vertex, o.fit.own_error(o.index), o.fit.dof) for _, o, _ in found if o.fit and o.vertex is not None]
     vertices, apart = [place for place, _, _ in places], [own for _, own, _ in places]
     return {
-        "loss": fit_law("loss", kept, lowest, error, dof, robust),
-        "optimum": fit_law("optimum", kept, vertices, apart, places[0][2], robust),
+        "loss": fit_law("loss", kept, lowest, error, dof),
+        "optimum": fit_law("optimum", kept, vertices, apart, places[0][2]),
         "curvature": fit_law(
-            "curvature", kept, [p.curvature for _, _, p in found], [p.error(2) for _, _, p in found], dof, robust
+            "curvature", kept, [p.curvature for _, _, p in found], [p.error(2) for _, _, p in found], dof
         ),
     }
 
@@ -89,15 +80,13 @@ def fast_transfer(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) ->
     return combine([laws[kind].exponent for kind in BOUNDS], (-0.5, 1, 0), correlations(laws, optima))
 
 
-def bootstrap(
-    widths: Sequence[int], optima: Sequence[Optimum | None], num_draws: int = 400, seed: int = 0
-) -> dict[str, np.ndarray]:
+def bootstrap(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[str, np.ndarray]:
     """Draws alpha, beta, gamma and kappa anew, (D,) each, from the optima and their errors.
 
     A check of the profile intervals, which stand beside it in a report: it follows the bends of the laws. Empty if the
     optimum of a width is flagged.
     """
-    found, rng = usable(widths, optima), np.random.default_rng(seed)
+    found, rng = usable(widths, optima), np.random.default_rng(0)
     if len(found) < max(len(widths), 3) or min(o.loss for _, o, _ in found) <= 0:
         return {}
     fit = found[0][1].fit
@@ -112,7 +101,7 @@ def bootstrap(
     drawn = {}
     for kind, (low, high) in BOUNDS.items():
         p_P = np.linspace(low, high, 301)
-        y_DW = rng.multivariate_normal(centers[kind], covariances[kind], num_draws, method="svd")
+        y_DW = rng.multivariate_normal(centers[kind], covariances[kind], DRAWS, method="svd")
         weight_W = 1 / np.maximum(np.diag(covariances[kind]), 1e-24)
         drawn[NAMES[kind]] = _lowest(p_P, profile(kind, p_P, widths, y_DW, weight_W).chi2_DP)
     return drawn | {"kappa": drawn["alpha"] - 2 * drawn["beta"] + drawn["gamma"]}

@@ -9,17 +9,18 @@ Axes: D draws, K kept points, P parameters, W widths.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
 
 from mujax.transfer.laws import BOUNDS, Estimate, Kind, Law, fit_law
 from mujax.transfer.optimum import Cell, cell_means
-from mujax.transfer.parabola import KALRA, LN2, Window
+from mujax.transfer.parabola import LN2
 
 _PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
 _DRAWS = 400
+LOSS_RATIO = 1.35  # points kept are at most this multiple of their width's lowest loss, as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,15 @@ class JointLaw:
 
 
 def kept_points(
-    widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]], window: Window = KALRA
+    widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(width, log2 LR, mean loss) of the points within the window's loss ratio, (K,) each; diverged ones dropped."""
+    """Returns (width, log2 LR, mean loss), (K,) each, of the points within LOSS_RATIO of their width's lowest loss."""
     kept = []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         means = cell_means(curve)[0]
         if not np.isfinite(means).any():
             continue
-        best = int(np.nanargmin(means))
-        near = np.abs(np.asarray(grid) - grid[best]) <= window.half_width
-        keep = np.isfinite(means) & near & (np.nan_to_num(means, nan=math.inf) <= window.loss_ratio * means[best])
+        keep = np.nan_to_num(means, nan=math.inf) <= LOSS_RATIO * np.nanmin(means)
         kept += [(width, x, y) for x, y in zip(np.asarray(grid)[keep], means[keep], strict=True)]
     n_K, x_K, y_K = np.array(kept, float).reshape(-1, 3).T
     return n_K, x_K, y_K
@@ -72,15 +71,9 @@ def fit_joint(
     log2_lrs: Sequence[Sequence[float]],
     losses: Sequence[Sequence[Cell]],
     laws: Mapping[Kind, Law],
-    loss: Literal["linear", "soft_l1"] = "linear",
-    scale: float = 0.01,
-    window: Window = KALRA,
 ) -> JointLaw:
-    """Fits all points at once, from several starts around the laws of laws.fit_laws.
-
-    loss, scale: of scipy.optimize.least_squares; scale is the residual, in nats, from which soft_l1 is linear.
-    """
-    n_K, x2_K, y_K = kept_points(widths, log2_lrs, losses, window)
+    """Fits all points at once, from several starts around the laws of laws.fit_laws."""
+    n_K, x2_K, y_K = kept_points(widths, log2_lrs, losses)
     x_K, log_K = LN2 * x2_K, np.log(n_K)
     middle = float(np.log(sorted(set(n_K))).mean())
     t_K = log_K - middle
@@ -118,7 +111,7 @@ def fit_joint(
         start = np.clip(start, np.array(low) + 1e-9, np.array(high) - 1e-9)
         # The stubs know `jac` only as a string
         jac: Any = jacobian
-        fits.append(least_squares(residuals, start, jac, (low, high), loss=loss, f_scale=scale, x_scale="jac"))
+        fits.append(least_squares(residuals, start, jac, (low, high), x_scale="jac"))
     best = min(fits, key=lambda fit: fit.cost)
     l_inf, a, alpha, x_mid, drift, beta, h, gamma = map(float, best.x)
     mse = float((residuals(best.x) ** 2).mean())
@@ -200,11 +193,10 @@ class Tradeoff:
     proxy_width: float
 
 
-def tradeoff(alpha: float, beta: float, num_hyperparameters: int = 1, cost_power: float = 2) -> Tradeoff:
-    """A run costs width^cost_power. Transfer wins as F grows if and only if beta > alpha/2.
+def tradeoff(alpha: float, beta: float) -> Tradeoff:
+    """Compares tuning one hyperparameter directly and by a proxy, where a run costs width^2.
 
-    The losses are F^(-2a/(ha+2r)), and F^(-a/r) + F^(-2b/(hb+r)) with a proxy of width F^(1/(hb+r)).
+    The losses are F^(-2a/(a+4)), and F^(-a/2) + F^(-2b/(b+2)) with a proxy of width F^(1/(b+2)): transfer wins as F
+    grows if and only if beta > alpha/2.
     """
-    h, r = num_hyperparameters, cost_power
-    direct = 2 * alpha / (h * alpha + 2 * r)
-    return Tradeoff(direct, min(alpha / r, 2 * beta / (h * beta + r)), 1 / (h * beta + r))
+    return Tradeoff(2 * alpha / (alpha + 4), min(alpha / 2, 2 * beta / (beta + 2)), 1 / (beta + 2))

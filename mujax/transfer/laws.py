@@ -137,28 +137,21 @@ def fit_law(
     values: Sequence[float],
     errors: Sequence[float] | None = None,
     dof: float | None = None,
-    robust: bool = False,
 ) -> Law:
     """Fits one law to a value a width.
 
     errors: standard errors of the values; dof: with how many degrees of freedom they are known, None for many. They are
       widened where the law misses the values by more (p < 0.01). Without errors they are taken as equal, and
       their size from the residuals.
-    robust: soft-L1 loss in units of the errors (reweighting to its fixed point), for a stray width.
     """
     n, y, params = np.asarray(widths, float), np.asarray(values, float), 2 if kind == "curvature" else 3
     if len(n) < params or len(set(widths)) < len(n):
         raise ValueError(f"the law of the {kind} takes {params} different widths, not {list(widths)}")
     spare = len(n) - params
-    error_W = np.ones(len(n)) if errors is None else np.asarray(errors, float)
-    weight_W = error_W**-2
+    weight_W = np.ones(len(n)) if errors is None else np.asarray(errors, float) ** -2
     low, high = BOUNDS[kind]
-    for _ in range(20 if robust else 1):
-        p_P, found = _search(kind, np.linspace(low, high, 241), widths, y, weight_W)
-        best = int(found.chi2_DP[0].argmin())
-        if robust:
-            law_W = _values(kind, float(p_P[best]), found, best, n, y, weight_W)
-            weight_W = error_W**-2 / np.sqrt(1 + ((y - law_W) / error_W) ** 2)
+    p_P, found = _search(kind, np.linspace(low, high, 241), widths, y, weight_W)
+    best = int(found.chi2_DP[0].argmin())
     chi2 = float(found.chi2_DP[0, best])
     unit, freedom = _noise_of_law(chi2, spare, errors is None, dof)
 
@@ -205,13 +198,6 @@ def _noise_of_law(chi2: float, spare: int, unknown: bool, dof: float | None) -> 
     if spare and stats.f.sf(chi2 / spare, spare, dof or 10**6) < 0.01:
         return chi2 / spare, spare
     return 1.0, dof
-
-
-def _values(kind: Kind, p: float, found: Profile, best: int, n: np.ndarray, y: np.ndarray, weight_W: np.ndarray):
-    """The fitted law at its own widths."""
-    if kind == "optimum" and p == 0:
-        return np.polyval(np.polyfit(np.log(n), y, 1, w=np.sqrt(weight_W)), np.log(n))
-    return found.limit_DP[0, best] + found.scale_DP[0, best] * _powers(kind, p, n, n)
 
 
 def _powers(kind: Kind, p: float, n: np.ndarray, widths: np.ndarray) -> np.ndarray:

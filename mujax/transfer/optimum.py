@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from mujax.transfer.noise import Noise, SeedCurve, noise_from_seeds, student
-from mujax.transfer.parabola import LN2, LOCAL, Fits, Window, fit_parabolas
+from mujax.transfer.parabola import LN2, Fits, fit_parabolas
 from mujax.transfer.valley import Bowl, Valleys
 
 # Losses at one learning rate: of one run, or of each seed, in the same order at every learning rate
@@ -169,7 +169,6 @@ def fit_optima(
     log2_lrs: Sequence[Sequence[float]],
     losses: Sequence[Sequence[Cell]],
     noise: float | None = None,
-    window: Window = LOCAL,
 ) -> list[Optimum | None]:
     """Finds the optima of several curves, such as the widths of one study, that share their noise and their shape.
 
@@ -177,11 +176,10 @@ def fit_optima(
       log2_lrs: ascending, a list per curve. losses: likewise.
       noise: standard deviation of one run's loss, nats. Without it, it is estimated over all curves, from the seeds
         of the points around the optima or, with one seed per point, from what the fitted curves leave.
-      window: points that the parabolas are fitted to.
 
     Returns: an optimum per curve; None where every point diverged.
     """
-    curves = [_curve(grid, curve, window) for grid, curve in zip(log2_lrs, losses, strict=True)]
+    curves = [_curve(grid, curve) for grid, curve in zip(log2_lrs, losses, strict=True)]
     flags = [_structure(curve) if curve else () for curve in curves]
     index = [i for i, curve in enumerate(curves) if curve and not flags[i]]
     good = [curve for i, curve in enumerate(curves) if curve and i in index]
@@ -200,18 +198,11 @@ def fit_optima(
     return optima
 
 
-def fit_optimum(
-    log2_lrs: Sequence[float], losses: Sequence[Cell], noise: float | None = None, window: Window = LOCAL
-) -> Optimum | None:
-    """Finds the optimum of one curve; None if every point diverged. See fit_optima."""
-    return fit_optima([log2_lrs], [losses], noise, window)[0]
-
-
-def _curve(grid: Sequence[float], losses: Sequence[Cell], window: Window) -> _Curve | None:
+def _curve(grid: Sequence[float], losses: Sequence[Cell]) -> _Curve | None:
     x_X, (mean_X, seeds_X, cells) = np.asarray(grid, float), cell_means(losses)
     if not np.isfinite(mean_X).any():
         return None
-    parabola = fit_parabolas(x_X, mean_X[None], seeds_X, window)
+    parabola = fit_parabolas(x_X, mean_X[None], seeds_X)
     best, last = int(np.nanargmin(mean_X)), len(x_X) - 1
     step = max(x_X[min(best + 1, last)] - x_X[best], x_X[best] - x_X[max(best - 1, 0)])
     reach, low, high = max(BOWL, 1.5 * step) + 1e-9, best, best

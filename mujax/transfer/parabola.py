@@ -11,27 +11,11 @@ import numpy as np
 LN2 = math.log(2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """Which points of a curve its parabola is fitted to.
-
-    half_width: distance to the vertex in log2 LR, at least 1.5 grid steps so that there are 3 points.
-    rise: kept losses are at most this much above the lowest, nats. loss_ratio: and below this multiple of it.
-    contiguous: nothing beyond a point that is left out.
-
-    The default is local, since real curves are lopsided (slow below the optimum, a cliff above) and a wide parabola's
-    vertex is pulled to the slow side. It moves with the vertex, not with the noisy best point: choosing points
-    by their own noise biases the curvature.
-    """
-
-    half_width: float = 2.5
-    rise: float = 0.4
-    loss_ratio: float = math.inf
-    contiguous: bool = True
-
-
-LOCAL = Window()
-KALRA = Window(math.inf, math.inf, 1.35, contiguous=False)  # the filter of arXiv 2605.21486
+# The window of points that a parabola is fitted to, nothing beyond a point that is left out. It is local, since real
+# curves are lopsided (slow below the optimum, a cliff above) and a wide parabola's vertex is pulled to the slow side.
+# It moves with the vertex, not with the noisy best point: choosing points by their own noise biases the curvature.
+HALF_WIDTH = 2.5  # distance to the vertex in log2 LR, but at least 1.5 grid steps so that there are 3 points
+RISE = 0.4  # nats above the lowest loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +45,21 @@ class Fits:
             return value_D3, jacobian_D33 @ self.unit_D33 @ jacobian_D33.swapaxes(-1, -2)
 
 
-def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray, window: Window = LOCAL) -> Fits:
+def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray) -> Fits:
     """Batched local fits; every draw has a finite loss. Points count by their number of seeds."""
     x_X, finite_DX = np.asarray(log2_lrs, float), np.isfinite(loss_DX)
     y_DX, rows, last = np.where(finite_DX, loss_DX, math.inf), np.arange(len(loss_DX)), len(x_X) - 1
     best_D = y_DX.argmin(1)
     low_D, high_D = x_X[np.maximum(best_D - 1, 0)], x_X[np.minimum(best_D + 1, last)]
     step_D = np.maximum(high_D - x_X[best_D], x_X[best_D] - low_D)
-    half_D = np.maximum(window.half_width, 1.5 * step_D)[:, None]
+    half_D = np.maximum(HALF_WIDTH, 1.5 * step_D)[:, None]
     neighbour_DX = finite_DX & (x_X >= low_D[:, None]) & (x_X <= high_D[:, None])
     lowest_D1 = y_DX[rows, best_D][:, None]
-    inside_DX = neighbour_DX | (y_DX <= lowest_D1 + window.rise)
-    if math.isfinite(window.loss_ratio):
-        inside_DX &= neighbour_DX | (y_DX <= window.loss_ratio * lowest_D1)
-    if window.contiguous:
-        out_DX = np.cumsum(~inside_DX, 1)  # constant from the best point up to the first that is left out
-        reach_DX = np.concatenate([np.zeros_like(out_DX[:, :1]), out_DX[:, :-1]], 1)
-        at = out_DX[rows, best_D][:, None]
-        inside_DX &= np.where(np.arange(len(x_X)) > best_D[:, None], out_DX == at, reach_DX == at)
+    inside_DX = neighbour_DX | (y_DX <= lowest_D1 + RISE)
+    out_DX = np.cumsum(~inside_DX, 1)  # constant from the best point up to the first that is left out
+    reach_DX = np.concatenate([np.zeros_like(out_DX[:, :1]), out_DX[:, :-1]], 1)
+    at = out_DX[rows, best_D][:, None]
+    inside_DX &= np.where(np.arange(len(x_X)) > best_D[:, None], out_DX == at, reach_DX == at)
     u_DX = LN2 * (x_X - x_X[best_D][:, None])
     design_DX3 = np.stack([np.ones_like(u_DX), u_DX, u_DX**2], -1)
     y_DX = np.where(finite_DX, loss_DX, 0.0)

@@ -32,12 +32,6 @@ class PhasePoint:
         return cls(name, facets, *(Estimate(value, None) for value in (e, r_inf, kappa)))
 
 
-def symlog(r: float, linear: float = LINEAR_R) -> float:
-    """Symmetric log10 axis, linear within +-linear, where it reaches +-1; continuous."""
-    size = abs(r) / linear
-    return math.copysign(size if size <= 1 else 1 + math.log10(size), r)
-
-
 @dataclasses.dataclass(frozen=True)
 class Effect:
     """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in `better` of `pairs`.

@@ -20,6 +20,7 @@ Word = Literal["transfers", "moves at no cost", "drifts", "undecided"]
 # Level of the intervals that a verdict rests on: that a number lies above, or below, a limit is then said wrongly in at
 # most one of 20 cases, as in tests of equivalence by two one-sided tests at 5%
 LEVEL = 0.90
+CLOSE = 0.02  # nats between the best two points of a grid that other seeds could turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Verdict:
 class ArgminVerdict:
     """word: Yes if the best grid point is the same at every width (arXiv 2404.05728), undecided if a cell is missing.
 
-    best: log2 LR per width, None if every point diverged. close: widths where the second best point is within `gap`
+    best: log2 LR per width, None if every point diverged. close: widths where the second best point is within CLOSE
     of the best, so that other seeds could turn the word.
     """
 
@@ -51,14 +52,14 @@ class ArgminVerdict:
 
 
 def argmin_verdict(
-    widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]], gap: float = 0.02
+    widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> ArgminVerdict:
     """A cell is missing if another width has its learning rate; a diverged one is not missing."""
     best, close = [], []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         ranked = sorted((y, x) for x, y in zip(grid, cell_means(curve)[0].tolist(), strict=True) if math.isfinite(y))
         best.append(ranked[0][1] if ranked else None)
-        if len(ranked) > 1 and ranked[1][0] - ranked[0][0] < gap:
+        if len(ranked) > 1 and ranked[1][0] - ranked[0][0] < CLOSE:
             close.append(width)
     missing = len({tuple(grid) for grid in log2_lrs}) > 1 or None in best or len(widths) < 2
     word = "undecided" if missing else "Yes" if len(set(best)) == 1 else "No"
