@@ -22,7 +22,8 @@ from mujax.storage import files
 from mujax.training.checkpoint import Checkpoints, Record
 from mujax.training.distributed import agreed, all_same, everywhere, is_primary, stop_requests
 from mujax.training.logs import RunLog, StepTimer
-from mujax.training.metrics import eval_record, is_bad, is_given_up, json_number
+from mujax.training.metrics import eval_record, json_number
+from mujax.training.outcome import Outcome
 from mujax.training.ownership import Claim, check_allowed
 from mujax.training.results import code_version, make_row
 from mujax.training.run import Run, make_run
@@ -148,9 +149,7 @@ class _Training:
         self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, num_devices)
         self._latest, self._best = self._open_checkpoints()
         self._start = time.monotonic()
-        self._evals: list[tuple[int, float]] = []
-        self._diverged_at: int | None = None
-        self._stopped_at: int | None = None
+        self._outcome = Outcome(self._cfg)
         self._saved_at = self._best_saved_at = -1
         self._trace: Path | None = None  # where a profile is being written
         self._has_told = False  # the other processes that the workdir was moved
@@ -186,7 +185,7 @@ class _Training:
                 self._latest.wait()
                 agreed(lambda: self._held.check_in_place() if self._held else None)
                 raise KeyboardInterrupt
-            if t % self._cfg.eval_interval == 0 or t == self._cfg.steps:
+            if self._outcome.must_evaluate(t):
                 self._read_pending()
                 self._look_at_validation(t, state)
             if t == self._cfg.steps or self._has_ended:
@@ -206,10 +205,8 @@ class _Training:
         self._log.sync()
         row = make_row(
             self._run,
+            self._outcome,
             overrides={},
-            diverged_at_step=self._diverged_at,
-            stopped_at_step=self._stopped_at,
-            eval_losses=self._evals,
             corpus=self._corpus,
             seconds=time.monotonic() - self._start,
         )
@@ -261,7 +258,7 @@ class _Training:
 
     @property
     def _has_ended(self) -> bool:
-        return self._diverged_at is not None or self._stopped_at is not None
+        return self._outcome.status != "ok"
 
     def _read(self, t: int):
         return self._place(self._cfg.batch_size, lambda which: self._batches.rows(t, which))
@@ -297,12 +294,10 @@ class _Training:
             self._log.metrics({"step": step, **values})
         if tensors is not None:
             self._log.metrics({"step": step, **jax.tree.map(lambda x: json_number(float(x)), tensors)})
-        if is_bad(loss, self._cfg.divergence_loss):
-            self._diverged_at = step
+        self._outcome.trained(step, loss)
 
     def _look_at_validation(self, step: int, state: TrainState) -> None:
-        """Evaluates, unless that was done before the checkpoint that this run goes on from."""
-        if self._has_ended or (self._evals and self._evals[-1][0] == step):
+        if self._has_ended:
             return
         self._timer.pause()
         numbers = self._run.hps, self._run.scalings
@@ -311,15 +306,11 @@ class _Training:
             losses.append(float(self._evaluate(state.params, rows, *numbers)))
             self._log.beat(step)
         loss = float(np.mean(losses))
-        is_best = all(loss < earlier for _, earlier in self._evals)
-        self._evals.append((step, loss))
+        is_best = all(loss < earlier for _, earlier in self._outcome.evals)
+        self._outcome.evaluated(step, loss)
         self._log.metrics(eval_record(step, loss, self._corpus.bits_per_byte(loss)))
         self._report(step, loss)
-        if is_bad(loss, self._cfg.divergence_loss):
-            self._diverged_at = step
-        elif is_given_up(step, loss, self._cfg.give_up_step, self._cfg.give_up_loss):
-            self._stopped_at = step
-        elif is_best and step:
+        if is_best and step and not self._has_ended:
             self._save_best(step, state)
         self._latest.check()
 
@@ -356,7 +347,7 @@ class _Training:
             "table": run.table,
             "table_hash": run.table_hash,
             "data_fingerprint": self._corpus.fingerprint,
-            "evals": self._evals,
+            "evals": self._outcome.evals,
             "seconds": time.monotonic() - self._start,
             "code_version": code_version(),
             "jax_version": jax.__version__,
@@ -392,21 +383,21 @@ class _Training:
         step = 0 if found is None else found[0]["step"]
         if found is not None:
             record, trees = found
-            self._evals = [(at, loss) for at, loss in record["evals"]]
+            self._outcome.evals = [(at, loss) for at, loss in record["evals"]]
             self._start = time.monotonic() - record["seconds"]
             self._saved_at = step
             if is_primary():
                 print(f"{self._root}: going on from step {step}", file=sys.stderr)
         elif is_primary() and (self._root / "metrics.jsonl").exists():
             print(f"{self._root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
-        agreed(lambda: self._log.go_on_from(step, [at for at, _ in self._evals]))
+        agreed(lambda: self._log.go_on_from(step, [at for at, _ in self._outcome.evals]))
         if self._best:  # those of evaluations that are made again
-            self._best.keep_only([at for at, _ in self._evals])
+            self._best.keep_only([at for at, _ in self._outcome.evals])
         if found is None:
             return None
         step_array = jax.device_put(np.int32(step), self._shardings.step)
         state = TrainState(step_array, trees["params"], trees["opt_state"])
-        best_step = min(self._evals[1:], key=lambda pair: pair[1], default=(-1, 0.0))[0]
+        best_step = min(self._outcome.evals[1:], key=lambda pair: pair[1], default=(-1, 0.0))[0]
         best = self._best
         if best and best_step == step and agreed(lambda: step not in best.steps):
             self._save_best(step, state)  # both were being written, and this one was lost
