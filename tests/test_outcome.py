@@ -63,3 +63,10 @@ def test_ends_in_training(loss):
 def test_a_lane_is_frozen_by_the_same_rule():
     losses = [19.0, 20.0, 20.5, math.nan, math.inf]
     assert is_sound(np.float32(losses), np.float32(20.0)).tolist() == [is_sound(loss, 20.0) for loss in losses]
+
+
+def test_the_best_evaluation():
+    """The first of equals; not that of untrained weights, which nobody wants to keep."""
+    losses = [(5.0,), (5.0, 5.0, 6.0), (5.0, 4.0), (5.0, 4.0, 4.0), (5.0, 4.0, 3.0, 3.5)]
+    assert [evaluated(TRAIN, *given).best_step for given in losses] == [None, None, 5, 5, 10]
+    assert Outcome(TRAIN).best_step is None

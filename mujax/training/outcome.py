@@ -35,10 +35,15 @@ class Outcome:
     def has_ended(self) -> bool:
         return self.status != "ok" or self._is_evaluated(self.train.steps)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest validation loss, the first of equals; None if that is of the untrained weights."""
+        return min(self.evals, key=lambda pair: pair[1], default=(0, 0.0))[0] or None
+
     def must_evaluate(self, step: int) -> bool:
-        """Returns whether the run is to be evaluated at a step, and was not."""
+        """Returns whether a run that has not ended is to be evaluated at a step, and was not."""
         is_due = step % self.train.eval_interval == 0 or step == self.train.steps
-        return is_due and not self._is_evaluated(step)
+        return is_due and not self.has_ended and not self._is_evaluated(step)
 
     def trained(self, step: int, loss: float) -> None:
         """Takes in the training loss of a step, of the weights before its update."""
