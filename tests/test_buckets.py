@@ -129,7 +129,7 @@ def test_a_run_in_a_bucket(server, compiled_once, text_file, tmp_path, monkeypat
     assert main.run(flags_of(text_file, tmp_path, **options)) == 0
     args, root = flags_of(text_file, "gs://bucket/a/run", **options), any_path("gs://bucket/a/run")
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        strike(patch, "begin_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert main.run(args) == 75
     assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")][-1] == 11  # all before the checkpoint
     latest = root / "checkpoints" / "latest"

@@ -44,6 +44,7 @@ from mujax.sweep.points import make_points
 from mujax.sweep.snapshots import Unusable, load_parked, save_parked
 from mujax.training.checkpoint import Checkpoints, _Damaged, _digest
 from mujax.training.logs import RunLog
+from mujax.training.outcome import Outcome
 from mujax.training.ownership import Claim
 from mujax.training.results import code_version
 from mujax.training.steps import METRICS
@@ -382,7 +383,7 @@ def in_flight(point, tmp_path_factory):
         state = jax.tree.map(lambda x, i=i: np.full(x.shape, i + 1, x.dtype), abstract_lane(point.run.program))
         state = state._replace(train=state.train._replace(step=np.int32(6)), diverged_at=np.int32(-1))
         history = np.full((len(METRICS), point.run.cfg.train.steps), np.nan, np.float32)
-        parked.append(Parked(i, Progress(6, [(0, 5.5), (5, 5.25)], history, 1.5), state))
+        parked.append(Parked(i, Progress(6, Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)]), history, 1.5), state))
     file = tmp_path_factory.mktemp("in_flight") / "it.npz"
     save_parked(file, parked, ["aaaaaaaaaaaa", "bbbbbbbbbbbb"], "code")
     return file.read_bytes()
@@ -395,7 +396,8 @@ def load(file, point, code="code"):
 def test_runs_in_flight_are_read_as_saved(in_flight, tmp_path, point):
     (tmp_path / "it.npz").write_bytes(in_flight)
     first, second = load(tmp_path / "it.npz", point)
-    assert (first.index, second.index, first.progress.done, first.progress.evals) == (3, 7, 6, [(0, 5.5), (5, 5.25)])
+    assert (first.index, second.index, first.progress.done) == (3, 7, 6)
+    assert first.progress.outcome == Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)])
     assert all((x == 2).all() for x in jax.tree.leaves(second.state.train.params))
     (only,) = load_parked(tmp_path / "it.npz", point.run, {"bbbbbbbbbbbb": 0}, "code")  # the other has its row
     assert only.index == 0
@@ -572,8 +574,8 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
         moved(root)
         if is_replaced:
             root.mkdir()
-        yield 0, Progress(12, [(0, 5.5), (12, 5.25)], history, 1.5)  # a row
-        interrupt(lambda: [Parked(0, Progress(0, [(0, 5.5)], history, 1.5), state)])
+        yield 0, Progress(12, Outcome(runs[0].cfg.train, [(0, 5.5), (12, 5.25)]), history, 1.5)  # a row
+        interrupt(lambda: [Parked(0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state)])
         raise AssertionError("it goes on training")
 
     monkeypatch.setattr(study, "train_runs", train_runs)

@@ -80,7 +80,7 @@ def test_a_run_is_the_same_in_any_company(runs_and_curves, size, num_devices, vm
     for i in watched:
         progress = ended[company.index(i)]
         np.testing.assert_allclose(progress.history[0], curves[i], rtol=1e-5)
-        assert [step for step, _ in progress.evals] == [0, 20, 40, 50]
+        assert [step for step, _ in progress.outcome.evals] == [0, 20, 40, 50]
 
 
 def test_order_and_neighbours_do_not_change_a_bit(tiny):
@@ -90,10 +90,10 @@ def test_order_and_neighbours_do_not_change_a_bit(tiny):
     wild = runs_of(tree, optim={"learning_rate": (1e4,)})
     forward = results(runs)
     other = results([*wild, *runs[::-1], *wild])
-    assert other[0].diverged_at is not None
+    assert other[0].outcome.diverged_at is not None
     for i in range(5):
         assert np.array_equal(forward[i].history, other[5 - i].history)
-        assert forward[i].evals == other[5 - i].evals
+        assert forward[i].outcome.evals == other[5 - i].outcome.evals
 
 
 def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
@@ -153,8 +153,8 @@ def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
     assert sizes[0] == 8
     assert sizes[-1] == 2
     for i in range(8):
-        assert packed[i].diverged_at == patient[i].diverged_at
-        assert (packed[i].diverged_at is None) == (i in (0, 7))
+        assert packed[i].outcome.diverged_at == patient[i].outcome.diverged_at
+        assert (packed[i].outcome.diverged_at is None) == (i in (0, 7))
         np.testing.assert_allclose(packed[i].history, patient[i].history, rtol=1e-5)
 
 
@@ -190,9 +190,11 @@ def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
         assert sum(steps) == 6 * (12 - 3)
         assert saved[0] == 6  # those that wait for a lane are saved with the others
         for i in range(6):
-            np.testing.assert_allclose(on[i].history, whole[i].history, rtol=0 if num_devices == 8 else 1e-6)
-            np.testing.assert_allclose(on[i].evals, whole[i].evals, rtol=0 if num_devices == 8 else 1e-6)
+            rtol = 0 if num_devices == 8 else 1e-6
+            np.testing.assert_allclose(on[i].history, whole[i].history, rtol=rtol)
+            np.testing.assert_allclose(on[i].outcome.evals, whole[i].outcome.evals, rtol=rtol)
 
 
 def copied(progress):
-    return dataclasses.replace(progress, evals=list(progress.evals), history=progress.history.copy())
+    outcome = dataclasses.replace(progress.outcome, evals=list(progress.outcome.evals))
+    return dataclasses.replace(progress, outcome=outcome, history=progress.history.copy())

@@ -23,6 +23,7 @@ from mujax.data.text import load_corpus
 from mujax.storage.files import read_jsonl
 from mujax.training import loop
 from mujax.training.checkpoint import Checkpoints
+from mujax.training.observer import Observer
 from mujax.training.run import make_run
 from mujax.training.steps import abstract_state
 
@@ -77,8 +78,8 @@ def uninterrupted(tmp_path_factory, text_file):
 
 def strike(monkeypatch, where: str, call: int, action) -> None:
     """Takes `action` at one call of a method, before it does its work; counted from 1."""
-    owner, name = (Checkpoints, "save") if where == "save" else (loop._Training, where)
-    whole, calls = getattr(owner, name), []
+    owner = Checkpoints if where == "save" else Observer
+    whole, calls = getattr(owner, where), []
 
     def struck(*args, **kwargs):
         calls.append(where)
@@ -86,7 +87,7 @@ def strike(monkeypatch, where: str, call: int, action) -> None:
             action()
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, struck)
+    monkeypatch.setattr(owner, where, struck)
 
 
 def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
@@ -97,11 +98,11 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
         killers.append(subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"]))
 
     for where, call, action in (
-        ("_train_step", 1, terminate_while_compiling),
-        ("_train_step", 5, terminate),
-        ("_look_at_validation", 1, terminate),
+        ("begin_step", 1, terminate_while_compiling),
+        ("begin_step", 5, terminate),
+        ("beat", 1, terminate),
         ("save", 1, terminate),
-        ("_train_step", 1, terminate),
+        ("begin_step", 1, terminate),
     ):
         with monkeypatch.context() as patch:
             strike(patch, where, call, action)
@@ -140,7 +141,7 @@ def test_killed_right_after_a_save(text_file, tmp_path, uninterrupted, monkeypat
     """Nothing of the steps before the checkpoint may be missing in the log then."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 8, die)
+        strike(patch, "begin_step", 8, die)
         assert main.run(args) == 75
     assert os.listdir(tmp_path / "checkpoints" / "latest") == ["7"]
     assert main.run(args) == 0
@@ -156,7 +157,7 @@ def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
     are written at once."""
     before_any = flags_of(text_file, tmp_path / "before", checkpoint__interval=500)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 25, die)
+        strike(patch, "begin_step", 25, die)
         assert main.run(before_any) == 75
     assert best_of(tmp_path / "before") == ["20"] and not os.listdir(tmp_path / "before" / "checkpoints" / "latest")
     assert main.run(before_any) == 0
@@ -165,7 +166,7 @@ def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
     at_evaluation = flags_of(text_file, tmp_path / "at", checkpoint__interval=500)
     for call, action in ((10, terminate), (3, die)):  # SIGTERM, noticed before the evaluation at step 10
         with monkeypatch.context() as patch:
-            strike(patch, "_train_step", call, action)
+            strike(patch, "begin_step", call, action)
             assert main.run(at_evaluation) == 75
     assert main.run(at_evaluation) == 0
     assert left_by(tmp_path / "at") == uninterrupted and best_of(tmp_path / "at") == ["40"]
@@ -181,14 +182,14 @@ def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
 STOPPED = """
 import os, signal, sys
 from mujax import main
-from mujax.training.loop import _Training
-step, calls = _Training._train_step, []
+from mujax.training.observer import Observer
+step, calls = Observer.begin_step, []
 def struck(*args):
     calls.append(args)
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGTERM)
     return step(*args)
-_Training._train_step = struck
+Observer.begin_step = struck
 assert main.run(sys.argv[1:]) == 75
 assert main.run(sys.argv[1:]) == 0
 """
@@ -255,7 +256,7 @@ def test_a_workdir_that_is_moved_while_it_trains(text_file, tmp_path, uninterrup
 
     args = flags_of(text_file, root)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, move)
+        strike(patch, "begin_step", 12, move)
         assert main.run(args) == 2
     err = capsys.readouterr().err
     assert f"{root} was moved to {now} while it was in use, and all is saved there; go on with --workdir={now}" in err
@@ -332,7 +333,7 @@ def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, ca
     """The newest damaged: the one before, with a message. All damaged: exit code 2, and nothing is changed."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 30, terminate)
+        strike(patch, "begin_step", 30, terminate)
         assert main.run(args) == 75
     latest = tmp_path / "checkpoints" / "latest"
     assert sorted(os.listdir(latest)) == ["28", "30"]
@@ -358,7 +359,7 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
     """Config, table and data; what is allowed to differ goes on, and the old record is kept."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, terminate)
+        strike(patch, "begin_step", 12, terminate)
         assert main.run(args) == 75
     capsys.readouterr()
     faster = [*args, "--config.optim.learning_rate=0.02", "--config.optim.b1=0.8"]
@@ -417,7 +418,7 @@ def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupt
     """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
-        strike(patch, "_train_step", 12, terminate)
+        strike(patch, "begin_step", 12, terminate)
         assert main.run(args) == 75
     latest = tmp_path / "checkpoints" / "latest"
     assert sorted(os.listdir(latest)) == ["12", "7"]

@@ -11,6 +11,7 @@ from mujax.report.tables import parse_columns, read_table
 from mujax.storage import files
 from mujax.storage.records import FACTS, Row, load_rows
 from mujax.sweep.settings import Settings, run_fields
+from mujax.training.outcome import Outcome
 from mujax.training.results import make_row
 from mujax.training.run import make_run
 
@@ -21,10 +22,10 @@ def run():
     return make_run(make_run_config({**tree, "sweep": {}}))
 
 
-def row_of(run, **changes):
-    ended = {"overrides": {}, "diverged_at_step": None, "stopped_at_step": None, "seconds": 1.23456}
+def row_of(run, **ended):
+    outcome = Outcome(run.cfg.train, [(0, 4.0), (5, 2.5), (9, 3.0)], **ended)
     corpus = types.SimpleNamespace(fingerprint="f" * 12, bits_per_byte=lambda loss: 2 * loss)
-    return make_row(run, **{**ended, "eval_losses": [(0, 4.0), (5, 2.5), (9, 3.0)], **changes}, corpus=corpus)
+    return make_row(run, outcome, overrides={}, seconds=1.23456, corpus=corpus)
 
 
 def test_a_row_has_the_fields_of_the_schema_in_their_order(run, tmp_path):
@@ -33,7 +34,7 @@ def test_a_row_has_the_fields_of_the_schema_in_their_order(run, tmp_path):
     assert (row["final_loss"], row["best_loss"], row["best_step"], row["bits_per_byte"]) == (3.0, 2.5, 5, 6.0)
     files.write_json(tmp_path / "result.json", row)
     assert load_rows(tmp_path) == [row]
-    files.append_jsonl(tmp_path / "results.jsonl", row_of(run, diverged_at_step=7))
+    files.append_jsonl(tmp_path / "results.jsonl", row_of(run, diverged_at=7))
     (lost,) = load_rows(tmp_path)
     assert {lost[name] for name in ("final_loss", "best_loss", "best_step", "bits_per_byte")} == {None}
 

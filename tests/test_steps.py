@@ -12,6 +12,7 @@ from mujax.sweep.engine import Parked, Progress
 from mujax.sweep.lanes import LaneState
 from mujax.sweep.snapshots import load_parked, save_parked
 from mujax.training.loss import until_first
+from mujax.training.outcome import Outcome
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
 
@@ -103,7 +104,7 @@ def test_first_moment_in_bfloat16(name, tmp_path):
     assert {str(x.dtype) for x in jax.tree.leaves(state.params)} == {"float32"}
     for a, b in zip(jax.tree.leaves(exact.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=0.02, atol=2e-3)
-    progress = Progress(1, [(0, 5.5)], np.zeros((3, run.cfg.train.steps), np.float32))
+    progress = Progress(1, Outcome(run.cfg.train, [(0, 5.5)]), np.zeros((3, run.cfg.train.steps), np.float32))
     parked = Parked(0, progress, jax.device_get(LaneState(state, np.int32(-1))))
     save_parked(tmp_path / "it.npz", [parked], ["a"], "code")
     (again,) = load_parked(tmp_path / "it.npz", run, {"a": 0}, "code")

@@ -9,16 +9,16 @@ time has checkpoints at the default interval in it (the first compiles what they
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 
 from configs import base
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
-from mujax.training.loop import _Training
-from mujax.training.ownership import Claim
+from mujax.training import loop
+from mujax.training.observer import Observer
 from mujax.training.run import make_run
+from mujax.training.steps import make_train_fns
 
 STEPS, SEGMENT = 2060, 100
 
@@ -28,34 +28,37 @@ def main() -> None:
     config.model.d_model, config.train.batch_size = 64, 16
     config.train.steps = config.train.eval_interval = STEPS
     run = make_run(make_run_config(config.to_dict()))
-    batches, validation, corpus = load_batches(run.cfg, [0])
-    batches = batches[0]
-    with tempfile.TemporaryDirectory() as folder:
-        training = _Training(Claim(Path(folder), run, corpus.fingerprint, ()), None, corpus, batches, validation)
-        rows = [batches[t] for t in range(SEGMENT)]
-        bare, whole, begun = [], [], 0.0
-        train_step = training._train_step
+    batches = load_batches(run.cfg, [0])[0][0]
+    step = jax.jit(make_train_fns(run.program).step, donate_argnums=0)
+    rows = [batches[t] for t in range(SEGMENT)]
+    bare, whole, begun = [], [], 0.0
 
-        def between(t, state):
-            """The loop's own step; every SEGMENT steps, not right after a checkpoint, also the bare ones."""
+    def copied(state):
+        return jax.block_until_ready(jax.tree.map(jax.numpy.copy, state))
+
+    class Between(Observer):
+        """Lets the loop's own steps be; every SEGMENT steps, not right after a checkpoint, come the bare ones."""
+
+        def begin_step(self, t, state):
             nonlocal begun
             if t % SEGMENT == SEGMENT // 2:
                 jax.block_until_ready(state)
                 if begun:
                     whole.append(time.perf_counter() - begun)
-                copy = jax.tree.map(jax.numpy.copy, state)
-                jax.block_until_ready(copy)
+                else:
+                    step(copied(state), rows[0], run.hps, run.scalings)  # compiles it
+                copy = copied(state)
                 start = time.perf_counter()
                 for x in rows:
-                    copy, metrics = training._step(copy, x, run.hps, run.scalings)
+                    copy, metrics = step(copy, x, run.hps, run.scalings)
                 jax.block_until_ready((copy, metrics))
                 bare.append(time.perf_counter() - start)
                 begun = time.perf_counter()
-            return train_step(t, state)
+            super().begin_step(t, state)
 
-        training._train_step = between
-        training.run_to_end(lambda step: False)
-        training.close()
+    loop.Observer = Between
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(config.to_dict(), folder)
     bare = bare[: len(whole)]
     step_ms, loop_ms = (1000 * sum(x) / len(x) / SEGMENT for x in (bare, whole))
     medians = [1000 * statistics.median(x) / SEGMENT for x in (bare, whole)]

@@ -20,7 +20,7 @@ from mujax.data.loader import TrainBatches
 from mujax.hps import stack
 from mujax.sweep.compilation import Executables, choose_lanes, compile_lanes, num_row_sets, steps_per_call
 from mujax.sweep.lanes import LaneState
-from mujax.training.metrics import is_bad, is_given_up
+from mujax.training.outcome import Outcome
 from mujax.training.run import Run
 from mujax.training.steps import METRICS
 
@@ -29,18 +29,14 @@ from mujax.training.steps import METRICS
 class Progress:
     """A run on its way, or at its end.
 
-    done: finished updates. evals: (step, validation loss in nats). history: float32 [metrics, steps], NaN
-    where not trained yet; at the end of the run only the steps that were tried. seconds: its share of the
-    wall time of the chunk. diverged_at, stopped_at: the step at which it diverged, or was given up by the
-    rule of train.give_up_step.
+    done: finished updates. history: float32 [metrics, steps], NaN where not trained yet; at the end of the
+    run only the steps that were tried. seconds: its share of the wall time of the chunk.
     """
 
     done: int
-    evals: list[tuple[int, float]]
+    outcome: Outcome
     history: np.ndarray
     seconds: float = 0.0
-    diverged_at: int | None = None
-    stopped_at: int | None = None
 
 
 class Parked(NamedTuple):
@@ -128,7 +124,7 @@ class Chunk:
                 self._slots[lane] = (entry.index, entry.progress)
             else:
                 history = np.full((len(METRICS), self._train_cfg.steps), np.nan, np.float32)
-                self._slots[lane] = (entry, Progress(0, [], history))
+                self._slots[lane] = (entry, Progress(0, Outcome(self._train_cfg), history))
         if not new:
             return
         self._numbers = self._stack([slot[0] if slot else 0 for slot in self._slots])
@@ -140,12 +136,10 @@ class Chunk:
 
     def evaluate(self) -> Iterator[tuple[int, Progress]]:
         """Evaluates runs that have reached the step of an evaluation, and yields those that end with it."""
-        cfg = self._train_cfg
         due = [
             (lane, *slot)
             for lane, slot in enumerate(self._slots)
-            if slot and (slot[1].done % cfg.eval_interval == 0 or slot[1].done == cfg.steps)
-            if not (slot[1].evals and slot[1].evals[-1][0] == slot[1].done)
+            if slot and slot[1].outcome.must_evaluate(slot[1].done)
         ]
         if not due:
             return
@@ -155,18 +149,12 @@ class Chunk:
         losses_N = np.asarray(self._executables.evaluate(self._lanes, self._validation, due_N, *self._numbers[1:]))
         seconds = (time.monotonic() - start) / len(due)
         for lane, index, progress in due:
-            loss = float(losses_N[lane])
-            progress.evals.append((progress.done, loss))
+            progress.outcome.evaluated(progress.done, float(losses_N[lane]))
             progress.seconds += seconds
-            if is_bad(loss, cfg.divergence_loss):
-                progress.diverged_at = progress.done
-            elif is_given_up(progress.done, loss, cfg.give_up_step, cfg.give_up_loss):
-                progress.stopped_at = progress.done
-            elif progress.done < cfg.steps:
-                continue
-            progress.history = progress.history[:, : progress.done]
-            self._slots[lane] = None
-            yield index, progress
+            if progress.outcome.has_ended:
+                progress.history = progress.history[:, : progress.done]
+                self._slots[lane] = None
+                yield index, progress
 
     def train(self) -> tuple[int, list[tuple[int, Progress]]]:
         """One call of the program: (steps trained, runs that diverged)."""
@@ -209,7 +197,7 @@ class Chunk:
             progress.done += num_steps
             progress.seconds += share
             if diverged_at_N[lane] >= 0:
-                progress.done = progress.diverged_at = int(diverged_at_N[lane])
+                progress.done = progress.outcome.diverged_at = int(diverged_at_N[lane])
                 progress.history = progress.history[:, : progress.done + 1]
                 ended.append(slot)
                 self._slots[lane] = None

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mujax.training.outcome import is_sound
 from mujax.training.sharding import Layout
 from mujax.training.steps import (
     METRICS,
@@ -68,8 +69,8 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
     def train_lane(lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss):
         def attempt(lane: LaneState, rows_BT):
             new_state, metrics = fns.step(lane.train, split_batch(rows_BT), hps, scalings)
-            diverged = ~(metrics["loss"] <= divergence_loss)  # also true at NaN
-            return LaneState(new_state, jnp.where(diverged, lane.train.step, -1)), metrics
+            frozen_at = jnp.where(is_sound(metrics["loss"], divergence_loss), -1, lane.train.step)
+            return LaneState(new_state, frozen_at), metrics
 
         def skip(lane: LaneState, rows_BT):
             del rows_BT

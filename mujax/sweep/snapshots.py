@@ -19,6 +19,7 @@ from mujax.storage.files import replacing
 from mujax.storage.records import is_number, parse_object
 from mujax.sweep.engine import Parked, Progress
 from mujax.sweep.lanes import abstract_lane
+from mujax.training.outcome import Outcome
 from mujax.training.run import Run
 from mujax.training.steps import METRICS
 
@@ -35,7 +36,12 @@ def save_parked(file: Path, parked: Sequence[Parked], ids: Sequence[str], code_v
     header = {
         "code_version": code_version,
         "runs": [
-            {"id": ids[p.index], "done": p.progress.done, "evals": p.progress.evals, "seconds": p.progress.seconds}
+            {
+                "id": ids[p.index],
+                "done": p.progress.done,
+                "evals": p.progress.outcome.evals,
+                "seconds": p.progress.seconds,
+            }
             for p in parked
         ],
     }
@@ -113,8 +119,8 @@ def load_parked(file: Path, run: Run, indices: Mapping[str, int], code_version: 
             raise Unusable(f"its header does not tell of run {n} what can be")
         seen.add(entry["id"])
         if entry["id"] in indices:
-            evals = [(step, loss) for step, loss in entry["evals"]]
-            progress = Progress(entry["done"], evals, arrays["history"][n], entry["seconds"])
+            outcome = Outcome(train, [(step, loss) for step, loss in entry["evals"]])
+            progress = Progress(entry["done"], outcome, arrays["history"][n], entry["seconds"])
             parked.append(Parked(indices[entry["id"]], progress, state))
     return parked
 

@@ -179,10 +179,8 @@ class _Study:
         for i, progress in train_runs(runs, batches, validation, parked, bar.trained, interrupt):
             row = make_row(
                 runs[i],
+                progress.outcome,
                 overrides=members[i].overrides,
-                diverged_at_step=progress.diverged_at,
-                stopped_at_step=progress.stopped_at,
-                eval_losses=progress.evals,
                 corpus=corpus,
                 seconds=progress.seconds,
             )
@@ -192,7 +190,7 @@ class _Study:
 
     def _keep(self, point: Point, row: Row, progress: Progress, bits_per_byte: Callable) -> None:
         history = dict(zip(METRICS, progress.history.tolist(), strict=True))
-        records = metric_records(history, progress.evals, point.run.cfg.train.log_interval, bits_per_byte)
+        records = metric_records(history, progress.outcome.evals, point.run.cfg.train.log_interval, bits_per_byte)
         root = self._held.path
         files.write_jsonl(root / "points" / point.id / "metrics.jsonl", records)
         files.append_jsonl(root / "results.jsonl", row)

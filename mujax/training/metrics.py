@@ -8,16 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def is_bad(loss: float, bound: float) -> bool:
-    """Not finite, or above the bound beyond which a run counts as diverged."""
-    return not loss <= bound
-
-
-def is_given_up(step: int, eval_loss: float, give_up_step: int, give_up_loss: float) -> bool:
-    """Whether the rule of train.give_up_step stops a run at this evaluation; it looks at this run alone."""
-    return give_up_step > 0 and step >= give_up_step and eval_loss > give_up_loss
-
-
 def metric_records(
     history: Mapping[str, Sequence[float]],
     eval_losses: Sequence[tuple[int, float]],

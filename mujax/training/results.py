@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,22 @@ import jax
 import mujax
 from mujax.data.text import Corpus
 from mujax.storage.records import Row
+from mujax.training.outcome import Outcome
 from mujax.training.run import Run, device_description
 
 
-def make_row(
-    run: Run,
-    *,
-    overrides: Mapping[str, Any],
-    diverged_at_step: int | None,
-    stopped_at_step: int | None,
-    eval_losses: Sequence[tuple[int, float]],
-    corpus: Corpus,
-    seconds: float,
-) -> Row:
+def make_row(run: Run, outcome: Outcome, *, overrides: Mapping[str, Any], corpus: Corpus, seconds: float) -> Row:
     """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
     cfg = run.cfg
-    status = "diverged" if diverged_at_step is not None else "stopped" if stopped_at_step is not None else "ok"
-    finite = [[step, loss] for step, loss in eval_losses if math.isfinite(loss)]
+    status = outcome.status
+    finite = [[step, loss] for step, loss in outcome.evals if math.isfinite(loss)]
     best_step, best_loss = min(finite, key=lambda pair: pair[1]) if status == "ok" else (None, None)
     return Row(
         id=cfg.id,
         group=run.group,
         status=status,
-        diverged_at_step=diverged_at_step,
-        stopped_at_step=stopped_at_step,
+        diverged_at_step=outcome.diverged_at,
+        stopped_at_step=outcome.stopped_at,
         model=cfg.model_name,
         width=cfg.model.d_model,
         depth=cfg.model.num_layers,
@@ -47,10 +39,10 @@ def make_row(
         seed=cfg.seed,
         steps=cfg.train.steps,
         tokens=cfg.train.steps * run.tokens_per_step,
-        final_loss=eval_losses[-1][1] if status == "ok" else None,
+        final_loss=outcome.evals[-1][1] if status == "ok" else None,
         best_loss=best_loss,
         best_step=best_step,
-        bits_per_byte=corpus.bits_per_byte(eval_losses[-1][1]) if status == "ok" else None,
+        bits_per_byte=corpus.bits_per_byte(outcome.evals[-1][1]) if status == "ok" else None,
         eval_losses=finite,
         n_params=run.num_params,
         overrides=dict(overrides),

@@ -7,7 +7,7 @@ splits is gathered, in the compute dtype, when its layer needs it.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +59,18 @@ class Layout:
         """Splits one axis of an array, the batch, over `data` and `fsdp`."""
         spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
         return NamedSharding(self.mesh, P(*spec))
+
+    def place(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+        """Rows [B, T + 1] over the mesh; each process reads those that its devices hold."""
+        shares: dict[tuple[int, int], np.ndarray] = {}
+
+        def share(index):
+            start, stop, _ = index[0].indices(shape[0])
+            if (start, stop) not in shares:
+                shares[start, stop] = read(slice(start, stop))
+            return shares[start, stop]
+
+        return jax.make_array_from_callback(shape, self.batch(batch_axis=0, ndim=2), share)
 
     def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
         """`w` as it is used; what comes back as its gradient is summed right into the shares that are stored."""
