@@ -25,7 +25,7 @@ ROOMS = {
     "data": {"config", "errors", "ranges", "storage"},
     "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
     | {"schedules", "storage"},
-    "sweep": {"config", "data", "errors", "hps", "models", "storage", "training"},
+    "sweep": {"config", "data", "errors", "hps", "storage", "training"},
     "explain": {"config", "errors", "optimizers", "parameterization", "params", "training"},
     "check": {"config", "data", "errors", "explain", "hps", "models", "optimizers", "parameterization", "params"}
     | {"storage", "sweep", "training"},
