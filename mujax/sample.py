@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.fields import NUM_BYTES
-from mujax.models import MODELS
 from mujax.storage import files
 from mujax.storage.records import read_config
 from mujax.training.checkpoint import Checkpoints, Record
@@ -66,10 +65,10 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
     Raises:
       UserError: the model cannot be sampled from.
     """
-    module = MODELS[program.model_name][1](program.model)
+    module = program.model_class(program.model)
     if not hasattr(module, "extend"):
         raise UserError(
-            f"model.name = {program.model_name!r} cannot be sampled from: it has no extend() and empty_cache(), "
+            f"{program.model_class.__name__} cannot be sampled from: it has no extend() and empty_cache(), "
             "see LanguageModel in mujax/models/layers.py"
         )
     dtype = jnp.dtype(program.model.dtype)
@@ -83,7 +82,7 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             """(logits of what follows the last of these tokens [B, V], cache)."""
             x_BTD, cache = module.apply(weights, tokens_BT, hps, cache, position, method="extend")
             x_B1D = x_BTD[:, -1:].astype(precise)
-            return module.apply(readout, x_B1D, hps, method="logits")[:, 0], cache
+            return cast(jax.Array, module.apply(readout, x_B1D, hps, method="logits"))[:, 0], cache
 
         batch_size = len(prompts_BP)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch_size))

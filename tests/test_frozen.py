@@ -17,6 +17,7 @@ from configs.kalra2026.studies import STUDIES
 from configs.lingle2024.ablations import ABLATIONS, REASONS
 from mujax import main
 from mujax.sweep.grid import expand_sweep
+from mujax.sweep.points import make_points
 
 FROZEN = ROOT / "tests" / "golden" / "frozen.json"
 CONFIGS = {
@@ -51,6 +52,19 @@ def test_ids_and_help_texts(request):
     if request.config.getoption("--regenerate-golden"):
         FROZEN.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(FROZEN.read_text())
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [("quickstart", "quickstart"), ("moe", "architectures/moe"), ("recurrent", "architectures/recurrent")],
+)
+def test_groups_are_those_of_the_committed_rows(config, rows):
+    """Run.group, which says what points may train side by side and names what is in flight."""
+    lines = (ROOT / "experiments" / rows / "results.jsonl").read_text().splitlines()
+    committed = [json.loads(line) for line in lines]
+    points = make_points(importlib.import_module(f"configs.{config}").get_config().to_dict())
+    wanted = {row["id"]: row["group"] for row in committed}
+    assert points and {point.id: point.run.group for point in points}.items() <= wanted.items()
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ ROOMS = {
     "data": {"config", "errors", "fields", "storage"},
     "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
     | {"schedules", "storage"},
-    "sweep": {"columns", "config", "data", "errors", "hardware", "hps", "models", "storage", "training"},
+    "sweep": {"columns", "config", "data", "errors", "hardware", "hps", "storage", "training"},
     "explain": {"columns", "config", "errors", "optimizers", "parameterization", "params", "training"},
     "check": {"config", "data", "errors", "explain", "hps", "models", "optimizers", "parameterization", "params"}
     | {"storage", "sweep", "training"},

@@ -13,7 +13,7 @@ from conftest import tiny_tree
 from mujax.check.oracle import stretch
 from mujax.config import make_run_config
 from mujax.errors import UserError
-from mujax.models.mlp import MLPConfig
+from mujax.models.mlp import MLPConfig, MLPLanguageModel
 from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import (
     PARAMETERIZATIONS,
@@ -60,7 +60,7 @@ def test_golden_table(name, model, request):
         options["parameterization__base_num_layers"] = 1
     for width in (128, 512):
         run = run_at(width, name, model=model, **OTHER_MODELS.get(model, HEADS), **options)
-        base_metas = abstract_metas(model, run.cfg.base_model)
+        base_metas = abstract_metas(run.program.model_class, run.cfg.base_model)
         lines = []
         for tensor, row in named_leaves(run.rows).items():
             by_column = {column: named_leaves(_resolve(run, base_metas, column)) for column in row.lr}
@@ -217,7 +217,7 @@ def test_symmetry_of_every_table(optimizer, decay_form):
             optim__weight_decay=0.1, optim__grad_clip=0.5, optim__eps=1e-5, optim__learning_rate=rate,
         )  # fmt: skip
         runs = {name: run_at(32, name, base_width=16, **common) for name in PARAMETERIZATIONS}
-        base_metas = abstract_metas("transformer", runs["sp"].cfg.base_model)
+        base_metas = abstract_metas(runs["sp"].program.model_class, runs["sp"].cfg.base_model)
         program = dataclasses.replace(runs["sp"].program, optimizer=optimizer)
         model = dataclasses.replace(program.model, dtype="float64")
         fns = make_train_fns(dataclasses.replace(program, model=model))
@@ -422,7 +422,7 @@ def test_tied_embedding_and_shared_keys():
 
 def test_changed_signature_is_an_error():
     cfg = MLPConfig(d_model=8, num_layers=2, context=2, dtype="float32", vocab_size=5)
-    metas = abstract_metas("mlp", cfg)
+    metas = abstract_metas(MLPLanguageModel, cfg)
     other = metas | {"w1": dataclasses.replace(metas["w1"], role="output")}
     with pytest.raises(UserError, match="w1 is hidden"):
         resolve(assign_rows(PARAMETERIZATIONS["mup"], metas), metas, other, "adam")

@@ -10,8 +10,10 @@ from mujax.hps import Hps
 from mujax.models import MODELS
 from mujax.models.mlp import MLPConfig
 from mujax.models.module import unbox
+from mujax.models.transformer import Transformer
 from mujax.params import num_params, signature
-from mujax.training.steps import abstract_metas
+from mujax.training.run import make_run
+from mujax.training.steps import abstract_metas, abstract_state
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
 TRANSFORMER = make_run_config(
@@ -52,7 +54,7 @@ def test_bad_declaration_says_what_is_wrong(role, text, dist, complaint):
 
 def test_metadata_survives_scan_and_matches_the_arrays():
     """The metas are read off an abstract init; shapes are those of the arrays a real init makes."""
-    metas = abstract_metas("transformer", TRANSFORMER)
+    metas = abstract_metas(Transformer, TRANSFORMER)
     arrays, again = unbox(draw("transformer", TRANSFORMER))
     assert metas == again
     assert jax.tree.map(lambda m: m.sizes, metas) == jax.tree.map(lambda x: x.shape, arrays)
@@ -78,3 +80,25 @@ def test_parameter_without_a_role_is_named():
     variables = nn.Dense(3).init(jax.random.key(0), jnp.zeros((1, 2)))
     with pytest.raises(UserError, match="parameter (bias|kernel) has no role"):
         unbox(variables["params"])
+
+
+def test_a_fork_that_keeps_its_name_is_another_program(monkeypatch):
+    """As one edited in a notebook does: nothing that was found or compiled for the first serves the second."""
+    tree = tiny_tree("mlp")
+    tree.pop("sweep")
+    cfg = make_run_config(tree)
+    first = make_run(cfg)
+
+    class MLPLanguageModel(MODELS["mlp"][1]):
+        """With one tensor more."""
+
+        def weight(self, name, role, text, dist="normal"):
+            if name == "w0":
+                super().weight("extra", role, text, dist)
+            return super().weight(name, role, text, dist)
+
+    monkeypatch.setitem(MODELS, "mlp", (MODELS["mlp"][0], MLPLanguageModel))
+    second = make_run(cfg)
+    assert second.program != first.program and second.metas.keys() - first.metas.keys() == {"extra"}
+    assert abstract_state(second.program).params.keys() - abstract_state(first.program).params.keys() == {"extra"}
+    assert second.group == first.group  # of what the config says

@@ -221,7 +221,7 @@ def test_text_ends_with_its_document(trained):
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):
     root, _, _ = trained
-    with pytest.raises(UserError, match="'mlp' cannot be sampled from: it has no extend"):
+    with pytest.raises(UserError, match="MLPLanguageModel cannot be sampled from: it has no extend"):
         make_generate(make("mlp").program, 4, 4, 0)
     with pytest.raises(UserError, match="no config.json"):
         sample.sample(tmp_path, ["a"], 4, Sampling())

@@ -5,14 +5,13 @@ A model that predicts each next token must not read the tokens after a position:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
 from mujax.check.dataflow import Origin
 from mujax.check.findings import Finding
-from mujax.models import MODELS
 from mujax.params import named_leaves
 from mujax.training.run import Run
 
@@ -47,7 +46,7 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
         length -= 1  # so that no width has this size, and the axis of positions is known by it
         if hasattr(cfg, "seq_len"):
             changes["seq_len"] = length
-    module = MODELS[run.program.model_name][1](dataclasses.replace(cfg, **changes))
+    module = run.program.model_class(dataclasses.replace(cfg, **changes))
     with jax.enable_x64(True):
         tokens_T = rng.integers(0, cfg.vocab_size, length)
         num_rows = length - 1 if reads_text else 2
@@ -58,7 +57,7 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
         params = _weights(variables["params"], rng)
 
         def forward(tokens_BT, hps):
-            logits, seen = module.apply({"params": params}, tokens_BT, hps, mutable=["activations"])
+            logits, seen = cast(Any, module.apply({"params": params}, tokens_BT, hps, mutable=["activations"]))
             return logits, named_leaves(seen.get("activations", {}))
 
         jitted = jax.jit(forward, compiler_options=compiler_options)

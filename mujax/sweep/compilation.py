@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from mujax.config import TrainConfig
 from mujax.errors import UserError
 from mujax.hardware import check_devices
-from mujax.models import MODELS
 from mujax.sweep.lanes import abstract_lanes, make_lane_fns
 from mujax.training.run import Run
 from mujax.training.sharding import Layout, make_layout
@@ -116,13 +115,11 @@ def compile_lanes(
     rows = (num_sets, steps_per_call(train), *validation.shape[1:])
     abstract_rows = jax.ShapeDtypeStruct(rows, validation.dtype)
     abstract_validation = jax.ShapeDtypeStruct(validation.shape, validation.dtype)
-    program = runs[0].program
-    return _compile(program, MODELS[program.model_name], layout, num_lanes, vmapped, abstract_rows, abstract_validation)
+    return _compile(runs[0].program, layout, num_lanes, vmapped, abstract_rows, abstract_validation)
 
 
 @functools.lru_cache(maxsize=4)  # groups that differ in lengths alone share a program
-def _compile(program: Program, model, layout: Layout, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
-    del model  # what the program's name for it stands for: a fork edited in a notebook keeps its name
+def _compile(program: Program, layout: Layout, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
     start = time.monotonic()
     fns = make_lane_fns(program, layout, vmapped)
     lanes = abstract_lanes(program, layout, num_lanes)

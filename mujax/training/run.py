@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import numpy as np
 from mujax.config import RunConfig, canonical, hashed
 from mujax.errors import UserError
 from mujax.hps import Hps, as_float32
+from mujax.models import MODELS
+from mujax.models.module import MuModule
 from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import (
     PARAMETERIZATIONS,
@@ -79,8 +82,8 @@ class Run:
     @functools.cached_property
     def group(self) -> str:
         """Names the compiled program and all else that lanes of one chunk must share, but for the mesh."""
-        shared = (self.program, self.cfg.train, self.cfg.data)
-        return hashed("[" + ", ".join(canonical(part) for part in shared) + "]")
+        program = _canonical_program(self.program, self.cfg.model_name)
+        return hashed(f"[{program}, {canonical(self.cfg.train)}, {canonical(self.cfg.data)}]")
 
     @property
     def num_params(self) -> int:
@@ -130,7 +133,7 @@ class RunMaker:
             **{f"{name}_scale": value for name, value in resolved.scales._asdict().items()},
         )
         program = Program(
-            model_name=cfg.model_name,
+            model_class=_model_class(cfg),
             model=cfg.model,
             optimizer=cfg.optim.name,
             decay_form=cfg.optim.decay_form,
@@ -155,12 +158,24 @@ def make_run(cfg: RunConfig) -> Run:
     return RunMaker()(cfg)
 
 
+def _model_class(cfg: RunConfig) -> type[MuModule]:
+    return MODELS[cfg.model_name][1]
+
+
+@functools.lru_cache(maxsize=1024)  # the points of a sweep share few programs
+def _canonical_program(program: Program, model_name: str) -> str:
+    """Returns a program as JSON with sorted keys, with the name of its model in the place of the class."""
+    fields = {**dataclasses.asdict(program), "model_name": model_name}
+    del fields["model_class"]
+    return json.dumps(fields, sort_keys=True)
+
+
 def _resolve(cfg: RunConfig) -> Resolved:
     table = PARAMETERIZATIONS[cfg.parameterization.name]
-    metas = abstract_metas(cfg.model_name, cfg.model)
+    metas = abstract_metas(_model_class(cfg), cfg.model)
     check_num_params(num_params(metas), f"model {cfg.model_name!r} of width {cfg.model.d_model}")
     try:
-        base_metas = abstract_metas(cfg.model_name, cfg.base_model)
+        base_metas = abstract_metas(_model_class(cfg), cfg.base_model)
     except UserError as e:
         raise UserError(f"the model at parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e
     rows, rules = apply_overrides(table, cfg.parameterization.override, metas, PARAMETERIZATIONS)

@@ -15,9 +15,8 @@ import numpy as np
 import optax
 
 from mujax.hps import Hps, as_float32
-from mujax.models import MODELS
 from mujax.models.layers import LanguageModel
-from mujax.models.module import laid_out, unbox
+from mujax.models.module import MuModule, laid_out, unbox
 from mujax.optimizers import make_optimizer
 from mujax.parameterization import Scaling
 from mujax.schedules import SCHEDULES
@@ -50,13 +49,14 @@ class TrainFns(NamedTuple):
 class Program:
     """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
 
-    batch_size (sequences) and seq_len are the shapes it is called with; model is a Config of mujax.models.
+    model_class: of the model, and not its name, which a fork edited in a notebook keeps; model: its config, of
+    mujax.models. batch_size (sequences) and seq_len are the shapes it is called with.
     momentum_dtype: of the first moment; None: as the weights, which are float32.
     accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts tokens up to the
     first of these in a row; None: all.
     """
 
-    model_name: str
+    model_class: type[MuModule]
     model: Any
     optimizer: str
     decay_form: str
@@ -68,19 +68,14 @@ class Program:
     seq_len: int
 
 
-def abstract_metas(model_name: str, model_cfg) -> dict[str, Any]:
-    """Tree of ParamMeta of a model; allocates and compiles nothing.
+@functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
+def abstract_metas(model_class: type[MuModule], model_cfg) -> dict[str, Any]:
+    """Returns the tree of ParamMeta of a model; allocates and compiles nothing.
 
     Raises:
       UserError: a parameter of the model has no role, or one that is not known.
     """
-    return _abstract_metas(model_name, MODELS[model_name], model_cfg)
-
-
-@functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
-def _abstract_metas(model_name: str, model, model_cfg) -> dict[str, Any]:
-    # model: what the name stands for, as a fork edited in a notebook keeps its name
-    module = model[1](model_cfg)
+    module = model_class(model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
     variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg))
     return unbox(variables["params"])[1]
@@ -94,18 +89,13 @@ def _first_tokens(model_cfg) -> jax.ShapeDtypeStruct:
 
 def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
     """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
-    metas = abstract_metas(program.model_name, program.model)
+    metas = abstract_metas(program.model_class, program.model)
     return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
 
 
-def abstract_state(program: Program) -> TrainState:
-    """Shapes and types of the state of a run."""
-    return _abstract_state(program, MODELS[program.model_name])
-
-
 @functools.lru_cache(maxsize=8)
-def _abstract_state(program: Program, model) -> TrainState:
-    del model  # as in _abstract_metas
+def abstract_state(program: Program) -> TrainState:
+    """Returns the shapes and types of the state of a run."""
     return jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
 
 
@@ -114,7 +104,7 @@ def state_shardings(program: Program, layout) -> TrainState:
     the rest whole. layout: a mujax.training.sharding.Layout."""
     state = abstract_state(program)
     structure = jax.tree.structure(state.params)
-    of_params = jax.tree.map(layout.stored, abstract_metas(program.model_name, program.model))
+    of_params = jax.tree.map(layout.stored, abstract_metas(program.model_class, program.model))
 
     def is_like_params(x):
         return jax.tree.structure(x) == structure
@@ -170,10 +160,10 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
     evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
     activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
-    module = MODELS[program.model_name][1](program.model)
+    module = program.model_class(program.model)
     schedule = SCHEDULES[program.schedule]
     dtype, vocab_size, eos_id = jnp.dtype(program.model.dtype), program.model.vocab_size, program.eos_id
-    metas = abstract_metas(program.model_name, program.model)
+    metas = abstract_metas(program.model_class, program.model)
     # Not where a fork has a __call__ of its own: that is what it is then
     is_split = type(module).__call__ is LanguageModel.__call__
 
@@ -236,7 +226,7 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
-        _, recorded = apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
+        _, recorded = cast(Any, apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"]))
         return recorded["activations"]
 
     def init(seed, hps, scalings):
