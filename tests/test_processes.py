@@ -22,7 +22,6 @@ from mujax.errors import UserError
 from mujax.storage.files import read_jsonl
 from mujax.training import distributed
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 20, "checkpoint__interval": 5}
 
 
@@ -70,7 +69,7 @@ def losses(workdir: Path) -> np.ndarray:
     return np.array([r.get("loss", r.get("eval_loss")) for r in records])
 
 
-def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys):
+def test_two_processes_are_one_run(text_file, tmp_path, capsys):
     """FSDP and tensor axes on: as one process with the same eight devices; after one of two was killed, and later asked
     to stop, bit by bit as if nothing had been; and what they save goes on on other numbers of processes and devices."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -131,14 +130,14 @@ def test_two_processes_are_one_run(text_file, tmp_path, quick_processes, capsys)
 
 
 @pytest.mark.slow
-def test_divergence_ends_all_with_3(text_file, tmp_path, quick_processes):
+def test_divergence_ends_all_with_3(text_file, tmp_path):
     mesh = {"mesh__fsdp": 8, "train__batch_size": 8, "optim__learning_rate": 1e4, "optim__grad_clip": 0}
     ends = Processes(flags_of(text_file, tmp_path / "run", **mesh)).end()
     assert [code for code, *_ in ends] == [3, 3], ends
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
 
 
-def test_mistakes_are_told_by_all(text_file, tmp_path, quick_processes, capsys):
+def test_mistakes_are_told_by_all(text_file, tmp_path, capsys):
     """A mesh that is not all devices, a workdir of another run, another command for one: exit code 2 on both."""
     args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
     for code, _, err in Processes(args).end():

@@ -26,8 +26,6 @@ from mujax.training.checkpoint import Checkpoints
 from mujax.training.run import make_run
 from mujax.training.steps import abstract_state
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
     """The command line of a small run that saves often; section__field=value overrides."""
@@ -194,7 +192,7 @@ assert main.run(sys.argv[1:]) == 0
 """
 
 
-def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted, quick_processes):
+def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted):
     """In a process of its own: JAX's profiler brings down one that has the TPU compiler loaded."""
     args = flags_of(text_file, tmp_path, monitor__profile_step=5, monitor__profile_steps=5)
     done = subprocess.run([sys.executable, "-c", STOPPED, *args], cwd=ROOT, capture_output=True, text=True)
@@ -284,7 +282,7 @@ main.main()
 """
 
 
-def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, quick_processes, capsys):
+def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, capsys):
     args = flags_of(text_file, tmp_path, checkpoint__grace_seconds=1, checkpoint__best="False")
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT)
@@ -296,7 +294,7 @@ def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupte
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_times(kills, text_file, tmp_path, quick_processes):
+def test_killed_at_random_times(kills, text_file, tmp_path):
     """SIGKILL at any time, from the start of the process on; most in training, where it also saves and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
     args = flags_of(text_file, workdir, train__steps=200)
@@ -413,7 +411,7 @@ BEFORE = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("what", ["full", "read-only"])
-def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch, quick_processes):
+def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch):
     """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
