@@ -2,6 +2,7 @@
 
 import copy
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,38 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# A fast test should take no more of the processor than this, its own processes counted in. Longer ones are named in the
+# summary and fail nothing, as seconds differ between machines; but for those that have a reason here.
+LIMIT_SECONDS = 5.0
+LONG = {}
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it has started and seen end."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    start = processor_seconds()
+    try:
+        return (yield)
+    finally:
+        if not item.get_closest_marker("slow"):
+            item.user_properties.append(("processor_seconds", processor_seconds() - start))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names the tests that are over the limit."""
+    for report in (r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)):
+        seconds = dict(report.user_properties).get("processor_seconds", 0.0)
+        name = report.nodeid.rpartition("/")[2]
+        if report.when == "call" and seconds > LIMIT_SECONDS and name.partition("[")[0] not in LONG:
+            told = f"{name} took {seconds:.1f} s of the processor, more than {LIMIT_SECONDS:g}: see LONG in conftest.py"
+            terminalreporter.write_line(told, yellow=True)
 
 
 def pytest_addoption(parser):

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, run_mujax
+from conftest import ROOT
 
 from mujax import main
 from mujax.config import make_run_config
@@ -293,7 +293,7 @@ def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupte
     assert left_by(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_times(kills, text_file, tmp_path):
     """SIGKILL at any time, from the start of the process on; most in training, where it also saves and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
@@ -310,8 +310,8 @@ def test_killed_at_random_times(kills, text_file, tmp_path):
             num_killed += process.poll() is None
             process.kill()
     assert num_killed >= 0.7 * kills
-    assert run_mujax(*args).returncode == 0
-    assert run_mujax(*flags_of(text_file, tmp_path / "whole", train__steps=200)).returncode == 0
+    assert main.run(args) == 0
+    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=200)) == 0
     assert left_by(workdir, 200) == left_by(tmp_path / "whole", 200)
     each_step_once(workdir, 200)
     assert not list(workdir.rglob("*tmp*"))
