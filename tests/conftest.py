@@ -2,13 +2,15 @@
 
 import copy
 import os
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 
@@ -16,10 +18,59 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # of child processes: jax would look for a 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the time here goes to LLVM; most of the command-line tests keep its optimizations.
-jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure(config):
+    """Programs are compiled once: by this session, its workers, and all processes that tests start.
+
+    Where JAX_COMPILATION_CACHE_DIR is set, what it holds is used, and what is compiled is left there.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have that of the session
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mujax-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.update(
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # most of the time here goes to LLVM
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+    )
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# A fast test should take no more of the processor than this, its own processes counted in. Longer ones are named in the
+# summary and fail nothing, as seconds differ between machines; but for those that have a reason here.
+LIMIT_SECONDS = 5.0
+LONG = {}
+
+
+def processor_seconds() -> float:
+    """Of this process, and of those that it has started and seen end."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    start = processor_seconds()
+    try:
+        return (yield)
+    finally:
+        if not item.get_closest_marker("slow"):
+            item.user_properties.append(("processor_seconds", processor_seconds() - start))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names the tests that are over the limit."""
+    for report in (r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)):
+        seconds = dict(report.user_properties).get("processor_seconds", 0.0)
+        name = report.nodeid.rpartition("/")[2]
+        if report.when == "call" and seconds > LIMIT_SECONDS and name.partition("[")[0] not in LONG:
+            told = f"{name} took {seconds:.1f} s of the processor, more than {LIMIT_SECONDS:g}: see LONG in conftest.py"
+            terminalreporter.write_line(told, yellow=True)
 
 
 def pytest_addoption(parser):
@@ -62,40 +113,9 @@ def tiny(text_file):
     )
 
 
-@pytest.fixture(scope="session")
-def quick_compilation(tmp_path_factory):
-    """Environment of processes that spend less time on compilation, and share what they have compiled."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all workers
-    return {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-@pytest.fixture(scope="module")
-def compiled_once(quick_compilation):
-    """Programs that are compiled again and again, here and in processes, are compiled once."""
-    names = [name for name in quick_compilation if "CACHE" in name]
-    before = {name: getattr(jax.config, name.lower()) for name in names}
-    for name in names:
-        kind = str if name.endswith("DIR") else type(before[name])
-        jax.config.update(name.lower(), kind(quick_compilation[name]))
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name.lower(), value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
-def quick_processes(quick_compilation, monkeypatch):
-    """Processes that a test starts have this environment."""
-    for name, value in quick_compilation.items():
-        monkeypatch.setenv(name, value)
+def quick_processes():
+    """Nothing more than what all processes have, see pytest_configure."""
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:

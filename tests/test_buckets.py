@@ -115,7 +115,7 @@ def server():
         httpd.server_close()
 
 
-def test_a_run_in_a_bucket(server, compiled_once, text_file, tmp_path, monkeypatch, capsys):
+def test_a_run_in_a_bucket(server, text_file, tmp_path, monkeypatch, capsys):
     """Interrupted, its newest checkpoint damaged, gone on with: it leaves what a run in a folder leaves."""
 
     def start_trace(folder):  # a real one takes long to begin
@@ -165,7 +165,7 @@ def test_evaluations_are_seen_at_once(server):
 
 
 @pytest.fixture(scope="module")
-def one_run(server, compiled_once, text_file):
+def one_run(server, text_file):
     """The command line of a run that has ended, but for its result."""
     root = "gs://bucket/one/run"
     args = flags_of(text_file, root, train__steps=8, train__eval_interval=4, checkpoint__interval=4)

@@ -11,7 +11,7 @@ import pytest
 from conftest import count_compilations, tiny_tree
 
 from mujax import optimizers
-from mujax.check.coordinates import Quantity, fit_slope, measure, spectral_norm
+from mujax.check.coordinates import Quantity, fit_slope, measure, quick_compilation, spectral_norm
 from mujax.check.dataflow import origins
 from mujax.check.oracle import symmetry, symmetry_findings
 from mujax.check.run import FAST, at_width, check_config, static_runs
@@ -167,31 +167,36 @@ def test_mutation_suite(heads, first_seed, text_file, monkeypatch):
     assert not wrong, "\n".join(wrong)
 
 
-class AttentionScaledTwice(Transformer):
+# Planted in the model, in the order of their numbers -> the culprit
+MISTAKES = {
+    "none": "",
+    "attention scaled twice": "blocks/attention/attention_logits",
+    "attention scaled by a kernel too": "blocks/attention/attention_logits",  # its own 1/sqrt(d_head), on top of ours
+    "logits divided by the width, again": "logits",
+    "embedding times sqrt(d_model)": "embedding",
+    "residual branches divided by the width": "blocks/residual",
+}
+
+
+class Planted(Transformer):
+    """One mistake at a time: hps.final_ratio, which a constant schedule does not read, is its number."""
+
     def __call__(self, tokens_BT, hps):
-        return super().__call__(tokens_BT, hps._replace(attention_scale=hps.attention_scale**2))
+        def factor(mistake, x):
+            return jnp.where(hps.final_ratio == list(MISTAKES).index(mistake), x, 1.0)
 
-
-class AttentionWithAKernelsDefault(Transformer):
-    """A fused kernel's own 1/sqrt(d_head), on top of ours."""
-
-    def __call__(self, tokens_BT, hps):
-        return super().__call__(tokens_BT, hps._replace(attention_scale=hps.attention_scale * self.cfg.d_head**-0.5))
-
-
-class LogitsDividedByWidth(Transformer):
-    def __call__(self, tokens_BT, hps):
-        return super().__call__(tokens_BT, hps._replace(logits_scale=hps.logits_scale * 16 / self.cfg.d_model))
-
-
-class EmbeddingTimesSqrtWidth(Transformer):
-    def __call__(self, tokens_BT, hps):
-        return super().__call__(tokens_BT, hps._replace(embedding_scale=self.cfg.d_model**0.5))
-
-
-class ResidualDividedByWidth(Transformer):
-    def __call__(self, tokens_BT, hps):
-        return super().__call__(tokens_BT, hps._replace(residual_scale=16 / self.cfg.d_model))
+        attention = factor("attention scaled twice", hps.attention_scale)
+        kernel = factor("attention scaled by a kernel too", self.cfg.d_head**-0.5)
+        logits = factor("logits divided by the width, again", 16 / self.cfg.d_model)
+        embedding = factor("embedding times sqrt(d_model)", self.cfg.d_model**0.5)
+        residual = factor("residual branches divided by the width", 16 / self.cfg.d_model)
+        hps = hps._replace(
+            attention_scale=hps.attention_scale * attention * kernel,
+            logits_scale=hps.logits_scale * logits,
+            embedding_scale=hps.embedding_scale * embedding,
+            residual_scale=hps.residual_scale * residual,
+        )
+        return super().__call__(tokens_BT, hps)
 
 
 declare = MuModule.weight
@@ -218,27 +223,23 @@ class Patched(Transformer):
     """For tests that patch MuModule.weight: what is known of the transformer itself stays as it is."""
 
 
-FORKS = {
-    "attention scaled twice": (AttentionScaledTwice, "blocks/attention/attention_logits"),
-    "attention scaled by a kernel too": (AttentionWithAKernelsDefault, "blocks/attention/attention_logits"),
-    "logits divided by the width, again": (LogitsDividedByWidth, "logits"),
-    "embedding times sqrt(d_model)": (EmbeddingTimesSqrtWidth, "embedding"),
-    "residual branches divided by the width": (ResidualDividedByWidth, "blocks/residual"),
-    "wk never updated": (Patched, "blocks/attention/wk"),
-}
+def test_model_with_a_bug(text_file, monkeypatch):
+    """Bugs in a model, under a right table, which training alone can show; all of them are one program a width."""
+    monkeypatch.setitem(MODELS, "planted", (TransformerConfig, Planted))
+    cfg = dataclasses.replace(config("mup", text_file, **GROWING), model_name="planted")
+    schedules = {name: dataclasses.replace(cfg.schedule, final_ratio=float(i)) for i, name in enumerate(MISTAKES)}
+    cfgs = {name: dataclasses.replace(cfg, schedule=schedule) for name, schedule in schedules.items()}
+    verdicts = judge_all(list(cfgs), cfgs, (0, 1, 2), (16, 64))
+    for name, (verdict, _) in verdicts.items():
+        failed = [finding for finding in verdict.findings if finding.level == "fail"]
+        assert verdict.culprits == ((MISTAKES[name],) if MISTAKES[name] else ()), (name, failed)
 
 
-@pytest.mark.parametrize("name", FORKS)
-def test_fork_with_a_bug(name, text_file, monkeypatch):
-    """Bugs in a model, under a right table, which training alone can show."""
-    module, culprit = FORKS[name]
-    if name == "wk never updated":
-        monkeypatch.setattr(MuModule, "weight", frozen)
-    monkeypatch.setitem(MODELS, name, (TransformerConfig, module))
-    changes = GROWING if name.startswith("attention") else {}
-    cfg = dataclasses.replace(config("mup", text_file, **changes), model_name=name)
-    verdict = judge_one(cfg, widths=(16, 64))
-    assert verdict.culprits == (culprit,), [finding for finding in verdict.findings if finding.level == "fail"]
+def test_tensor_that_is_never_updated(text_file, monkeypatch):
+    monkeypatch.setattr(MuModule, "weight", frozen)
+    monkeypatch.setitem(MODELS, "frozen", (TransformerConfig, Patched))
+    verdict = judge_one(dataclasses.replace(config("mup", text_file), model_name="frozen"), widths=(16, 64))
+    assert verdict.culprits == ("blocks/attention/wk",), verdict.findings
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def oracle_of(text_file, **changes):
     cfg = config("mup_table8", text_file, **{"model__d_model": 32, **changes})
     optimizer = dataclasses.replace(cfg.optim, grad_clip=changes.get("optim__grad_clip", 0.0))
     rows = np.random.default_rng(0).integers(0, 256, (10, 4, 33))
-    return symmetry(make_run(dataclasses.replace(cfg, optim=optimizer)), rows)
+    return symmetry(make_run(dataclasses.replace(cfg, optim=optimizer)), rows, compiler_options=quick_compilation())
 
 
 def test_gradients_in_parts_are_symmetric_too(text_file):
@@ -326,7 +327,7 @@ def test_gradients_in_parts_are_symmetric_too(text_file):
     assert cfg.train.accumulation == 1
     cfg = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, accumulation=2))
     rows = np.random.default_rng(0).integers(0, 256, (10, 4, 33))
-    assert symmetry(make_run(cfg), rows).difference < 1e-12
+    assert symmetry(make_run(cfg), rows, compiler_options=quick_compilation()).difference < 1e-12
 
 
 @pytest.mark.parametrize(

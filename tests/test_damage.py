@@ -77,14 +77,13 @@ def point(tree):
 
 
 @pytest.fixture(autouse=True)
-def no_training(monkeypatch, point):
-    """A sweep up to its training, in a millisecond."""
-
-    def train_runs(*args):
-        raise Trains
-
+def one_point(monkeypatch, point):
+    """A sweep begins in a millisecond."""
     monkeypatch.setattr(study, "make_points", lambda tree: [point])
-    monkeypatch.setattr(study, "train_runs", train_runs)
+
+
+def no_training(*args):
+    raise Trains
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,7 @@ def make_sweep(root, tree, point):
 
 
 def go_on(root, tree):
-    study.sweep(tree, root)
+    study.sweep(tree, root, train_runs=no_training)
 
 
 def merge_from(root, tree):
@@ -485,7 +484,7 @@ def test_a_file_in_flight_that_is_damaged_is_set_aside(in_flight, tmp_path, tree
     (tmp_path / "in_flight").mkdir()
     (tmp_path / "in_flight" / f"{point.run.group}.npz").write_bytes(damaged)
     with pytest.raises(Trains):
-        study.sweep(tree, tmp_path)
+        study.sweep(tree, tmp_path, train_runs=no_training)
     aside = tmp_path / "earlier" / "1" / "in_flight" / f"{point.run.group}.npz"
     assert aside.read_bytes() == damaged and not list((tmp_path / "in_flight").iterdir())
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "SHA-256" in line]
@@ -511,7 +510,7 @@ def test_no_path_of_data_leaves_its_folder(id, tmp_path, tree, point):
     with pytest.raises(UserError, match="row 1, field 'id' is"):
         load_rows(source)
     with pytest.raises(UserError, match="row 1, field 'id' is"):
-        study.sweep(tree, source)
+        study.sweep(tree, source, train_runs=no_training)
     assert important.read_text() == '{"step": 0, "loss": 1.0}\n'
     with pytest.raises(UserError, match="no name of a file"):
         check_files(source, [{"file": id, "bytes": 3, "sha256": ""}])
@@ -562,7 +561,7 @@ def moved(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree, point, monkeypatch):
+def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree, point):
     """What it has goes where the folder is now, a new one is neither made nor touched, and the same study goes on."""
     root = tmp_path / "w"
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_lane(point.run.program))
@@ -578,9 +577,8 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
         interrupt(lambda: [Parked(0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state)])
         raise AssertionError("it goes on training")
 
-    monkeypatch.setattr(study, "train_runs", train_runs)
     with pytest.raises(UserError, match=f"{root} was moved to {tmp_path}/moved while .* go on with --workdir="):
-        study.sweep(tree, root)
+        study.sweep(tree, root, train_runs=train_runs)
     assert not is_replaced or not list(root.iterdir())
     assert is_replaced or not root.exists()
     now = tmp_path / "moved"
@@ -588,10 +586,10 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
     assert len(list(read_jsonl(now / "points" / point.id / "metrics.jsonl"))) > 2
     (entry,) = load_parked(now / "in_flight" / f"{point.run.group}.npz", point.run, {point.id: 0}, code_version())
     assert entry.progress.done == 0
-    assert study.sweep(tree, now)[0]["final_loss"] == 5.25
+    assert study.sweep(tree, now, train_runs=no_training)[0]["final_loss"] == 5.25
 
 
-def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree, monkeypatch):
+def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree):
     root = tmp_path / "w"
 
     def train_runs(runs, batches, validation, parked, trained, interrupt):
@@ -599,7 +597,6 @@ def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree, monkeypatch):
         interrupt(list)
         yield
 
-    monkeypatch.setattr(study, "train_runs", train_runs)
     with pytest.raises(UserError, match="was deleted, or moved out of sight, while it was in use"):
-        study.sweep(tree, root)
+        study.sweep(tree, root, train_runs=train_runs)
     assert not root.exists()

@@ -1,5 +1,6 @@
 """What the architectures compute: causality, second implementations, initial loss, precision, any width."""
 
+import functools
 import importlib.util
 import math
 
@@ -33,7 +34,10 @@ def apply(model, run):
 
 
 def initial_params(run, seed=0):
-    return jax.jit(make_train_fns(run.program).init)(seed, run.hps, run.scalings).params
+    """Weights as large as at initialization, drawn with NumPy, so that nothing is compiled for them."""
+    rng = np.random.default_rng(seed)
+    draws = {"normal": rng.standard_normal, "zeros": np.zeros, "ones": np.ones}
+    return jax.tree.map(lambda meta, s: np.float32(draws[meta.dist](meta.sizes) * s.init), run.metas, run.scalings)
 
 
 @pytest.mark.parametrize("model", ["transformer", "mlp"])
@@ -45,9 +49,9 @@ def test_causal_by_zero_gradients(model):
 
     def logits(embed_TD):  # token t is id t, so its embedding is row t
         tokens = jnp.arange(length)[None]
-        return module.apply({"params": params | {"embed": params["embed"].at[:length].set(embed_TD)}}, tokens, run.hps)[
-            0
-        ].sum(-1)
+        return module.apply(
+            {"params": params | {"embed": jnp.asarray(params["embed"]).at[:length].set(embed_TD)}}, tokens, run.hps
+        )[0].sum(-1)
 
     jacobian_TSD = jax.jit(jax.jacobian(logits))(params["embed"][:length])
     influence = np.abs(np.asarray(jacobian_TSD)).max(-1)
@@ -85,7 +89,7 @@ def make_with(options, **overrides):
 
 def shaken(params):
     """Weights that are off zero and one too."""
-    return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+    return jax.tree.map(lambda x: x + np.float32(0.1 * np.cos(np.arange(x.size)).reshape(x.shape)), params)
 
 
 def in_numpy(cfg, params, tokens, attention_scale, window=10**6):
@@ -226,24 +230,26 @@ def test_documents_of_a_row_do_not_see_each_other(implementation, scan_layers):
     rng = np.random.default_rng(0)
     documents = [rng.integers(4, 200, size=n) for n in (5, 1, 6)]
     row = np.concatenate([documents[0], [3], documents[1], [3], documents[2]])
-    packed = logits_of(params, row[None], run.hps)[0]
+    alone = [documents[0], *(np.concatenate([[3], document]) for document in documents[1:])]  # an end begins the next
+    padded = [np.pad(document, (0, len(row) - len(document)), constant_values=4) for document in alone]
+    packed, *each = logits_of(params, np.stack([row, *padded]), run.hps)
     start = 0
-    for i, document in enumerate(documents):
-        alone = document if i == 0 else np.concatenate([[3], document])  # an end begins the next one
-        got = packed[start : start + len(alone)]
-        np.testing.assert_allclose(got, logits_of(params, alone[None], run.hps)[0], rtol=1e-4, atol=1e-5)
-        start += len(alone)
+    for document, logits in zip(alone, each, strict=True):
+        end = start + len(document)
+        np.testing.assert_allclose(packed[start:end], logits[: len(document)], rtol=1e-4, atol=1e-5)
+        start = end
 
-    def last_losses(embed):
-        logits = logits_of(params | {"embed": embed}, jnp.asarray(row[None, :-1]), run.hps)
+    def last_losses(embed, run=run):
+        module = MODELS["transformer"][1](run.cfg.model)
+        logits = module.apply({"params": params | {"embed": embed}}, row[None, :-1], run.hps)
         return cross_entropy(logits, jnp.asarray(row[None, 1:]))[0, -len(documents[2]) :].sum()
 
-    gradient = np.abs(np.asarray(jax.grad(last_losses)(params["embed"]))).max(axis=1)
+    gradient = np.abs(np.asarray(jax.jit(jax.grad(last_losses))(params["embed"]))).max(axis=1)
     own = {3, *documents[2][:-1].tolist()}
     assert {int(i) for i in np.flatnonzero(gradient)} == own
     blind = make("transformer", model__attention_impl=implementation)  # without boundaries it does see them
-    seen = jax.grad(lambda e: apply("transformer", blind)(params | {"embed": e}, row[None], run.hps)[0, -1].sum())
-    assert np.abs(np.asarray(seen(params["embed"])))[documents[0]].max() > 0
+    seen = jax.jit(jax.grad(functools.partial(last_losses, run=blind)))(params["embed"])
+    assert np.abs(np.asarray(seen))[documents[0]].max() > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform")
@@ -342,14 +348,14 @@ def test_bfloat16_computes_in_bfloat16_from_float32_masters(model):
     """No traced float32 number promotes an activation; masters and optimizer state stay float32."""
     run32 = make(model, model__d_model=32)
     run16 = make(model, model__d_model=32, model__dtype="bfloat16")
-    params = initial_params(run16)
+    fns = make_train_fns(run16.program)
+    state = jax.jit(fns.init)(0, run16.hps, run16.scalings)
+    params = state.params
     tokens = np.random.default_rng(0).integers(0, 256, (2, 17))
     with jax.numpy_dtype_promotion("strict"):
         low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
         logits = apply(model, run16)(low, tokens, run16.hps)
     assert logits.dtype == jnp.bfloat16
-    fns = make_train_fns(run16.program)
-    state = jax.jit(fns.init)(0, run16.hps, run16.scalings)
     state, metrics = jax.jit(fns.step)(state, tokens, run16.hps, run16.scalings)
     floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats} == {jnp.dtype("float32")}

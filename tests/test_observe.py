@@ -18,8 +18,6 @@ from mujax.training.loop import train
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def test_tensors_and_updates(tiny, tmp_path):
     """At the interval: the root mean square of every tensor, of its update and as the module sees it."""

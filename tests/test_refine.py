@@ -4,6 +4,7 @@ import math
 
 import pytest
 from conftest import tiny_tree
+from helpers import Engine, bowl
 
 from mujax.errors import UserError
 from mujax.storage.files import read_json, read_jsonl
@@ -58,13 +59,14 @@ def test_divergence_brackets_from_above_but_is_no_optimum():
     assert min(losses) == -9
 
 
-def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
+def test_refinement_of_a_sweep_and_the_same_again(tiny, tmp_path, capsys):
     """Two tables, a grid too low: extended, bracketed, recorded; a second call adds nothing and recomputes nothing."""
-    tree = tiny("mlp", train__steps=30, train__eval_interval=30, optim__grad_clip=0.0)
+    tree = tiny("mlp")
     tree["sweep"] = {"optim": {"learning_rate": (2.0**-12, 2.0**-11)}, "parameterization": {"name": ("sp", "mup")}}
-    coarse = sweep(tree, tmp_path)
+    engine = Engine(bowl)
+    coarse = sweep(tree, tmp_path, train_runs=engine)
     tree["refine"] = {"field": "optim.learning_rate", "log2_step": 2.0, "max_extension": 3.0, "num_seeds": 0}
-    rows = sweep(tree, tmp_path)
+    rows = sweep(tree, tmp_path, train_runs=engine)
     assert rows[:4] == coarse  # a second pass over a finished sweep keeps it
     assert "extended to 2^-10" in capsys.readouterr().err
     for name in ("sp", "mup"):
@@ -74,17 +76,19 @@ def test_refinement_of_a_real_sweep_and_the_same_again(tiny, tmp_path, capsys):
     assert len(notes) == 2
     assert all("lets it grow no further" in note for note in notes)
     content = (tmp_path / "results.jsonl").read_bytes()
-    assert sweep(tree, tmp_path) == rows
+    assert sweep(tree, tmp_path, train_runs=engine) == rows
+    assert engine.steps == 10 * 12
     assert (tmp_path / "results.jsonl").read_bytes() == content
     assert len(list(read_jsonl(tmp_path / "results.jsonl"))) == 10
 
 
 def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
     """The best value, of the mean over seeds in the end, and all within two steps have three seeds, others the one."""
-    tree = tiny("mlp", seed=5, train__steps=30, train__eval_interval=30, optim__grad_clip=0.0)
+    tree = tiny("mlp", seed=5)
     tree["sweep"] = {"optim": {"learning_rate": tuple(2.0**k for k in (-14, -10, -6, -2))}}
     tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, "num_seeds": 3}
-    rows = sweep(tree, tmp_path)
+    engine = Engine(lambda cfg: None if cfg.optim.learning_rate > 0.2 else bowl(cfg))
+    rows = sweep(tree, tmp_path, train_runs=engine)
     by_lr = {}
     for row in rows:
         by_lr.setdefault(math.log2(row["learning_rate"]), {})[row["seed"]] = row["final_loss"]
@@ -92,7 +96,8 @@ def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
     means = {x: sum(losses.values()) / len(losses) for x, losses in finite.items()}
     best = min(means, key=means.get)
     near = [x for x in by_lr if abs(x - best) <= 2]
-    assert {best - 1, best, best + 1} <= set(near)
+    assert best == -6 and {-7, -6, -5} <= set(near)
+    assert by_lr[-2] == {5: None}
     for x in near:
         assert sorted(by_lr[x]) == [5, 6, 7]
         assert len(set(by_lr[x].values())) == 3
@@ -100,10 +105,10 @@ def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
     assert by_lr[-14].keys() == {5}
     assert " runs of more seeds there" in capsys.readouterr().err
     content = (tmp_path / "results.jsonl").read_bytes()
-    assert sweep(tree, tmp_path) == rows
+    assert sweep(tree, tmp_path, train_runs=engine) == rows
     assert (tmp_path / "results.jsonl").read_bytes() == content
     alone = dict(tree, sweep={"optim": {"learning_rate": (2.0**best,)}}, refine={**tree["refine"], "log2_step": 0.0})
-    again = sweep({**alone, "seed": 7}, tmp_path / "alone")[0]
+    again = sweep({**alone, "seed": 7}, tmp_path / "alone", train_runs=engine)[0]
     assert (again["id"], again["final_loss"]) == (
         next(row["id"] for row in rows if row["seed"] == 7 and row["learning_rate"] == 2.0**best),
         by_lr[best][7],
@@ -123,7 +128,7 @@ def refined(tree, loss):
             return points, notes
 
 
-def bowl(cfg, best=-5.0):
+def parabola(cfg, best=-5.0):
     return (math.log2(cfg.optim.learning_rate) - best) ** 2
 
 
@@ -131,7 +136,7 @@ def test_what_goes_along_with_the_learning_rate_goes_on_along_with_it():
     rates = tuple(2.0**k for k in (-10, -8, -6))
     decays = axis("optim.weight_decay", (2.0**-9 / lr for lr in rates))
     tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), decays)})
-    points, (note,) = refined(tree, bowl)
+    points, (note,) = refined(tree, parabola)
     assert {p.run.cfg.optim.weight_decay * p.run.cfg.optim.learning_rate for p in points} == {2.0**-9}
     settled = {math.log2(p.run.cfg.optim.learning_rate) for p in points if p.run.cfg.seed == 2}
     assert {-6, -5, -4} <= settled
@@ -142,14 +147,14 @@ def test_what_goes_along_with_the_learning_rate_goes_on_along_with_it():
     for values, said in steps.items():
         along = axis("schedule.warmup_steps", values)
         tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), along)})
-        points, (note,) = refined(tree, bowl)
+        points, (note,) = refined(tree, parabola)
         assert said in note and len(points) == (3 if values[0] == 9 else 4)
 
 
 def test_the_best_value_is_that_of_levelled_seeds():
     """Seed 0 alone is lucky by 10: its rates would beat those that two further seeds have been added to."""
     tree = tiny_tree("mlp", sweep={"optim": {"learning_rate": tuple(2.0**k for k in (-9, -7, -6, -5, -4, -2, -1))}})
-    points, (note,) = refined(tree, lambda cfg: bowl(cfg) + (10 if cfg.seed else 0))
+    points, (note,) = refined(tree, lambda cfg: parabola(cfg) + (10 if cfg.seed else 0))
     assert note == "best at 2^-5, bracketed by 2^-6 and 2^-4"
     seeds = {}
     for point in points:

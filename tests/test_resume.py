@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, run_mujax
+from conftest import ROOT
 
 from mujax import main
 from mujax.config import make_run_config
@@ -26,8 +26,6 @@ from mujax.training.checkpoint import Checkpoints
 from mujax.training.observer import Observer
 from mujax.training.run import make_run
 from mujax.training.steps import abstract_state
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
@@ -195,7 +193,7 @@ assert main.run(sys.argv[1:]) == 0
 """
 
 
-def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted, quick_processes):
+def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted):
     """In a process of its own: JAX's profiler brings down one that has the TPU compiler loaded."""
     args = flags_of(text_file, tmp_path, monitor__profile_step=5, monitor__profile_steps=5)
     done = subprocess.run([sys.executable, "-c", STOPPED, *args], cwd=ROOT, capture_output=True, text=True)
@@ -285,7 +283,7 @@ main.main()
 """
 
 
-def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, quick_processes, capsys):
+def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, capsys):
     args = flags_of(text_file, tmp_path, checkpoint__grace_seconds=1, checkpoint__best="False")
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT)
@@ -296,8 +294,8 @@ def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupte
     assert left_by(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_times(kills, text_file, tmp_path, quick_processes):
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_times(kills, text_file, tmp_path):
     """SIGKILL at any time, from the start of the process on; most in training, where it also saves and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
     args = flags_of(text_file, workdir, train__steps=200)
@@ -313,8 +311,8 @@ def test_killed_at_random_times(kills, text_file, tmp_path, quick_processes):
             num_killed += process.poll() is None
             process.kill()
     assert num_killed >= 0.7 * kills
-    assert run_mujax(*args).returncode == 0
-    assert run_mujax(*flags_of(text_file, tmp_path / "whole", train__steps=200)).returncode == 0
+    assert main.run(args) == 0
+    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=200)) == 0
     assert left_by(workdir, 200) == left_by(tmp_path / "whole", 200)
     each_step_once(workdir, 200)
     assert not list(workdir.rglob("*tmp*"))
@@ -414,7 +412,7 @@ BEFORE = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("what", ["full", "read-only"])
-def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch, quick_processes):
+def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch):
     """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:

@@ -13,7 +13,6 @@ from test_resume import flags_of
 
 from mujax import main
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 NO_PICKLE = """
 import json, pickle, sys
 class Refused(pickle.Unpickler):
@@ -29,7 +28,7 @@ for args in json.loads(sys.argv[1]):
 """
 
 
-def test_no_pickle_is_loaded(text_file, tmp_path, quick_processes):
+def test_no_pickle_is_loaded(text_file, tmp_path):
     """Going on, training to the end and sampling, with everything that reads pickles broken."""
     workdir = tmp_path / "run"
     args = flags_of(text_file, workdir, train__steps=20)

@@ -23,8 +23,6 @@ from mujax.training.loop import train
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def decoded(run, params, tokens, window, first):
     """Logits of every position, from `first` tokens at once and then one at a time."""

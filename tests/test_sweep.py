@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from conftest import ROOT, count_compilations, run_mujax
+from helpers import Engine, bowl
 
 from mujax.data.text import load_corpus
 from mujax.errors import UserError
@@ -167,17 +169,21 @@ def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
     assert steps[0][-1][0] == bad["diverged_at_step"]
 
 
+def untouched(*args):
+    raise AssertionError("nothing is left to train")
+
+
 def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_path, capsys):
-    tree = sweep_tree(tiny)
-    rows = sweep(tree, tmp_path)
+    tree, engine = sweep_tree(tiny), Engine(bowl)
+    rows = sweep(tree, tmp_path, train_runs=engine)
+    assert [row["final_loss"] for row in rows] == [bowl(cfg) for _, cfg in expand_sweep(tree)]
     results = tmp_path / "results.jsonl"
     content = results.read_bytes()
-    started = count_compilations("train_lane")
-    assert sweep(tree, tmp_path) == rows
-    assert not started
+    assert sweep(tree, tmp_path, train_runs=untouched) == rows
     assert results.read_bytes() == content
     results.write_bytes(content[:-20])
-    again = sweep(tree, tmp_path)
+    again = sweep(tree, tmp_path, train_runs=engine)
+    assert engine.steps == (3 + 1) * 12
     assert "torn" in capsys.readouterr().err
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in rows)
@@ -187,7 +193,7 @@ def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_p
 
 def test_workdir_of_another_config_is_refused(tiny, tmp_path):
     tree = sweep_tree(tiny)
-    sweep(tree, tmp_path / "a")
+    sweep(tree, tmp_path / "a", train_runs=Engine(bowl))
     before = (tmp_path / "a" / "results.jsonl").read_bytes()
     tree["optim"]["b2"] = 0.9
     with pytest.raises(UserError, match="belongs to another config: optim.b2: 0.95 -> 0.9; choose a new workdir"):
@@ -202,7 +208,7 @@ def test_text_that_changed_between_two_calls_is_refused(tiny, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(Path(tree["data"]["path"]).read_text())
     tree["data"]["path"] = str(file)
-    sweep(tree, tmp_path / "s")
+    sweep(tree, tmp_path / "s", train_runs=Engine(bowl))
     file.write_text(file.read_text().replace("import", "export"))
     load_corpus.cache_clear()
     with pytest.raises(UserError, match="was begun on other text"):
@@ -270,34 +276,71 @@ def read_rows(root):
     return list(read_jsonl(file)) if file.exists() else []
 
 
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_is_in_flight_goes_on_from_its_own_weights(tiny, tmp_path):
+    """Two groups, stopped in the middle of the second: no step is trained twice, and the files are as if never."""
+    tree = sweep_tree(tiny, model__d_model=(16, 32))
+    tree["sweep"]["seed"] = (0, 1)
+    whole = sweep(tree, tmp_path / "whole", train_runs=Engine(bowl))
+    engine = Engine(bowl, at_call={5: terminate})
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tree, tmp_path / "cut", train_runs=engine)
+    (file,) = (tmp_path / "cut" / "in_flight").iterdir()
+    assert len(read_rows(tmp_path / "cut")) == 6 and engine.steps == 6 * 12 + 6 * 10
+    rows = sweep(tree, tmp_path / "cut", train_runs=engine)
+    assert engine.steps == 12 * 12 and not file.exists()
+    assert rows == whole
+    for row in rows:
+        curves = [tmp_path / w / "points" / row["id"] / "metrics.jsonl" for w in ("whole", "cut")]
+        assert curves[0].read_bytes() == curves[1].read_bytes()
+
+
 def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny, tmp_path, monkeypatch, capsys):
     tree = sweep_tree(tiny)
-    trained = interrupted_at(monkeypatch, call=2)
     with pytest.raises(KeyboardInterrupt):
-        sweep(tree, tmp_path)
+        sweep(tree, tmp_path, train_runs=Engine(bowl, at_call={2: terminate}))
     file = next((tmp_path / "in_flight").iterdir())
     content = file.read_bytes()
     for damaged, other_code, complaint in (
         (content[: len(content) // 2], False, "its SHA-256 is not that of its content"),
         (content, True, "saved by other code"),
     ):
-        trained.clear()
+        engine = Engine(bowl)
         (tmp_path / "results.jsonl").unlink(missing_ok=True)
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(damaged)
         with monkeypatch.context() as patch:
             if other_code:
                 patch.setattr("mujax.sweep.study.code_version", lambda: "other")
-            rows = sweep(tree, tmp_path)
-        assert sum(trained) == 3 * 12  # from the start
+            rows = sweep(tree, tmp_path, train_runs=engine)
+        assert engine.steps == 3 * 12  # from the start
         assert len(rows) == 3
         assert complaint in capsys.readouterr().err
+
+
+def test_runs_in_flight_are_saved_once_a_minute(tiny, tmp_path, monkeypatch):
+    """Against being killed without a signal: here in the call after the one in which the minute ends."""
+    clock = [0.0]
+    monkeypatch.setattr("mujax.sweep.study.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def die():
+        raise MemoryError
+
+    tree, engine = sweep_tree(tiny), Engine(bowl, at_call={2: lambda: clock.append(clock.pop() + 61), 3: die})
+    with pytest.raises(MemoryError):
+        sweep(tree, tmp_path, train_runs=engine)
+    assert engine.steps == 3 * 10
+    assert len(sweep(tree, tmp_path, train_runs=engine)) == 3
+    assert engine.steps == 3 * 12
 
 
 def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, capsys):
     """A process that holds the lock refuses others in one line; once it is killed, the next one goes on."""
     tree = sweep_tree(tiny)
-    sweep(tree, tmp_path)
+    sweep(tree, tmp_path, train_runs=Engine(bowl))
     holder = subprocess.Popen(
         [sys.executable, "-c", f"from pathlib import Path; from mujax.storage.files import locked\nimport time\n"
          f"with locked(Path({str(tmp_path)!r})):\n  print('held', flush=True); time.sleep(60)"],
@@ -305,14 +348,14 @@ def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, c
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; wait until it has ended"):
-        sweep(tree, tmp_path)
+        sweep(tree, tmp_path, train_runs=untouched)
     holder.kill()
     holder.communicate()
     capsys.readouterr()
-    assert len(sweep(tree, tmp_path)) == 3
+    assert len(sweep(tree, tmp_path, train_runs=untouched)) == 3
     assert f"process {holder.pid}" in (err := capsys.readouterr().err)
     assert "did not end cleanly" in err
-    sweep(tree, tmp_path)
+    sweep(tree, tmp_path, train_runs=untouched)
     assert "did not end cleanly" not in capsys.readouterr().err
 
 
@@ -321,43 +364,41 @@ def test_a_workdir_of_another_table_is_refused(tiny, tmp_path, monkeypatch):
     from mujax.parameterization import PARAMETERIZATIONS
 
     tree = sweep_tree(tiny, parameterization__name=("mup",), model__d_model=(32,))
-    sweep(tree, tmp_path)
+    sweep(tree, tmp_path, train_runs=Engine(bowl))
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     monkeypatch.setitem(PARAMETERIZATIONS, "mup", PARAMETERIZATIONS["sp"])
     with pytest.raises(UserError, match="was begun with another parameterization table"):
-        sweep(tree, tmp_path)
+        sweep(tree, tmp_path, train_runs=untouched)
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
 def test_rows_copied_from_elsewhere_count_if_table_and_text_are_theirs(tiny, tmp_path):
     """So a study may begin with what another has trained; a row of another table or text under the same id ends it."""
     tree = sweep_tree(tiny, parameterization__name=("mup",), model__d_model=(32,))
-    rows = sweep(tree, tmp_path / "first")
+    rows = sweep(tree, tmp_path / "first", train_runs=Engine(bowl))
     content = (tmp_path / "first" / "results.jsonl").read_text()
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "results.jsonl").write_text(content)
-    assert sweep(tree, tmp_path / "second") == rows
+    assert sweep(tree, tmp_path / "second", train_runs=untouched) == rows
     assert (tmp_path / "second" / "results.jsonl").read_text() == content
     for field in ("table_hash", "data_fingerprint"):
         root = tmp_path / field
         root.mkdir()
         (root / "results.jsonl").write_text(content.replace(rows[0][field], "0123456789ab"))
         with pytest.raises(UserError, match="is of another table or text"):
-            sweep(tree, root)
+            sweep(tree, root, train_runs=untouched)
 
 
 def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
     """Three shards, one of them twice, merged: every point once, and the sweep finds nothing left to do."""
     tree = sweep_tree(tiny, parameterization__name=("sp", "mup"))
-    whole = sweep(tree, tmp_path / "whole")
+    whole = sweep(tree, tmp_path / "whole", train_runs=Engine(bowl))
     for i in range(3):
-        assert len(sweep(tree, tmp_path / f"part{i}", Shard(i, 3))) == 2
+        assert len(sweep(tree, tmp_path / f"part{i}", Shard(i, 3), train_runs=Engine(bowl))) == 2
     message = merge(str(tmp_path / "all"), [str(tmp_path / "part*"), str(tmp_path / "part1")])
     assert message.endswith("6 rows added, 2 were there already, 6 in all")
-    started = count_compilations("train_lane")
-    rows = sweep(tree, tmp_path / "all")
-    assert not started
-    assert [dict(row, seconds=0) for row in rows] == [dict(row, seconds=0) for row in whole]
+    rows = sweep(tree, tmp_path / "all", train_runs=untouched)
+    assert rows == whole
     assert (tmp_path / "all" / "points" / rows[0]["id"] / "metrics.jsonl").exists()
     content = (tmp_path / "all" / "results.jsonl").read_bytes()
     assert merge(str(tmp_path / "all"), [str(tmp_path / "part2")]).endswith(
@@ -392,11 +433,8 @@ def quickstart_flags(text_file):
     ]  # fmt: skip
 
 
-def undisturbed_rows(flags, workdir, environment):
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
+def undisturbed_rows(flags, workdir):
+    assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
     return sorted_rows(read_rows(workdir))
 
 
@@ -405,39 +443,35 @@ def sorted_rows(rows):
     return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
 
 
-@pytest.fixture(scope="module")
-def undisturbed(text_file, tmp_path_factory, quick_compilation):
-    """Rows of the sweep that test_interrupted_sweep_goes_on cuts short."""
-    return undisturbed_rows(quickstart_flags(text_file), tmp_path_factory.mktemp("whole"), quick_compilation)
-
-
-@pytest.mark.parametrize(
-    "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM, signal.SIGKILL]
-)
-def test_interrupted_sweep_goes_on(signum, text_file, tmp_path, undisturbed, quick_processes):
-    """Stopped while running, by the real command: finished points are kept, and the whole equals an undisturbed one."""
-    flags = quickstart_flags(text_file)
-    command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={tmp_path / 'cut'}"]
-    results = tmp_path / "cut" / "results.jsonl"
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not (results.exists() and results.read_bytes().count(b"\n") >= 2) and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signum)
-    stderr = process.communicate(timeout=120)[1]
-    kept = results.read_text().splitlines()
-    assert 2 <= len(kept) < 16
-    if signum == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 75
-        assert "what was done is kept, the same command goes on" in stderr
-        assert "Traceback" not in stderr
-        assert list((tmp_path / "cut" / "in_flight").iterdir())
-    assert run_mujax("sweep", *flags, f"--workdir={tmp_path / 'cut'}").returncode == 0
+def test_interrupted_sweep_goes_on(text_file, tmp_path):
+    """By the real command, killed while running, and then asked to stop: finished points are kept, and the whole equals
+    an undisturbed one."""
+    flags, workdir = quickstart_flags(text_file), tmp_path / "cut"
+    results, kept = workdir / "results.jsonl", []
+    for signum, num_rows in ((signal.SIGKILL, 2), (signal.SIGTERM, 6)):
+        command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={workdir}"]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (results.exists() and results.read_bytes().count(b"\n") >= num_rows):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signum)
+        stderr = process.communicate(timeout=120)[1]
+        assert results.read_text().splitlines()[: len(kept)] == kept
+        kept = results.read_text().splitlines()
+        assert num_rows <= len(kept) < 16
+        if signum == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 75
+            assert "what was done is kept, the same command goes on" in stderr
+            assert "Traceback" not in stderr
+            assert list((workdir / "in_flight").iterdir())
+    assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
     assert results.read_text().splitlines()[: len(kept)] == kept
+    undisturbed = undisturbed_rows(flags, tmp_path / "whole")
     assert len(undisturbed) == 16
-    assert sorted_rows(read_rows(tmp_path / "cut")) == undisturbed
+    assert sorted_rows(read_rows(workdir)) == undisturbed
 
 
 def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
@@ -470,15 +504,15 @@ def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def long_sweep(text_file, tmp_path_factory, quick_compilation):
+def long_sweep(text_file, tmp_path_factory):
     """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
     flags = [*quickstart_flags(text_file), "--config.sweep.seed=(0,1,2,3)", "--config.train.steps=1000"]
-    return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"), quick_compilation)
+    return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_twenty_interruptions(signum, long_sweep, tmp_path, quick_processes):
+def test_twenty_interruptions(signum, long_sweep, tmp_path):
     """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep.
 
     A sweep that comes to its end before its twentieth interruption is followed by another.

@@ -4,7 +4,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from mujax.training.steps import METRICS
 SAVE_SECONDS = 60.0
 
 Mirrors = Callable[[Path], Sequence[Mirror]]
+TrainRuns = Callable[..., Iterator[tuple[int, Progress]]]  # as train_runs
 
 
 def sweep(
@@ -37,6 +38,7 @@ def sweep(
     workdir: str | Path,
     shard: Shard = Shard(),  # noqa: B008 - frozen
     open_mirrors: Mirrors = lambda root: (),
+    train_runs: TrainRuns = train_runs,
 ) -> list[Row]:
     """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all points.
 
@@ -46,6 +48,7 @@ def sweep(
 
     Args:
       open_mirrors: given the workdir, what finished points are copied to.
+      train_runs: what trains the points of a group.
 
     Raises:
       UserError: a bad config, data source or workdir, or a workdir in use; nothing has been compiled. Or the workdir
@@ -59,7 +62,8 @@ def sweep(
     part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
     with files.locked(root) as held, deferred_signals() as is_interrupted:
-        study = _Study(tree, root, held, grid, part if shard.count > 1 else "", open_mirrors(root), is_interrupted)
+        own_part, mirrors = part if shard.count > 1 else "", open_mirrors(root)
+        study = _Study(tree, root, held, grid, own_part, mirrors, is_interrupted, train_runs)
         points, notes = grid, []
         while True:
             study.run(points, notes)
@@ -86,9 +90,10 @@ class _Study:
         part: str,
         mirrors: Sequence[Mirror],
         is_interrupted: Callable[[], bool],
+        train_runs: TrainRuns,
     ):
         self._tree, self._root, self._held, self._part = tree, root, held, part
-        self._mirrors, self._is_interrupted = mirrors, is_interrupted
+        self._mirrors, self._is_interrupted, self._train_runs = mirrors, is_interrupted, train_runs
         manifest_file, results_file = root / "manifest.json", root / "results.jsonl"
         self._recorded = read_manifest(manifest_file) if manifest_file.exists() else {}
         recorded_rows = read_rows(results_file) if results_file.exists() else []
@@ -176,7 +181,7 @@ class _Study:
         parked = self._parked(name, members)
         bar.resumed({entry.index: entry.progress.done for entry in parked})
         runs = [point.run for point in members]
-        for i, progress in train_runs(runs, batches, validation, parked, bar.trained, interrupt):
+        for i, progress in self._train_runs(runs, batches, validation, parked, bar.trained, interrupt):
             row = make_row(
                 runs[i],
                 progress.outcome,
