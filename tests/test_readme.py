@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT, run_mujax
 from documents import README, commands, grouped, run_group, shell_lines
 
+from mujax import main
+
 TEXT = README.read_text()
 MUJAX = commands(README)
 
@@ -38,6 +40,39 @@ def test_its_tree_is_the_rooms_in_the_order_of_their_imports():
         for file in (package / name).rglob("*.py") if name.endswith("/") else [package / name]:
             imported = re.findall(r"^\s*(?:from|import) mujax\.(\w+)", file.read_text(), re.M)
             assert {*imported} <= {*order[: i + 1]}, (room, file)
+
+
+def test_its_table_of_sp_and_mup_is_what_explain_says(capsys):
+    """Each cell, such as `init fan_in^-1/2 m^-1/2, lr 1/m`, against the resolved numbers at four base widths."""
+    sizes = {"m": 4, "d_head": 32, "base_d_head": 16}
+
+    def value(cell, fan_in=0):
+        of = sizes | {"fan_in": fan_in}
+        factors = re.sub(r"([a-z]\w*)(?:\^(-?\d)/(\d))?", lambda f: f"{of[f[1]]}**({f[2] or 1}/{f[3] or 1})", cell)
+        return eval(factors.replace(" / ", "/").replace(" ", "*"))
+
+    config = ["--config=configs/base.py", "--config.model.d_model=128", "--config.model.d_head=32"]
+    config += ["--config.parameterization.base_d_head=16", "--config.model.norm_gain=vector"]
+    config += ["--config.optim.learning_rate=1", "--config.optim.eps=1"]
+    rows = re.findall(r"^\| [\w ,]+ \| (\w*) *\| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)[1:]
+    assert [role for role, *_ in rows] == ["input", "hidden", "output", "vector", ""]
+    for column, table in enumerate(("sp", "mup")):
+        assert main.run(["explain", *config, f"--config.parameterization.name={table}", "--json"]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["runs"]
+        for role, *cells in rows:
+            if not role:
+                assert value(cells[column]) == pytest.approx(found["scales"]["attention"]["value"])
+                continue
+            told = {"eps": "1"} | dict(entry.split(" ", 1) for entry in cells[column].split(", "))
+            for tensor in (tensor for tensor in found["tensors"].values() if tensor["role"] == role):
+                actual = {
+                    "init": tensor["init"] * tensor["forward"],
+                    "lr": tensor["learning_rate"],
+                    "eps": tensor["eps"],
+                }
+                assert {name: actual[name] for name in told} == pytest.approx(
+                    {name: value(cell, tensor["fan_in"]) for name, cell in told.items()}
+                )
 
 
 def test_every_command_is_one_we_know():
