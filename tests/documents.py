@@ -83,7 +83,7 @@ def run_group(group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64
         if verb in ("explain", "launch", "merge", "report") or "--dry_run" in flags:
             code, said = run_here(monkeypatch, capsys, verb, *flags, *extra)
         else:
-            done = run_mujax(verb, *flags, *extra)
+            done = run_mujax(verb, *flags, *extra, timeout=900)
             code, said = done.returncode, done.stderr
         is_wrong = any(config in flag for config in fails for flag in flags)
         assert code == (CHECK_FAILED if is_wrong and verb == "check" else FINISHED), (verb, flags, said[-500:])
