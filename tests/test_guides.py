@@ -17,11 +17,25 @@ from configs import base
 from mujax.cli.flags import parse
 from mujax.config import make_run_config
 from mujax.main import VERBS, run
+from mujax.models import MODELS
+from mujax.optimizers import OPTIMIZERS
+from mujax.parameterization import PARAMETERIZATIONS
 from mujax.sweep.grid import expand_sweep
 from mujax.training.run import make_run
 
 INDEX = DOCS / "README.md"
 SWEEPS = DOCS / "sweeps.md"
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_an_example_stays():
+    """What configs of the guides add to the tables, the optimizers and the models is gone after the test."""
+    registries = (PARAMETERIZATIONS, OPTIMIZERS, MODELS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
