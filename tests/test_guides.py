@@ -99,21 +99,27 @@ def test_every_shell_line_is_one_we_know(page):
             assert page.name == "tpu.md", line
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
-def test_every_command_is_right(guide, tmp_path, monkeypatch, capsys):
-    """Those that read are run; of those that train, the flags are parsed and the run is built, without a step."""
+COMMANDS = [
+    pytest.param(verb, flags, id=f"{guide.stem}-{i}-{verb}")
+    for guide in GUIDES
+    for i, (verb, *flags) in enumerate(commands(guide))
+]
+
+
+@pytest.mark.parametrize("verb, flags", COMMANDS)
+def test_every_command_is_right(verb, flags, tmp_path, monkeypatch, capsys):
+    """What reads is run; of what trains, the flags are parsed and the run is built, without a step."""
     monkeypatch.chdir(ROOT)
-    for verb, *flags in commands(guide):
-        flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
-        reads = verb in ("explain", "export", "launch") or "--help" in flags or "experiments/" in " ".join(flags)
-        if reads or verb == "sweep":
-            dry = ["--dry_run"] if verb == "sweep" and not {"--dry_run", "--help"} & {*flags} else []
-            assert run([verb, *flags, *dry]) == 0, capsys.readouterr().err
-        else:
-            asked = parse(VERBS[verb], flags)
-            if "config" in asked and asked["config"]["data"]["name"] != "shards":
-                asked["config"].pop("sweep")
-                make_run(make_run_config(asked["config"]))
+    flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
+    reads = verb in ("explain", "export", "launch") or "--help" in flags or "experiments/" in " ".join(flags)
+    if reads or verb == "sweep":
+        dry = ["--dry_run"] if verb == "sweep" and not {"--dry_run", "--help"} & {*flags} else []
+        assert run([verb, *flags, *dry]) == 0, capsys.readouterr().err
+    else:
+        asked = parse(VERBS[verb], flags)
+        if "config" in asked and asked["config"]["data"]["name"] != "shards":
+            asked["config"].pop("sweep")
+            make_run(make_run_config(asked["config"]))
 
 
 def groups():
