@@ -142,9 +142,10 @@ def test_points_that_name_only_what_they_change_have_the_baselines_value_elsewhe
     }
 
 
-def test_the_algebra_of_the_readme_names_no_study_none(tmp_path):
+def test_the_algebra_of_the_guide_names_no_study_none(tmp_path):
     c = base.get_config()
-    exec(re.search(r"```python\n(from mujax.sweep.grid.*?)```", (ROOT / "README.md").read_text(), re.S)[1], {"c": c})
+    guide = (ROOT / "docs" / "sweeps.md").read_text()
+    exec(re.search(r"```python\n(from mujax.sweep.grid.*?)```", guide, re.S)[1], {"c": c})
     tree = json.loads(json.dumps(c.to_dict()))
     assert list(studies(write_sweep(tmp_path / "a", tree))) == [
         f"{table}, weight_decay={decay}" for table in ("sp", "mup") for decay in (0.0, 0.1)
