@@ -23,15 +23,20 @@ from mujax.params import ParamMeta
 # Where the decay term enters the chain. With w the weight, lr its tensor's learning rate (of the
 # effective weight) and schedule the multiplier of the step, one step without gradient changes w by
 #   l2           nothing directly: weight_decay * w is added to the gradient, before the optimizer
-#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; Muon: decay_gauge)
+#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; see Optimizer.decay_gauge)
 #   independent  -schedule * weight_decay * w        (AdamW as in its paper, 1711.05101, Algorithm 2)
 #   constant     -weight_decay * w
 DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
 
 
+def _no_tensor(meta: ParamMeta) -> bool:
+    del meta
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer family.
+    """An optimizer family: what it computes, and all that others must know of it.
 
     core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates of a learning
       rate of 1.
@@ -40,12 +45,28 @@ class Optimizer:
       theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if they
       grow with the weight (2407.05872, section 2). The effective weight's rate is lr * forward^gauge.
     hps: the fields of Hps that it reads, beside those that every optimizer reads.
+    has_first_moment: whether it keeps an average of gradients, whose dtype can be chosen.
+    orthogonalizes: whether its update of a tensor is an orthogonal matrix, of spectral norm 1: no average of squares
+      whose eps matters, and a learning rate that holds a factor for shape, sqrt(fan_out / fan_in).
     """
 
     core: Callable[..., optax.GradientTransformation]
     column: str
     gauge: int
     hps: tuple[str, ...]
+    has_first_moment: bool = True
+    orthogonalizes: Callable[[ParamMeta], bool] = _no_tensor
+
+    def decay_gauge(self, meta: ParamMeta, scaling):
+        """Returns the decoupled decay of a stored weight over (its learning rate x weight decay), by which the
+        effective weight decays as it should.
+
+        Of orthogonalized matrices without the factor for shape that the tables have in their learning rate: in the
+        original Muon (KellerJordan/Muon, muon.py) a factor for shape multiplies the update alone, and every matrix
+        shrinks by learning rate x weight decay. With it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
+        """
+        forward = scaling.forward**self.gauge
+        return forward * (meta.fan_in / meta.fan_out) ** 0.5 if self.orthogonalizes(meta) else forward
 
 
 def _adam(metas, hps: Hps, momentum_dtype):
@@ -98,27 +119,12 @@ def _muon(metas, hps: Hps, momentum_dtype):
     muon = contrib.scale_by_muon(
         beta=hps.b1, eps=hps.eps, mu_dtype=momentum_dtype, weight_dimension_numbers=dimension_numbers
     )
-    labels = jax.tree.map(lambda m: "muon" if is_muon(m) else "adam", metas)
+    labels = jax.tree.map(lambda m: "muon" if _is_hidden(m) else "adam", metas)
     return optax.partition({"muon": muon, "adam": _adam(metas, hps, momentum_dtype)}, labels)
 
 
-def is_muon(meta: ParamMeta) -> bool:
-    """Whether Muon orthogonalizes the updates of this tensor."""
+def _is_hidden(meta: ParamMeta) -> bool:
     return meta.role in ("hidden", "kv")
-
-
-def decay_gauge(name: str, meta: ParamMeta, scaling):
-    """Decoupled decay of a stored weight over (its learning rate x weight decay): as its effective weight decays.
-
-    Of Muon's matrices without the factor for shape, sqrt(fan_out / fan_in), which the tables have in their learning
-    rate: in the original (KellerJordan/Muon, muon.py) a factor for shape multiplies the update alone, and every matrix
-    shrinks by learning rate x weight decay. With it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
-    """
-    optimizer = OPTIMIZERS[name]
-    forward = scaling.forward**optimizer.gauge
-    if optimizer.column == "muon" and is_muon(meta):
-        return forward * (meta.fan_in / meta.fan_out) ** 0.5
-    return forward
 
 
 def _per_matrix(transformation: optax.GradientTransformation, metas) -> optax.GradientTransformation:
@@ -148,19 +154,19 @@ OPTIMIZERS = {
     "adamw": Optimizer(_adam, column="adam", gauge=1, hps=("b1", "b2", "eps")),
     "sgd": Optimizer(_sgd, column="sgd", gauge=2, hps=("b1",)),
     "lion": Optimizer(_lion, column="adam", gauge=1, hps=("b1", "b2")),
-    "adafactor": Optimizer(_adafactor, column="adafactor", gauge=0, hps=()),
-    "muon": Optimizer(_muon, column="muon", gauge=1, hps=("b1", "b2", "eps")),
+    "adafactor": Optimizer(_adafactor, column="adafactor", gauge=0, hps=(), has_first_moment=False),
+    "muon": Optimizer(_muon, column="muon", gauge=1, hps=("b1", "b2", "eps"), orthogonalizes=_is_hidden),
 }
 
 
 def make_optimizer(
-    name: str, decay_form: str, metas, hps: Hps, scalings, multiplier, momentum_dtype: str | None = None
+    optimizer: Optimizer, decay_form: str, metas, hps: Hps, scalings, multiplier, momentum_dtype: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """The chain of an optimizer, with per-tensor learning rate, eps and decay: gradients of the effective weights, and
     the stored weights, -> updates of these.
 
     Args:
-      name: one of OPTIMIZERS; static.
+      optimizer: one of OPTIMIZERS; static.
       decay_form: one of DECAY_FORMS; static.
       metas: tree of ParamMeta beside the parameters.
       hps: hyperparameters, possibly traced.
@@ -172,7 +178,6 @@ def make_optimizer(
     dividing its gradient: optax's own optimizer then serves every tensor. The stored weight's gradient is forward
     times the effective one's.
     """
-    optimizer = OPTIMIZERS[name]
 
     def per_tensor(f):
         return jax.tree.map(f, scalings, is_leaf=is_scaling)
@@ -206,7 +211,7 @@ def make_optimizer(
         ("l2", decay(lambda s, _: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
         ("core", core),
         ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
-        ("decoupled", decay(lambda s, meta: hps.learning_rate * s.lr * decay_gauge(name, meta, s))),
+        ("decoupled", decay(lambda s, meta: hps.learning_rate * s.lr * optimizer.decay_gauge(meta, s))),
         ("independent", decay(lambda s, _: 1.0)),
         ("schedule", optax.scale(multiplier)),
         ("constant", decay(lambda s, _: 1.0)),

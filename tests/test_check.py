@@ -19,6 +19,8 @@ from mujax.check.static import static_findings
 from mujax.check.verdict import judge
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
+from mujax.errors import UserError
+from mujax.explain.explain import explain
 from mujax.models import MODELS
 from mujax.models.module import MuModule
 from mujax.models.transformer import Transformer, TransformerConfig
@@ -447,6 +449,30 @@ def test_other_right_models_pass(table, changes, text_file):
     """Every optimizer with its column, tied embeddings with shared keys, every kind of tensor, odd tables."""
     verdict = judge_one(config(table, text_file, **changes), widths=(16, 64))
     assert verdict.culprits == (), [finding for finding in verdict.findings if finding.level == "fail"]
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor", "sgd"])
+def test_an_optimizer_is_known_by_what_it_says_not_by_its_name(name, text_file, monkeypatch):
+    """Under another name: the same numbers, tables, findings, refusals and norms of its updates."""
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "another", optimizers.OPTIMIZERS[name])
+    both = [config("mup", text_file, optim__name=n, optim__weight_decay=0.1) for n in (name, "another")]
+    own, other = (static_findings(static_runs(cfg, WIDTHS)) for cfg in both)
+    assert own == other
+    own, other = ([explain([cfg]), explain([cfg], diff="sp")] for cfg in both)
+    assert [text.replace("another", name) for text in other] == own
+    if name == "muon":
+        batches, validation, _ = load_batches(both[0], (0,))
+        runs = [make_run(at_width(cfg, 16)) for cfg in both]
+        own, other = (measure([run], batches, validation[0], (2,), num_draws=1) for run in runs)
+        assert own.keys() == other.keys() and all(np.array_equal(own[key], other[key]) for key in own)
+    for cfg in both:
+        tree = cfg.as_dict()
+        tree["optim"]["momentum_dtype"] = "bfloat16"
+        if name == "adafactor":
+            with pytest.raises(UserError, match=f"'bfloat16' with optim.name = '{cfg.optim.name}': it has none"):
+                make_run_config(tree)
+        else:
+            make_run_config(tree)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from conftest import run_mujax, tiny_tree
 from mujax.config import make_run_config
 from mujax.explain.explain import COLUMNS, describe, explain
 from mujax.main import VERBS
-from mujax.optimizers import DECAY_FORMS, make_optimizer
+from mujax.optimizers import DECAY_FORMS, OPTIMIZERS, make_optimizer
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.params import named_leaves
 from mujax.training.run import make_run
@@ -63,7 +63,7 @@ def test_decay_steps_are_what_the_optimizer_does(optimizer, table, decay_form):
     cfg = config(table, optim__name=optimizer, optim__decay_form=decay_form, optim__weight_decay=0.01)
     run = make_run(cfg)
     params = jax.tree.map(lambda meta: np.ones(meta.sizes, np.float32), run.metas)
-    chain = make_optimizer(optimizer, decay_form, run.metas, run.hps, run.scalings, 1.0)
+    chain = make_optimizer(OPTIMIZERS[optimizer], decay_form, run.metas, run.hps, run.scalings, 1.0)
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = chain.update(zeros, chain.init(params), params)
     after = named_leaves(optax.apply_updates(params, updates))

@@ -12,6 +12,7 @@ from conftest import tiny_tree
 from mujax.config import OPERATION_SECTIONS, SECTIONS, make_run_config
 from mujax.errors import UserError, shown
 from mujax.models import MODELS
+from mujax.optimizers import OPTIMIZERS
 from mujax.sweep.grid import axis, chain, expand_sweep, product, zipped
 from mujax.sweep.points import group_points, make_points
 from mujax.training.run import make_run
@@ -87,9 +88,10 @@ def test_points_together_are_each_point_alone():
         wholes.append(cfg)
     for point, cfg in list(zip(points, wholes, strict=True))[::7]:
         run = make_run(cfg)
-        # A group names the model by its name in the config, where the program holds its class
-        program = {"model_name": cfg.model_name, **dataclasses.asdict(run.program)}
+        # A group has names where the program holds a class and an optimizer
+        program = dataclasses.asdict(run.program) | {"model_name": cfg.model_name, "optimizer": cfg.optim.name}
         assert program.pop("model_class") is MODELS[cfg.model_name][1]
+        assert run.program.optimizer is OPTIMIZERS[cfg.optim.name]
         shared = json.dumps([program, dataclasses.asdict(cfg.train), dataclasses.asdict(cfg.data)], sort_keys=True)
         assert point.run.group == run.group == hashlib.sha256(shared.encode()).hexdigest()[:12]
         assert (point.run.hps, point.run.table_hash, point.run.program) == (run.hps, run.table_hash, run.program)

@@ -62,10 +62,10 @@ def test_adamw_equals_numpy(decay_form):
     grads = [{k: rng.normal(size=s) * 10.0 ** (i / 2 - 2) for k, s in shapes.items()} for i in range(8)]
     multipliers = np.linspace(0.2, 1.0, 8)
     with jax.enable_x64(True):
-        state = make_optimizer("adamw", decay_form, METAS, HPS, SCALINGS, 0.0).init(params)
+        state = make_optimizer(OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, 0.0).init(params)
         ours = params
         for g, multiplier in zip(grads, multipliers, strict=True):
-            chain = make_optimizer("adamw", decay_form, METAS, HPS, SCALINGS, multiplier)
+            chain = make_optimizer(OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, multiplier)
             updates, state = chain.update(by_effective(g), state, ours)
             ours = optax.apply_updates(ours, updates)
         for name, expected in numpy_adamw(params, grads, multipliers, decay_form).items():
@@ -76,7 +76,7 @@ def one_step(name, params, grads, metas, **scaling):
     """-update / learning rate of each tensor, no clip, no decay, at the first step from `params`."""
     scalings = dict.fromkeys(params, Scaling(**scaling))
     hps = HPS._replace(learning_rate=1.0, weight_decay=0.0, grad_clip=np.inf, eps=1e-12)
-    chain = make_optimizer(name, "decoupled", metas, hps, scalings, 1.0)
+    chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0)
     updates, _ = chain.update(grads, chain.init(params), params)
     return jax.tree.map(lambda u: -np.asarray(u), updates)
 
@@ -115,7 +115,7 @@ def test_muon_decays_every_matrix_alike():
     params = {name: np.full(meta.sizes, 2.0) for name, meta in metas.items()}
     zero = jax.tree.map(np.zeros_like, params)
     with jax.enable_x64(True):
-        chain = make_optimizer("muon", "decoupled", metas, HPS, scalings, 0.5)
+        chain = make_optimizer(OPTIMIZERS["muon"], "decoupled", metas, HPS, scalings, 0.5)
         updates, _ = chain.update(zero, chain.init(params), params)
     for name, update in updates.items():
         np.testing.assert_allclose(update, -0.5 * HPS.learning_rate * HPS.weight_decay * params[name], err_msg=name)
@@ -148,10 +148,10 @@ def test_lion_and_sgd_equal_textbook():
     hps = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
     with jax.enable_x64(True):
         for name in ("lion", "sgd"):
-            state = make_optimizer(name, "decoupled", METAS, hps, SCALINGS, 1.0).init(params)
+            state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, SCALINGS, 1.0).init(params)
             momentum = jax.tree.map(np.zeros_like, params)
             for g in grads:
-                chain = make_optimizer(name, "decoupled", METAS, hps, SCALINGS, 1.0)
+                chain = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, SCALINGS, 1.0)
                 updates, state = chain.update(by_effective(g), state, params)
                 for k, s in SCALINGS.items():
                     if name == "sgd":
@@ -163,15 +163,60 @@ def test_lion_and_sgd_equal_textbook():
                     np.testing.assert_allclose(updates[k], -hps.learning_rate * s.lr * expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
+    """Each fact in OPTIMIZERS against updates: of three steps, and with one thing changed at a time."""
+    optimizer, rng = OPTIMIZERS[name], np.random.default_rng(0)
+    texts = {"hidden": "embed -> mlp", "kv": "embed -> mlp", "input": "vocab -> mlp", "output": "embed -> vocab"}
+    metas = {role: signature(role, text, DIMS) for role, text in texts.items()}
+    metas["vector"] = signature("vector", "-> mlp", DIMS)
+    params, *grads = ({role: rng.normal(size=meta.sizes) for role, meta in metas.items()} for _ in range(4))
+    plain = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
+    scalings = dict.fromkeys(metas, Scaling())
+
+    def run(params=params, factor=1.0, hps=plain, dtype=None):
+        chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0, dtype)
+        state = chain.init(params)
+        for each in grads:
+            updates, state = chain.update({role: factor * grad for role, grad in each.items()}, state, params)
+        return updates, state
+
+    with jax.enable_x64(True):
+        updates, _ = run()
+        dtypes = {str(x.dtype) for x in jax.tree.leaves(run(dtype="bfloat16")[1])}
+        assert ("bfloat16" in dtypes) == optimizer.has_first_moment
+        for role, meta in metas.items():
+            if meta.ins:
+                values = np.linalg.svd(-updates[role] / plain.learning_rate, compute_uv=False)
+                is_orthogonal = 0.6 < values.min() and values.max() < 1.3  # as Newton-Schulz leaves them
+                assert is_orthogonal == optimizer.orthogonalizes(meta), (role, values)
+        small = plain._replace(eps=1e-12)
+        (before, _), (larger, _), (heavier, _) = (
+            run(hps=small),
+            run(hps=small, factor=8.0),
+            run(hps=small, params=jax.tree.map(lambda w: 8.0 * w, params)),
+        )
+        by_gauge = {0: (1, 8), 1: (1, 1), 2: (8, 1)}[optimizer.gauge]
+        for role in metas:
+            found = (larger[role] / before[role]).mean(), (heavier[role] / before[role]).mean()
+            np.testing.assert_allclose(found, by_gauge, rtol=1e-5, err_msg=role)
+        for field in ("b1", "b2", "eps"):
+            changed, _ = run(hps=plain._replace(**{field: 0.5 * getattr(plain, field)}))
+            is_read = any(not np.allclose(changed[role], updates[role], rtol=1e-9) for role in metas)
+            assert is_read == (field in optimizer.hps), field
+
+
 def test_every_optimizer_lowers_a_quadratic():
     for name in OPTIMIZERS:
         params = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
         start = params
         hps = jax.tree.map(np.float32, HPS._replace(learning_rate=0.02, weight_decay=0.0))
         scalings = jax.tree.map(np.float32, dict.fromkeys(params, Scaling()))
-        state = make_optimizer(name, "decoupled", METAS, hps, scalings, 1.0).init(params)
+        state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).init(params)
         for _ in range(5):
-            updates, state = make_optimizer(name, "decoupled", METAS, hps, scalings, 1.0).update(params, state, params)
+            updates, state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).update(
+                params, state, params
+            )
             params = optax.apply_updates(params, updates)
         assert all(np.abs(params[k]).sum() < np.abs(start[k]).sum() for k in params), name
 

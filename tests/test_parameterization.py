@@ -218,7 +218,7 @@ def test_symmetry_of_every_table(optimizer, decay_form):
         )  # fmt: skip
         runs = {name: run_at(32, name, base_width=16, **common) for name in PARAMETERIZATIONS}
         base_metas = abstract_metas(runs["sp"].program.model_class, runs["sp"].cfg.base_model)
-        program = dataclasses.replace(runs["sp"].program, optimizer=optimizer)
+        program = dataclasses.replace(runs["sp"].program, optimizer=OPTIMIZERS[optimizer])
         model = dataclasses.replace(program.model, dtype="float64")
         fns = make_train_fns(dataclasses.replace(program, model=model))
         init, step = jax.jit(fns.init), jax.jit(fns.step)

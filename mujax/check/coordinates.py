@@ -14,7 +14,6 @@ import numpy as np
 
 from mujax.hps import stack
 from mujax.models.layers import at_least_float32
-from mujax.optimizers import is_muon
 from mujax.params import ParamMeta, named_leaves
 from mujax.sweep.lanes import make_lane_fns, over_lanes
 from mujax.training.run import Run
@@ -47,7 +46,7 @@ def quick_compilation() -> dict[str, Any] | None:
 
 
 class Quantity(NamedTuple):
-    """What is measured, as a root mean square over all its entries; Muon's updates as a spectral norm.
+    """What is measured, as a root mean square over all its entries; orthogonalized updates as a spectral norm.
 
     kind: weight (effective, at initialization), update (of the effective weight, since initialization),
       activation (at initialization), change (of an activation, since initialization), first activation and first
@@ -109,7 +108,7 @@ def measure(
         return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x))), tree)
 
     def update_size(update, meta):
-        return spectral_norm(update, meta) if program.optimizer == "muon" and is_muon(meta) else rms(update)
+        return spectral_norm(update, meta) if program.optimizer.orthogonalizes(meta) else rms(update)
 
     def measure_lane(first, params, hps, scalings):
         start, now = (

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from mujax.check.findings import Finding
-from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import is_scaling
 from mujax.params import named_leaves
 from mujax.training.run import Run
@@ -54,7 +53,7 @@ def symmetry(run: Run, rows, seed: int = 0, compiler_options=None) -> Symmetry:
         fns = make_train_fns(dataclasses.replace(run.program, model=model))
         init, step = (jax.jit(f, compiler_options=compiler_options) for f in (fns.init, fns.step))
         hps, scalings = (jax.tree.map(np.float64, tree) for tree in (run.hps, run.scalings))
-        gauge = OPTIMIZERS[run.program.optimizer].gauge
+        gauge = run.program.optimizer.gauge
 
         def losses(numbers) -> np.ndarray:
             numbers = jax.tree.map(np.float64, numbers)

@@ -13,7 +13,6 @@ import numpy as np
 
 from mujax.check.findings import Finding, power
 from mujax.errors import UserError
-from mujax.optimizers import OPTIMIZERS, decay_gauge, is_muon
 from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Scaling
 from mujax.parameterization.table import BASIC_ROLES
 from mujax.params import ParamMeta, named_leaves
@@ -35,7 +34,7 @@ class Growth:
 class Wanted:
     """Exponents in the width that keep every update maximal (2203.03466; 2310.17813, Condition 1).
 
-    All are of the effective weight. init and update: root mean square, but the spectral norm of Muon's
+    All are of the effective weight. init and update: root mean square, but the spectral norm of orthogonalized
     updates; lr: in the optimizer's own unit; eps: as the gradient of the weight falls.
     """
 
@@ -56,28 +55,24 @@ def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
     """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update must be of
     order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i (its logits vanish).
 
-    initial: the exponent that the weight really has, see initial_exponent; Adafactor's updates are relative to it.
+    initial: the exponent that the weight really has, see initial_exponent, for updates that are relative to it.
     A gradient falls as the readout does, n^-o, or n^-o/2 in a table that means its initial logits to be of order 1.
     """
-    optimizer = run.cfg.optim.name
+    optimizer = run.program.optimizer
     intended = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("initial logits")
     is_readout = grows.fan_out == 0 and meta.role == "output"
     init = -grows.fan_in if is_readout else -grows.fan_in / 2
     update = -grows.fan_in
     gradient = 0.0 if is_readout else grows.fan_out * (intended.exponent if intended else -1.0)
-    lr = {
-        "adam": update,
-        "sgd": update - gradient,
-        "adafactor": update - initial,
-        "muon": (grows.fan_out - grows.fan_in) / 2 if is_muon(meta) else update,
-    }[OPTIMIZERS[optimizer].column]
-    if optimizer == "muon" and is_muon(meta):
-        update = lr  # as a spectral norm
+    lr = update - {0: initial, 1: 0.0, 2: gradient}[optimizer.gauge]  # what an update of rate 1 is as large as
+    if optimizer.orthogonalizes(meta):
+        update = lr = (grows.fan_out - grows.fan_in) / 2
     return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0: no minus zero
 
 
 def initial_exponent(widths: Sequence[int], scalings: Sequence[Scaling]) -> float:
-    """Exponent of the effective weight's size; 0 for ones, and for zeros, whose size Adafactor takes as a constant."""
+    """Exponent of the effective weight's size; 0 for ones, and for zeros, in whose place updates that are
+    relative to the weight take a constant."""
     sizes = [float(s.init * s.forward) for s in scalings]
     return fit_power(widths, sizes)[0] if all(sizes) else 0.0
 
@@ -128,7 +123,7 @@ def _fits(sides, grows: Growth) -> bool:
 
 
 def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
-    optimizer, meta = OPTIMIZERS[run.cfg.optim.name], metas[0]
+    optimizer, meta = run.program.optimizer, metas[0]
     want = wanted(meta, grows, run, initial_exponent(widths, scalings))
     rates = [s.lr * s.forward**optimizer.gauge for s in scalings]
     sizes = {
@@ -138,13 +133,13 @@ def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
     }
     if meta.dist != "normal":
         del sizes["init"]
-    if "eps" not in optimizer.hps or run.cfg.optim.name == "muon" and is_muon(meta):
+    if "eps" not in optimizer.hps or optimizer.orthogonalizes(meta):
         del sizes["eps"]
     decay = [s.weight_decay for s in scalings]
     if float(run.hps.weight_decay) > 0 and any(decay):
         form = run.cfg.optim.decay_form
         if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # in SGD they are one
-            gauges = [decay_gauge(run.cfg.optim.name, at, s) for at, s in zip(metas, scalings, strict=True)]
+            gauges = [optimizer.decay_gauge(at, s) for at, s in zip(metas, scalings, strict=True)]
             sizes["decay"] = ([s.lr * g * s.weight_decay for s, g in zip(scalings, gauges, strict=True)], 0.0)
         elif form == "l2":  # as large beside the gradient at every width
             sizes["decay"] = (decay, want.eps - (want.init if meta.dist == "normal" else 0.0))
@@ -229,7 +224,7 @@ def _base_constants(run: Run) -> list[Finding]:
         return []
     pairs = {f"{name} scale": (getattr(base.scales, name), getattr(sp.scales, name)) for name in base.scales._fields}
     ours, theirs = (named_leaves(r.scalings) for r in (base, sp))
-    gauge = OPTIMIZERS[run.cfg.optim.name].gauge
+    gauge = run.program.optimizer.gauge
     effective = {
         "init": lambda s: s.init * s.forward,
         "learning rate": lambda s: s.lr * s.forward**gauge,

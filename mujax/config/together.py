@@ -23,8 +23,10 @@ def check_together(parameterization, optim, schedule, train, data, mesh, checkpo
     one_of("optim.name", optim.name, OPTIMIZERS)
     one_of("optim.decay_form", optim.decay_form, DECAY_FORMS)
     one_of("optim.momentum_dtype", optim.momentum_dtype, DTYPES)
-    if optim.momentum_dtype != "float32" and optim.name == "adafactor":
-        raise UserError(f"optim.momentum_dtype = {optim.momentum_dtype!r} with optim.name = 'adafactor': it has none")
+    if optim.momentum_dtype != "float32" and not OPTIMIZERS[optim.name].has_first_moment:
+        raise UserError(
+            f"optim.momentum_dtype = {optim.momentum_dtype!r} with optim.name = {optim.name!r}: it has none"
+        )
 
     if bool(train.give_up_step) != bool(train.give_up_loss):
         raise UserError(

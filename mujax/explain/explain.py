@@ -10,7 +10,6 @@ from typing import Any
 from mujax.columns import align
 from mujax.config import RunConfig
 from mujax.errors import UserError, suggest
-from mujax.optimizers import OPTIMIZERS, decay_gauge
 from mujax.parameterization import PARAMETERIZATIONS, Row, Scaling
 from mujax.params import ParamMeta, named_leaves
 from mujax.training.run import Run, make_run
@@ -52,11 +51,11 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def _tensor(run: Run, meta: ParamMeta, row: Row, scaling: Scaling) -> dict[str, Any]:
-    optimizer, optim = OPTIMIZERS[run.cfg.optim.name], run.cfg.optim
+    optimizer, optim = run.program.optimizer, run.cfg.optim
     init, forward, lr, eps, decay = (float(value) for value in scaling)
     rate = optim.learning_rate * lr
     shrink = {
-        "decoupled": rate * float(decay_gauge(optim.name, meta, scaling)) * optim.weight_decay * decay,
+        "decoupled": rate * float(optimizer.decay_gauge(meta, scaling)) * optim.weight_decay * decay,
         "l2": 0.0,
     }.get(optim.decay_form, optim.weight_decay * decay)
     rules = {name: str(getattr(row, name)) for name in ("init", "forward", "eps", "weight_decay")}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mujax.errors import UserError, not_one_of, suggest
-from mujax.optimizers import OPTIMIZERS, decay_gauge
+from mujax.optimizers import OPTIMIZERS
 from mujax.parameterization import PARAMETERIZATIONS, assign_rows, resolve
 from mujax.parameterization.resolve import has_depth_rules
 from mujax.parameterization.table import BASIC_ROLES, Parameterization, Size
@@ -142,7 +142,7 @@ def export(
     groups: dict[tuple, list[str]] = {}
     for name, s in scalings.items():
         # torch decays a stored weight by its own rate; a table means that of the effective weight, see mujax.optimizers
-        decay = s.weight_decay * decay_gauge(optimizer, metas[name], s)
+        decay = s.weight_decay * OPTIMIZERS[optimizer].decay_gauge(metas[name], s)
         factors = {"lr": s.lr, "eps": s.eps, "weight_decay": decay}
         numbers = tuple((field, hyperparameters[field] * factor) for field, factor in factors.items())
         groups.setdefault(numbers, []).append(name)

@@ -82,7 +82,7 @@ class Run:
     @functools.cached_property
     def group(self) -> str:
         """Names the compiled program and all else that lanes of one chunk must share, but for the mesh."""
-        program = _canonical_program(self.program, self.cfg.model_name)
+        program = _canonical_program(self.program, self.cfg.model_name, self.cfg.optim.name)
         return hashed(f"[{program}, {canonical(self.cfg.train)}, {canonical(self.cfg.data)}]")
 
     @property
@@ -135,7 +135,7 @@ class RunMaker:
         program = Program(
             model_class=_model_class(cfg),
             model=cfg.model,
-            optimizer=cfg.optim.name,
+            optimizer=OPTIMIZERS[cfg.optim.name],
             decay_form=cfg.optim.decay_form,
             momentum_dtype=None if cfg.optim.momentum_dtype == "float32" else cfg.optim.momentum_dtype,
             schedule=cfg.schedule.name,
@@ -163,9 +163,9 @@ def _model_class(cfg: RunConfig) -> type[MuModule]:
 
 
 @functools.lru_cache(maxsize=1024)  # the points of a sweep share few programs
-def _canonical_program(program: Program, model_name: str) -> str:
-    """Returns a program as JSON with sorted keys, with the name of its model in the place of the class."""
-    fields = {**dataclasses.asdict(program), "model_name": model_name}
+def _canonical_program(program: Program, model_name: str, optimizer: str) -> str:
+    """Returns a program as JSON with sorted keys, with names in the place of the model's class and the optimizer."""
+    fields = {**dataclasses.asdict(program), "model_name": model_name, "optimizer": optimizer}
     del fields["model_class"]
     return json.dumps(fields, sort_keys=True)
 

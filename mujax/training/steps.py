@@ -17,7 +17,7 @@ import optax
 from mujax.hps import Hps, as_float32
 from mujax.models.layers import LanguageModel
 from mujax.models.module import MuModule, laid_out, unbox
-from mujax.optimizers import make_optimizer
+from mujax.optimizers import Optimizer, make_optimizer
 from mujax.parameterization import Scaling
 from mujax.schedules import SCHEDULES
 from mujax.training.loss import mean_cross_entropy, until_first
@@ -49,8 +49,8 @@ class TrainFns(NamedTuple):
 class Program:
     """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
 
-    model_class: of the model, and not its name, which a fork edited in a notebook keeps; model: its config, of
-    mujax.models. batch_size (sequences) and seq_len are the shapes it is called with.
+    model_class and optimizer are themselves here and not their names, which forks edited in a notebook keep; model:
+    the model's config. batch_size (sequences) and seq_len are the shapes it is called with.
     momentum_dtype: of the first moment; None: as the weights, which are float32.
     accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts tokens up to the
     first of these in a row; None: all.
@@ -58,7 +58,7 @@ class Program:
 
     model_class: type[MuModule]
     model: Any
-    optimizer: str
+    optimizer: Optimizer
     decay_form: str
     momentum_dtype: str | None
     schedule: str
