@@ -15,7 +15,7 @@ from mujax.errors import UserError
 from mujax.hardware import check_devices
 from mujax.storage.files import local_path, read_json, write_json
 
-# Exit codes of mujax (README): of all others the same command is run again, of these
+# Exit codes of mujax (docs/commands.md): of all others the same command is run again, of these
 FINISHED = (0, 3)  # 3: finished, and a run diverged
 NEVER_AGAIN = (1, 2)  # a failed check; something to fix in the command or config
 SAVED = 75  # interrupted with its state saved; running the same command again costs no retry
