@@ -46,7 +46,7 @@ def pytest_configure(config):
 LIMIT_SECONDS = 5.0
 LONG = {
     "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four widths",
-    "test_processes.py::test_two_processes_are_one_run": "eight processes, each of which loads JAX and what is compiled",
+    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and their programs",
 }
 
 
