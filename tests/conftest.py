@@ -44,7 +44,10 @@ def pytest_configure(config):
 # A fast test should take no more of the processor than this, its own processes counted in. Longer ones are named in the
 # summary and fail nothing, as seconds differ between machines; but for those that have a reason here.
 LIMIT_SECONDS = 5.0
-LONG = {}
+LONG = {
+    "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four widths",
+    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and their programs",
+}
 
 
 def processor_seconds() -> float:
