@@ -283,6 +283,18 @@ def test_a_gradient_lies_like_its_weight():
         assert gradient.sharding.is_equivalent_to(layout.stored(meta), 2)
 
 
+@pytest.mark.parametrize("num_slots", [1, 8])
+def test_runs_that_are_not_split_are_not_constrained(num_slots):
+    """A device each: what is traced is what is traced without any mesh, and rows stay where they are read."""
+    layout = make_layout(num_slots)
+    meta = signature("hidden", "embed -> mlp", {"embed": 8, "mlp": 16})
+    x = jnp.ones((8, 16))
+    assert layout.weight(x, meta) is x and layout.activation(x, ("batch", "embed")) is x
+    rows = np.arange(12).reshape(4, 3)
+    placed = layout.place((4, 3), rows.__getitem__)
+    assert isinstance(placed, np.ndarray) and np.array_equal(placed, rows)
+
+
 def test_more_devices_than_there_are(outcome_of):
     with pytest.raises(UserError, match="= 16 is more than the 8 devices here"):
         outcome_of(mesh=(1, 4, 4))

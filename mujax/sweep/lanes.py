@@ -58,13 +58,13 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
       set; a lane whose loss is not finite or above its bound is not stepped again.
     evaluate(lanes, rows [E, B, T + 1], active_N, hps, scalings) -> mean loss in nats [N], NaN if not active.
     """
-    mesh, is_split = layout.mesh, layout.is_split
-    fns = make_train_fns(program, layout if is_split else None)
+    mesh = layout.mesh
+    fns = make_train_fns(program, layout)
     shardings = _lane_shardings(program, layout)
 
     def split_batch(rows):
         sharding = layout.batch(batch_axis=rows.ndim - 2, ndim=rows.ndim)
-        return jax.lax.with_sharding_constraint(rows, sharding) if is_split else rows
+        return jax.lax.with_sharding_constraint(rows, sharding) if layout.is_split else rows
 
     def train_lane(lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss):
         def attempt(lane: LaneState, rows_BT):

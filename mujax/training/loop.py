@@ -71,20 +71,18 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
         folder = Workdir(root, held[0] if held else None)
         log = RunLog(root, is_primary(), lambda: folder.now)
         fns = _jit(run, layout)
-        observer = Observer(run, corpus, folder, log, layout.mesh.size if layout else 1, fns.whole)
+        observer = Observer(run, corpus, folder, log, layout)
         saves = Saves(claim, folder, log)
         stack.callback(saves.close)
         stack.callback(observer.close)
 
-        def place(num_rows: int, read: Callable[[slice], np.ndarray]):
-            return layout.place((num_rows, run.program.seq_len + 1), read) if layout else read(slice(0, num_rows))
-
         def read(t: int):
-            return place(run.cfg.train.batch_size, functools.partial(batches[run.cfg.seed].rows, t))
+            shape = run.program.batch_size, run.program.seq_len + 1
+            return layout.place(shape, functools.partial(batches[run.cfg.seed].rows, t))
 
         with stop_requests(run.cfg.checkpoint.grace_seconds) as is_asked:
             must_stop = functools.partial(folder.must_stop, is_asked)
-            placed = [place(len(rows), rows.__getitem__) for rows in validation]
+            placed = [layout.place(rows.shape, rows.__getitem__) for rows in validation]
             outcome = train_to_end(run, fns, read, placed, saves, observer, must_stop)
             row = make_row(run, outcome, overrides={}, corpus=corpus, seconds=saves.seconds)
             folder.write_result(row)
@@ -94,14 +92,13 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
 class Fns(NamedTuple):
     """The functions of one run, jitted for its devices; see mujax.training.steps.
 
-    abstract: its state, as shapes, types and shardings. whole: the sharding of a replicated array.
+    abstract: its state, as shapes, types and shardings.
     """
 
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[..., jax.Array]
     abstract: TrainState
-    whole: jax.sharding.Sharding
 
 
 def train_to_end(
@@ -164,18 +161,15 @@ def train_to_end(
     return outcome
 
 
-def _jit(run: Run, layout: Layout | None) -> Fns:
+def _jit(run: Run, layout: Layout) -> Fns:
     """Jits the functions of a run; they are compiled when they are first called."""
     fns, abstract = make_train_fns(run.program, layout), abstract_state(run.program)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    whole = layout.whole if layout else device
-    shardings = state_shardings(run.program, layout) if layout else jax.tree.map(lambda _: device, abstract)
+    shardings, whole = state_shardings(run.program, layout), layout.whole
     return Fns(
         init=jax.jit(fns.init, out_shardings=shardings, compiler_options=init_options()),
         step=jax.jit(fns.step, donate_argnums=0, out_shardings=(shardings, whole)),
         evaluate=jax.jit(fns.evaluate, out_shardings=whole),
         abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
-        whole=whole,
     )
 
 
@@ -194,8 +188,8 @@ def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
     everywhere(check)
 
 
-def _make_layout(run: Run) -> Layout | None:
-    """The mesh of a run; None: one device, with nothing to split.
+def _make_layout(run: Run) -> Layout:
+    """The mesh of a run.
 
     Raises:
       UserError: it does not fit the devices there are.
@@ -207,6 +201,4 @@ def _make_layout(run: Run) -> Layout | None:
             f"{jax.process_count()} processes"
         )
     check_devices(mesh.num_devices, jax.device_count(), "here")
-    if mesh.num_devices == 1:
-        return None
     return make_layout(1, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules)

@@ -15,6 +15,7 @@ from mujax.training.logs import RunLog, StepTimer
 from mujax.training.metrics import eval_record, json_number
 from mujax.training.outcome import Outcome
 from mujax.training.run import Run
+from mujax.training.sharding import Layout
 from mujax.training.steps import METRICS, TrainState, tensor_rms
 from mujax.training.workdir import Workdir
 
@@ -22,12 +23,11 @@ from mujax.training.workdir import Workdir
 class Observer:
     """Watches the steps of one run. What a step measured is read one step late, so that the device never waits."""
 
-    def __init__(self, run: Run, corpus: Corpus, workdir: Workdir, log: RunLog, num_devices: int, whole):
-        """whole: the sharding of a replicated array."""
+    def __init__(self, run: Run, corpus: Corpus, workdir: Workdir, log: RunLog, layout: Layout):
         self._run, self._corpus, self._workdir, self._log = run, corpus, workdir, log
         self._copy = jax.jit(lambda params: jax.tree.map(jax.numpy.copy, params))
-        self._tensor_rms = jax.jit(tensor_rms, out_shardings=whole)
-        self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, num_devices)
+        self._tensor_rms = jax.jit(tensor_rms, out_shardings=layout.whole)
+        self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, layout.mesh.size)
         self._before: Any = None  # the weights before a step whose update is measured
         self._pending: tuple[int, Mapping[str, Any], Any] | None = (
             None  # (step, metrics, tensors or None), not read yet

@@ -8,12 +8,12 @@ splits is gathered, in the compute dtype, when its layer needs it.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mujax.config import RULES, WEIGHT_AXES
@@ -26,7 +26,10 @@ BATCH = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when modules get them."""
+    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when modules get them.
+
+    Where runs are not split, each on its own device, it constrains nothing.
+    """
 
     mesh: Mesh
     rules: tuple[tuple[str, str], ...] = RULES
@@ -60,8 +63,10 @@ class Layout:
         spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
         return NamedSharding(self.mesh, P(*spec))
 
-    def place(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+    def place(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array | np.ndarray:
         """Rows [B, T + 1] over the mesh; each process reads those that its devices hold."""
+        if not self.is_split:
+            return read(slice(0, shape[0]))
         shares: dict[tuple[int, int], np.ndarray] = {}
 
         def share(index):
@@ -74,7 +79,7 @@ class Layout:
 
     def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
         """`w` as it is used; what comes back as its gradient is summed right into the shares that are stored."""
-        if self.gathered:
+        if self.gathered or not self.is_split:
             return w
         stored, used = self.stored(meta), self.used(meta)
         constrain = jax.lax.with_sharding_constraint
@@ -88,6 +93,8 @@ class Layout:
 
     def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
         """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules for `tensor`."""
+        if not self.is_split:
+            return x
         spec = self._sharding(axes, x.shape, ("tensor",)).spec
         split = P(*(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True)))
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
@@ -102,6 +109,10 @@ class Layout:
                 used.add(name)
                 spec.append(name)
         return NamedSharding(self.mesh, P(*spec))
+
+
+# Of a run on one device, whichever that is
+ONE_DEVICE = Layout(cast(Any, AbstractMesh((1,) * len(AXES), AXES)))
 
 
 def make_layout(

@@ -21,6 +21,7 @@ from mujax.optimizers import Optimizer, make_optimizer
 from mujax.parameterization import Scaling
 from mujax.schedules import SCHEDULES
 from mujax.training.loss import mean_cross_entropy, until_first
+from mujax.training.sharding import ONE_DEVICE, Layout
 
 
 class TrainState(NamedTuple):
@@ -99,9 +100,9 @@ def abstract_state(program: Program) -> TrainState:
     return jax.eval_shape(make_train_fns(program).init, np.uint32(0), *example_numbers(program))
 
 
-def state_shardings(program: Program, layout) -> TrainState:
+def state_shardings(program: Program, layout: Layout) -> TrainState:
     """Where the state of a run lives: parameters, and what of the optimizer's state has their structure, by their axes;
-    the rest whole. layout: a mujax.training.sharding.Layout."""
+    the rest whole."""
     state = abstract_state(program)
     structure = jax.tree.structure(state.params)
     of_params = jax.tree.map(layout.stored, abstract_metas(program.model_class, program.model))
@@ -148,10 +149,10 @@ def tensor_rms(before, after, scalings) -> dict[str, Any]:
     return {"update_norm": optax.tree.norm(updates), "tensors": tensors}
 
 
-def make_train_fns(program: Program, layout=None) -> TrainFns:
+def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
     """Returns the functions of a program.
 
-    layout: where the arrays of a run that is split over devices live, a mujax.training.sharding.Layout.
+    layout: where the arrays of a run live.
 
     init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on the
       seed and its place in its module alone.
@@ -169,7 +170,7 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
 
     def apply(*args, gathered: bool = False, **kwargs):
         """module.apply; gathered: its weights are as they are used already, see Layout."""
-        with laid_out(dataclasses.replace(layout, gathered=True) if layout and gathered else layout):
+        with laid_out(dataclasses.replace(layout, gathered=gathered)):
             return module.apply(*args, **kwargs)
 
     def optimizer(step, hps, scalings):
@@ -185,12 +186,10 @@ def make_train_fns(program: Program, layout=None) -> TrainFns:
         if is_split:
             features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
             features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
-            if layout is not None:  # once, not for each part of the loss; what it does not use is dropped
-                readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
+            # Gathered once, not for each part of the loss; what it does not use is dropped
+            readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
             logits = functools.partial(apply, readout, hps=hps, method="logits", gathered=True)
-            return mean_cross_entropy(
-                logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout is not None
-            )
+            return mean_cross_entropy(logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout.is_split)
         logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
         return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
