@@ -15,6 +15,7 @@ from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.fields import NUM_BYTES
+from mujax.models.protocol import Decoder
 from mujax.storage import files
 from mujax.storage.records import read_config
 from mujax.training.checkpoint import Checkpoints, Record
@@ -66,10 +67,10 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
       UserError: the model cannot be sampled from.
     """
     module = program.model_class(program.model)
-    if not hasattr(module, "extend"):
+    if not isinstance(module, Decoder):
         raise UserError(
             f"{program.model_class.__name__} cannot be sampled from: it has no extend() and empty_cache(), "
-            "see LanguageModel in mujax/models/layers.py"
+            "see Decoder in mujax/models/protocol.py"
         )
     dtype = jnp.dtype(program.model.dtype)
     precise = jnp.promote_types(dtype, jnp.float32)  # the readout, as in evaluation

@@ -1,6 +1,7 @@
 """The mixture of experts and the linear recurrence: against loops in numpy, by causality, and with mistakes planted."""
 
 import dataclasses
+import math
 import re
 import shutil
 
@@ -16,7 +17,9 @@ from configs import base
 from mujax import main
 from mujax.config import make_run_config
 from mujax.models import MODELS, moe, recurrent
+from mujax.models.protocol import Decoder, Model, ModelConfig
 from mujax.models.transformer import Block, Transformer
+from mujax.params import named_leaves
 from mujax.report import figures
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
@@ -36,6 +39,48 @@ def module_and_params(run, seed=0):
     return MODELS[run.cfg.model_name][1](run.cfg.model), jax.jit(make_train_fns(run.program).init)(
         seed, run.hps, run.scalings
     ).params
+
+
+def matmul_flops(jaxpr):
+    """FLOPs of the products in a traced function: twice the size of the result times what is summed over."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            ((axes, _), _), shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in axes)
+        elif eqn.primitive.name == "conv_general_dilated":
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[1].aval.shape[:3])
+        for inner in eqn.params.values():
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += eqn.params.get("length", 1) * matmul_flops(inner)
+    return total
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_architecture_is_what_the_protocol_asks_for(model):
+    """Its members by what they say: sizes of axes, shape and type of the logits, FLOPs against those of the trace."""
+    tree = tiny_tree(model, **({"data__seq_len": 3 * 16**2} if model == "cnn" else {}))
+    tree.pop("sweep")
+    run = make_run(make_run_config(tree))
+    cfg, module, seq_len = run.cfg.model, run.program.model_class(run.cfg.model), run.cfg.data.seq_len
+    assert isinstance(cfg, ModelConfig) and isinstance(module, Model) and hash(cfg) is not None
+    assert isinstance(module, Decoder) == (model in ("transformer", "moe", "recurrent"))
+    for meta in named_leaves(run.metas).values():
+        assert [cfg.dims[axis] for axis in meta.axes] == list(meta.sizes)
+    cfg = dataclasses.replace(cfg, dtype="bfloat16")
+    params = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.sizes, jnp.bfloat16), run.metas)
+    tokens = jax.ShapeDtypeStruct((2, seq_len), jnp.int32)
+    closed, logits = jax.make_jaxpr(
+        lambda params, tokens: type(module)(cfg).apply({"params": params}, tokens, run.hps), return_shape=True
+    )(params, tokens)
+    places = 1 if getattr(cfg, "reads", "text") == "images" else seq_len
+    assert (logits.shape, logits.dtype) == ((2, places, cfg.vocab_size), jnp.bfloat16)
+    told, counted = cfg.flops_per_token(seq_len), 3 * matmul_flops(closed.jaxpr) / (2 * seq_len)
+    if model == "moe":  # what finds a token's place is no work of the model, nor are places that stay empty
+        assert 0.2 * counted < told < counted
+    else:
+        np.testing.assert_allclose(told, counted, rtol=1e-6)
 
 
 def experts_by_a_loop(cfg, weights, x_BTD):

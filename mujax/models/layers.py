@@ -47,11 +47,7 @@ class LanguageModel(MuModule):
     features(tokens [B, T], hps) -> [B, T, D]; position t sees tokens 0..t.
     logits(features [B, any, D], hps) -> [B, any, V], each position by itself.
     Any other MuModule with a __call__ of this kind can be trained as well, without that.
-
-    One that mujax.sample can draw text from also has
-    empty_cache(batch_size, window) -> what it must remember of the last `window` tokens before there is any.
-    extend(tokens [B, T], hps, cache, position) -> (features [B, T, D] of the tokens at `position` and on, the cache
-      with them), where features sees as many tokens as the window at a time.
+    One that mujax.sample can draw text from is a Decoder too (mujax.models.protocol).
     """
 
     def __call__(self, tokens_BT, hps: Hps):

@@ -17,6 +17,7 @@ import optax
 from mujax.hps import Hps, as_float32
 from mujax.models.layers import LanguageModel
 from mujax.models.module import MuModule, laid_out, unbox
+from mujax.models.protocol import ModelConfig
 from mujax.optimizers import Optimizer, make_optimizer
 from mujax.parameterization import Scaling
 from mujax.schedules import SCHEDULES
@@ -58,7 +59,7 @@ class Program:
     """
 
     model_class: type[MuModule]
-    model: Any
+    model: ModelConfig
     optimizer: Optimizer
     decay_form: str
     momentum_dtype: str | None
@@ -70,7 +71,7 @@ class Program:
 
 
 @functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
-def abstract_metas(model_class: type[MuModule], model_cfg) -> dict[str, Any]:
+def abstract_metas(model_class: type[MuModule], model_cfg: ModelConfig) -> dict[str, Any]:
     """Returns the tree of ParamMeta of a model; allocates and compiles nothing.
 
     Raises:
@@ -82,7 +83,7 @@ def abstract_metas(model_class: type[MuModule], model_cfg) -> dict[str, Any]:
     return unbox(variables["params"])[1]
 
 
-def _first_tokens(model_cfg) -> jax.ShapeDtypeStruct:
+def _first_tokens(model_cfg: ModelConfig) -> jax.ShapeDtypeStruct:
     """What a module is initialized on: one token, as no parameter's shape depends on batch or sequence, or more
     where its config says so by init_length."""
     return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
