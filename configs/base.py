@@ -5,8 +5,8 @@ mujax train --config=configs/base.py:mlp --workdir=runs/mlp
 mujax train --config=configs/base.py:cnn --workdir=runs/cnn
 2 CPU cores: 13 s and 5 s; final loss 2.14 nats per byte with either (CPython 3.11's library).
 
-What a field means, with its unit and range, is declared once: in mujax/config/sections.py, and of an architecture in
-its file in mujax/models. `mujax train --helpfull` prints them all.
+What a field means, with its unit and range, is declared once: in mujax/config/sections.py, and of
+an architecture in its file in mujax/models. `mujax train --helpfull` prints them all.
 """
 
 from ml_collections import ConfigDict

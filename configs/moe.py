@@ -1,4 +1,5 @@
-"""A mixture of experts: does the learning rate transfer when width grows, with as many experts and as many active?
+"""A mixture of experts: does the learning rate transfer when width grows, with as many experts and
+as many active?
 
 mujax sweep --config=configs/moe.py --workdir=runs/moe
 mujax check --config=configs/moe.py --workdir=runs/moe-check --fast

@@ -1,10 +1,12 @@
-"""Both papers at desk scale: runs what is not there yet, keeps its rows, and trains a part of it again.
+"""Both papers at desk scale: runs what is not there yet, keeps its rows, and trains a part of it
+again.
 
-python experiments/desk.py run lingle2024               every study; or some: run lingle2024 baseline sp
-python experiments/desk.py keep lingle2024              rows of what has finished -> experiments/lingle2024/desk
-python experiments/desk.py again lingle2024 --share=0.1 a random tenth of the kept points, beside the kept losses
-The studies of kalra2026 likewise. `run` writes to runs/desk; stopped, the same command goes on. Which studies there
-are, with what each changes in its shipped config: STUDIES below.
+python experiments/desk.py run lingle2024               every study; or some: run lingle2024
+baseline sp python experiments/desk.py keep lingle2024              rows of what has finished ->
+experiments/lingle2024/desk python experiments/desk.py again lingle2024 --share=0.1 a random tenth
+of the kept points, beside the kept losses The studies of kalra2026 likewise. `run` writes to
+runs/desk; stopped, the same command goes on. Which studies there are, with what each changes in its
+shipped config: STUDIES below.
 """
 
 import argparse
@@ -27,19 +29,24 @@ from mujax.cli.cores import make_cores_devices
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}
-SOURCES = {"lingle2024": "configs/lingle2024/ablations.py", "kalra2026": "configs/kalra2026/studies.py"}
+SOURCES = {
+    "lingle2024": "configs/lingle2024/ablations.py",
+    "kalra2026": "configs/kalra2026/studies.py",
+}
 STUDIES = {
     "lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS),
     "kalra2026": tuple(kalra2026.STUDIES | kalra2026.REASONS),
 }
-# A second sweep adds seeds: of what has some, at the two narrowest widths, whose runs are cheap and optima flat; of the
-# factorial, which has one a point, without decay
+# A second sweep adds seeds: of what has some, at the two narrowest widths, whose runs are cheap and
+# optima flat; of the factorial, which has one a point, without decay
 NARROW_SEEDS = {"lingle2024": 9, "kalra2026": 3}
 TOLERANCE = 1e-3  # nats, of a point that is trained again on the same kind of device
 # What a committed row says: what a report reads, and what made it
 KEPT = (
-    "id", "status", "diverged_at_step", "width", "parameterization", "learning_rate", "weight_decay", "seed", "steps",
-    "tokens", "final_loss", "best_loss", "n_params", "overrides", "table_hash", "data_fingerprint", "code_version",
+    "id", "status", "diverged_at_step", "width", "parameterization", "learning_rate",
+    "weight_decay", "seed", "steps",
+    "tokens", "final_loss", "best_loss", "n_params", "overrides", "table_hash", "data_fingerprint",
+    "code_version",
     "jax_version", "device", "seconds",
 )  # fmt: skip
 
@@ -51,13 +58,20 @@ def which(paper: str, name: str) -> str:
 def run(paper: str, name: str) -> int:
     """Exit code of the study's sweep and, if there is one, of that which adds seeds."""
     sweeps = [(name, []), *more_seeds(paper, name)]
-    return next((code for folder, flags in sweeps if (code := run_sweep(paper, name, folder, *flags))), 0)
+    return next(
+        (code for folder, flags in sweeps if (code := run_sweep(paper, name, folder, *flags))), 0
+    )
 
 
 def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
     """Folder and flags of the second sweep, if any."""
     if name == "factorial":
-        return [(f"{name}-no_decay", ["--config.sweep.optim.weight_decay=(0.0,)", "--config.refine.num_seeds=3"])]
+        return [
+            (
+                f"{name}-no_decay",
+                ["--config.sweep.optim.weight_decay=(0.0,)", "--config.refine.num_seeds=3"],
+            )
+        ]
     config = MODULES[paper].get_config(f"{name},scale=desk")
     widths, seeds = config.sweep.get("model", {}).get("d_model", ()), NARROW_SEEDS[paper]
     if not widths or not 0 < config.refine.num_seeds < seeds:
@@ -67,55 +81,88 @@ def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
 
 
 def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
-    """Exit code. Points that another sweep has trained count as done, if their table and text are the same; `keep`
-    leaves out what is not asked for."""
+    """Exit code. Points that another sweep has trained count as done, if their table and text are
+    the same; `keep` leaves out what is not asked for."""
     folder = ROOT / "runs" / "desk" / paper / folder_name
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
         others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
         # Each row once, without a last line that is still being written
-        lines = dict.fromkeys(line for text in others for line in text[: text.rfind("\n") + 1].splitlines())
+        lines = dict.fromkeys(
+            line for text in others for line in text[: text.rfind("\n") + 1].splitlines()
+        )
         (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
     # Studies that differ in numbers alone are one program
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
-    command = [sys.executable, "-m", "mujax", "sweep", f"--config={which(paper, name)}", f"--workdir={folder}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "mujax",
+        "sweep",
+        f"--config={which(paper, name)}",
+        f"--workdir={folder}",
+        *flags,
+    ]
     start = time.time()
     code = subprocess.run(command, cwd=ROOT, env=env).returncode
-    print(f"{folder_name}: exit code {code} after {time.time() - start:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"{folder_name}: exit code {code} after {time.time() - start:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
     return code
 
 
 def keep(paper: str, name: str) -> bool:
-    """Rows and config of a study, without its training curves; False, and nothing is kept, if points are missing."""
-    source, target = ROOT / "runs" / "desk" / paper / name, ROOT / "experiments" / paper / "desk" / name
+    """Rows and config of a study, without its training curves; False, and nothing is kept, if
+    points are missing."""
+    source, target = (
+        ROOT / "runs" / "desk" / paper / name,
+        ROOT / "experiments" / paper / "desk" / name,
+    )
     points, by_id, manifests = {}, {}, {}
     for folder in (source, *(source.with_name(other) for other, _ in more_seeds(paper, name))):
         if (folder / "manifest.json").exists():
             manifests[folder.name] = json.loads((folder / "manifest.json").read_text())
             points |= manifests[folder.name]["points"]
-            by_id |= {row["id"]: row for row in map(json.loads, (folder / "results.jsonl").read_text().splitlines())}
+            by_id |= {
+                row["id"]: row
+                for row in map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+            }
         elif manifests:
             print(f"{name}: {folder.name}, which adds seeds, has not been run", file=sys.stderr)
     if missing := points.keys() - by_id.keys():
-        print(f"{name}: {len(missing)} of {len(points)} points have not finished; not kept", file=sys.stderr)
+        print(
+            f"{name}: {len(missing)} of {len(points)} points have not finished; not kept",
+            file=sys.stderr,
+        )
         return False
     target.mkdir(parents=True, exist_ok=True)
-    rows = [{field: by_id[i][field] for field in KEPT} | {"overrides": points[i]["overrides"]} for i in points]
+    rows = [
+        {field: by_id[i][field] for field in KEPT} | {"overrides": points[i]["overrides"]}
+        for i in points
+    ]
     lines = [json.dumps(row) for row in rows]
     (target / "results.jsonl").write_text("\n".join(lines) + "\n")
-    kept = {"config": manifests[name]["config"]}  # and what each of the two sweeps said of its curves
+    # and what each of the two sweeps said of its curves
+    kept = {"config": manifests[name]["config"]}
     kept["refinement"] = {folder: manifest["refinement"] for folder, manifest in manifests.items()}
     (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
     diverged = sum(row["status"] == "diverged" for row in rows)
     minutes = sum(row["seconds"] for row in rows) / 60
-    print(f"{name}: {len(rows)} points, {diverged} diverged, {minutes:.1f} min of training on {rows[0]['device']}")
+    print(
+        f"{name}: {len(rows)} points, {diverged} diverged, {minutes:.1f} min of training on "
+        f"{rows[0]['device']}"
+    )
     return True
 
 
 def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
-    """Trains a random part of the kept points, each as its row says, and prints how far their losses are apart.
+    """Trains a random part of the kept points, each as its row says, and prints how far their
+    losses are apart.
 
-    Exits with 1 if by more than TOLERANCE, and with 2 if the text is another than theirs: that of another Python.
+    Exits with 1 if by more than TOLERANCE, and with 2 if the text is another than theirs: that of
+    another Python.
     """
     make_cores_devices()
     from mujax.sweep.study import sweep
@@ -136,7 +183,10 @@ def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
         for row in rows:
             other = repeated[row["id"]]
             if other["data_fingerprint"] != row["data_fingerprint"]:
-                sys.exit(f"{name}: rows are of text {row['data_fingerprint']}, here it is {other['data_fingerprint']}")
+                sys.exit(
+                    f"{name}: rows are of text {row['data_fingerprint']}, here it is "
+                    f"{other['data_fingerprint']}"
+                )
             worst = max(worst, compare(name, row, other))
     print(f"{len(chosen)} of {len(every)} points again: losses at most {worst:.2e} nats apart")
     if worst > TOLERANCE:
@@ -157,20 +207,30 @@ def compare(name: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("verb", choices=("run", "keep", "again"))
     parser.add_argument("paper", choices=tuple(STUDIES))
     parser.add_argument("studies", nargs="*", help="default: all")
-    parser.add_argument("--share", type=float, default=0.1, help="of the points that `again` trains")
+    parser.add_argument(
+        "--share", type=float, default=0.1, help="of the points that `again` trains"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of which points these are")
     args = parser.parse_args()
     names = tuple(args.studies) or STUDIES[args.paper]
     if unknown := set(names) - set(STUDIES[args.paper]):
-        parser.error(f"no study {', '.join(sorted(unknown))}; one of {', '.join(STUDIES[args.paper])}")
+        parser.error(
+            f"no study {', '.join(sorted(unknown))}; one of {', '.join(STUDIES[args.paper])}"
+        )
     if args.verb == "run":
         sys.exit(next((code for name in names if (code := run(args.paper, name))), 0))
     if args.verb == "keep":
-        begun = [name for name in names if (ROOT / "runs" / "desk" / args.paper / name / "manifest.json").exists()]
+        begun = [
+            name
+            for name in names
+            if (ROOT / "runs" / "desk" / args.paper / name / "manifest.json").exists()
+        ]
         sys.exit(0 if all([keep(args.paper, name) for name in begun]) else 1)
     else:
         again(args.paper, names, args.share, args.seed)

@@ -12,6 +12,8 @@ def align(rows: Sequence[Sequence[str]], sides: str = "<") -> list[str]:
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = sides.ljust(len(wide), sides[-1])
     return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, wide, strict=True)).rstrip()
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, wide, strict=True)
+        ).rstrip()
         for row in rows
     ]

@@ -16,18 +16,27 @@ class UserError(Exception):
 
 
 def is_outage(e: BaseException) -> bool:
-    """Whether a service, or the network to it, did not answer and may later: such an end is CRASHED, and run again."""
+    """Whether a service, or the network to it, did not answer and may later: such an end is
+    CRASHED, and run again."""
     status = _status(e)
     if status:
         return status in (408, 429) or status >= 500
     library = type(e).__module__.partition(".")[0]
-    is_passing = getattr(e, "retryable", False) is True or type(e).__name__ == "TransportError"  # Google's
-    return is_passing or isinstance(e, ConnectionError | TimeoutError) or library in ("aiohttp", "requests")
+    # Google's
+    is_passing = getattr(e, "retryable", False) is True or type(e).__name__ == "TransportError"
+    return (
+        is_passing
+        or isinstance(e, ConnectionError | TimeoutError)
+        or library in ("aiohttp", "requests")
+    )
 
 
 def is_refusal(e: BaseException) -> bool:
     """Whether something may not be read or written, by whoever asks."""
-    return _status(e) in (401, 403) or isinstance(e, PermissionError) or str(e).startswith("Forbidden")  # gcsfs' 403
+    # gcsfs' 403
+    return (
+        _status(e) in (401, 403) or isinstance(e, PermissionError) or str(e).startswith("Forbidden")
+    )
 
 
 def is_foreseen(e: BaseException) -> bool:
@@ -66,7 +75,8 @@ FEW = 12  # names that a message may list
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean d_model?', or the names there are; to end the message about an unknown name."""
+    """'; did you mean d_model?', or the names there are; to end the message about an unknown
+    name."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:

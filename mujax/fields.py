@@ -2,8 +2,9 @@
 
   learning_rate: float = declare(2.0**-7, "peak, of a tensor whose table factor is 1")
 
-From it follow validation (check_numbers), the defaults of configs/base.py and the text of `mujax train --helpfull`. A
-range follows from what a number is used as: an int32 index, a float32 step, a size that some machine can hold.
+From it follow validation (check_numbers), the defaults of configs/base.py and the text of `mujax
+train --helpfull`. A range follows from what a number is used as: an int32 index, a float32 step, a
+size that some machine can hold.
 """
 
 import dataclasses
@@ -23,8 +24,8 @@ NUM_BYTES = 256  # the vocabulary of text that is read as bytes
 
 
 class Range(NamedTuple):
-    """What a field's value may be; `above` is excluded. `words` stand for the lower bound in the message, and `why`
-    says where the upper one comes from."""
+    """What a field's value may be; `above` is excluded. `words` stand for the lower bound in the
+    message, and `why` says where the upper one comes from."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -43,8 +44,12 @@ class Range(NamedTuple):
 
 
 POSITIVE, NOT_NEGATIVE = Range(above=0), Range(least=0)
-BETA = Range(0, float(np.nextafter(np.float32(1), np.float32(0))), words="in [0, 1), as a float32 too")
-DEPTH = Range(above=0, most=2**14, why="no network has trained with more layers than 10,000 (1806.05393)")
+BETA = Range(
+    0, float(np.nextafter(np.float32(1), np.float32(0))), words="in [0, 1), as a float32 too"
+)
+DEPTH = Range(
+    above=0, most=2**14, why="no network has trained with more layers than 10,000 (1806.05393)"
+)
 TAPS = Range(above=0, most=2**10, why="each is traced by itself")
 
 
@@ -53,7 +58,8 @@ def declare(default, doc: str, within: Range = POSITIVE) -> Any:
 
     Args:
       doc: what it means, with its unit.
-      within: of a number, what it may be. All whole numbers fit int32 besides, and all others float32.
+      within: of a number, what it may be. All whole numbers fit int32 besides, and all others
+        float32.
     """
     return dataclasses.field(default=default, metadata={"doc": doc, "within": within})
 
@@ -65,8 +71,11 @@ def declared_in(cls: Any, name: str) -> Any:
 
 
 def defaults(cls: Any) -> dict[str, Any]:
-    """Returns the default of each field of a section; fields that follow from others have none and are left out."""
-    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    """Returns the default of each field of a section; fields that follow from others have none and
+    are left out."""
+    return {
+        f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
+    }
 
 
 def explain_fields(cls: Any, section: str) -> list[tuple[str, str, str]]:
@@ -79,7 +88,8 @@ def explain_fields(cls: Any, section: str) -> list[tuple[str, str, str]]:
 
 
 def check_numbers(cls: Any, section: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError unless each number of a section is in its range, which is above 0 where none is declared."""
+    """Raises UserError unless each number of a section is in its range, which is above 0 where none
+    is declared."""
     within = {f.name: f.metadata.get("within", POSITIVE) for f in dataclasses.fields(cls)}
     for name, value in values.items():
         if type(value) in (int, float):
@@ -90,5 +100,6 @@ def one_of(field: str, value, choices) -> None:
     """Raises UserError unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise UserError(
-            f"{field} = {shown(value)} {not_one_of(cut(str(value)) if isinstance(value, str) else '', choices)}"
+            f"{field} = {shown(value)} "
+            f"{not_one_of(cut(str(value)) if isinstance(value, str) else '', choices)}"
         )

@@ -1,4 +1,5 @@
-"""The numbers of a run that are traced, so that one compiled program serves every point of a sweep."""
+"""The numbers of a run that are traced, so that one compiled program serves every point of a
+sweep."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,8 +16,8 @@ class Hps(NamedTuple):
     grad_clip: global-norm bound on the gradient of the effective weights; inf for none.
     warmup_steps, decay_steps, total_steps, final_ratio: see mujax.schedules.
     attention_scale, residual_scale, logits_scale, embedding_scale: the forward scales of the
-      parameterization, on q.k before the softmax, on what a branch adds to the residual stream, on the
-      logits, and on the embedded tokens.
+      parameterization, on q.k before the softmax, on what a branch adds to the residual stream, on
+      the logits, and on the embedded tokens.
     """
 
     learning_rate: float | jax.Array
@@ -41,5 +42,6 @@ def stack(trees: Sequence):
 
 
 def as_float32(tree):
-    """Tree of numbers -> tree of float32 scalars, so that every run presents jit with the same types."""
+    """Tree of numbers -> tree of float32 scalars, so that every run presents jit with the same
+    types."""
     return jax.tree.map(np.float32, tree)

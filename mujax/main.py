@@ -8,7 +8,20 @@ import traceback
 from collections.abc import Sequence
 
 import mujax
-from mujax.cli import check, explain, export, launch, merge, plan, prepare, report, sample, sweep, train, version
+from mujax.cli import (
+    check,
+    explain,
+    export,
+    launch,
+    merge,
+    plan,
+    prepare,
+    report,
+    sample,
+    sweep,
+    train,
+    version,
+)
 from mujax.cli.console import make_tolerant, output_error
 from mujax.cli.cores import explained, hide_absent_tpu
 from mujax.cli.flags import parse
@@ -17,7 +30,20 @@ from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (train, sweep, launch, plan, merge, report, explain, check, export, prepare, sample, version)
+    for module in (
+        train,
+        sweep,
+        launch,
+        plan,
+        merge,
+        report,
+        explain,
+        check,
+        export,
+        prepare,
+        sample,
+        version,
+    )
 }
 
 OVERVIEW = """\
@@ -33,7 +59,9 @@ mujax VERB --help explains a verb, its flags and what it writes, with examples.
 
 def overview() -> str:
     """What mujax --help prints."""
-    return OVERVIEW.format(verbs="\n".join(f"  {name:<8} {verb.summary()}" for name, verb in VERBS.items()))
+    return OVERVIEW.format(
+        verbs="\n".join(f"  {name:<8} {verb.summary()}" for name, verb in VERBS.items())
+    )
 
 
 def run(argv: Sequence[str]) -> int:
@@ -59,16 +87,22 @@ def run(argv: Sequence[str]) -> int:
         return verb.run(**parse(verb, rest))
     except KeyboardInterrupt:
         is_kept = name in ("train", "sweep", "launch", "prepare")
-        after = "what was done is kept, the same command goes on" if is_kept else "the same command starts it again"
+        after = (
+            "what was done is kept, the same command goes on"
+            if is_kept
+            else "the same command starts it again"
+        )
         print(f"\nmujax: interrupted; {after}", file=sys.stderr)
         return INTERRUPTED
     except Exception as raised:
         e = explained(raised)
-        if not is_foreseen(e):  # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
+        if not is_foreseen(e):
+            # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
             traceback.print_exc()
             return CRASHED
         print(f"mujax: {_one_line(str(e)) or type(e).__name__}", file=sys.stderr)
-        return CRASHED if is_outage(e) else USAGE_ERROR  # a full disk and a file taken away among them
+        # a full disk and a file taken away among them
+        return CRASHED if is_outage(e) else USAGE_ERROR
 
 
 def _one_line(text: str) -> str:
@@ -77,8 +111,9 @@ def _one_line(text: str) -> str:
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Python's own KeyboardInterrupt, raised anywhere inside exec - so wherever a module with a dataclass is being
-    imported - ends the process as killed by SIGINT, though it was caught and all went well after."""
+    """Python's own KeyboardInterrupt, raised anywhere inside exec - so wherever a module with a
+    dataclass is being imported - ends the process as killed by SIGINT, though it was caught and all
+    went well after."""
 
 
 def _interrupt(signum, frame):
@@ -87,7 +122,8 @@ def _interrupt(signum, frame):
 
 def main() -> None:
     """Entry point of the installed command and of python -m mujax."""
-    # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told otherwise.
+    # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told
+    # otherwise.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
     make_tolerant()
@@ -95,13 +131,17 @@ def main() -> None:
     if argv[:1] != ["plan"]:  # which compiles for TPUs, and takes none
         hide_absent_tpu()
     code = run(argv)
-    for signum in (signal.SIGTERM, signal.SIGINT):  # what was done stands, whatever comes while Python shuts down
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        # what was done stands, whatever comes while Python shuts down
         signal.signal(signum, signal.SIG_IGN)
     if error := output_error():
         print(f"mujax: standard output could not be written: {error.strerror}", file=sys.stderr)
-        # Files hold what was done, and the exit code is that of the work; what was only printed is lost
+        # Files hold what was done, and the exit code is that of the work; what was only printed is
+        # lost
         is_in_files = (
-            any(arg.startswith("--workdir") for arg in argv) and argv[0] != "sample" and "--dry_run" not in argv
+            any(arg.startswith("--workdir") for arg in argv)
+            and argv[0] != "sample"
+            and "--dry_run" not in argv
         )
         code = code if code or is_in_files else USAGE_ERROR
     if code == INTERRUPTED and not _is_one_of_several():
@@ -116,8 +156,9 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Ends the process without Python's own shutdown: threads that an interruption left at work, as TensorStore's
-    that write a checkpoint, would call into an interpreter that is being taken down, and crash it."""
+    """Ends the process without Python's own shutdown: threads that an interruption left at work, as
+    TensorStore's that write a checkpoint, would call into an interpreter that is being taken down,
+    and crash it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
             stream.flush()

@@ -1,9 +1,9 @@
 """Optax chains from traced hyperparameters and per-tensor scalings.
 
-The chain is built inside the training step: construction costs nothing at run time, and every number
-in it may be traced or vmapped. It takes gradients of effective weights (forward factor times stored weight) to
-updates of the stored ones. Clipping, l2 and decoupled decay act on effective weights, so two forms of one
-parameterization, with equal effective weights, train alike.
+The chain is built inside the training step: construction costs nothing at run time, and every
+number in it may be traced or vmapped. It takes gradients of effective weights (forward factor times
+stored weight) to updates of the stored ones. Clipping, l2 and decoupled decay act on effective
+weights, so two forms of one parameterization, with equal effective weights, train alike.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from mujax.params import ParamMeta
 # Where the decay term enters the chain. With w the weight, lr its tensor's learning rate (of the
 # effective weight) and schedule the multiplier of the step, one step without gradient changes w by
 #   l2           nothing directly: weight_decay * w is added to the gradient, before the optimizer
-#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; see Optimizer.decay_gauge)
-#   independent  -schedule * weight_decay * w        (AdamW as in its paper, 1711.05101, Algorithm 2)
-#   constant     -weight_decay * w
+#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; see
+# Optimizer.decay_gauge)   independent  -schedule * weight_decay * w        (AdamW as in its paper,
+# 1711.05101, Algorithm 2)   constant     -weight_decay * w
 DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
 
 
@@ -38,16 +38,18 @@ def _no_tensor(meta: ParamMeta) -> bool:
 class Optimizer:
     """An optimizer family: what it computes, and all that others must know of it.
 
-    core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates of a learning
-      rate of 1.
+    core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates of
+      a learning rate of 1.
     column: of learning rates in the tables.
     gauge: storing theta * W in place of W leaves the run as it is if the learning rate grows as
-      theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if they
-      grow with the weight (2407.05872, section 2). The effective weight's rate is lr * forward^gauge.
+      theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if
+      they grow with the weight (2407.05872, section 2). The effective weight's rate is lr *
+      forward^gauge.
     hps: the fields of Hps that it reads, beside those that every optimizer reads.
     has_first_moment: whether it keeps an average of gradients, whose dtype can be chosen.
-    orthogonalizes: whether its update of a tensor is an orthogonal matrix, of spectral norm 1: no average of squares
-      whose eps matters, and a learning rate that holds a factor for shape, sqrt(fan_out / fan_in).
+    orthogonalizes: whether its update of a tensor is an orthogonal matrix, of spectral norm 1: no
+      average of squares whose eps matters, and a learning rate that holds a factor for shape,
+      sqrt(fan_out / fan_in).
     """
 
     core: Callable[..., optax.GradientTransformation]
@@ -58,15 +60,18 @@ class Optimizer:
     orthogonalizes: Callable[[ParamMeta], bool] = _no_tensor
 
     def decay_gauge(self, meta: ParamMeta, scaling):
-        """Returns the decoupled decay of a stored weight over (its learning rate x weight decay), by which the
-        effective weight decays as it should.
+        """Returns the decoupled decay of a stored weight over (its learning rate x weight decay),
+        by which the effective weight decays as it should.
 
-        Of orthogonalized matrices without the factor for shape that the tables have in their learning rate: in the
-        original Muon (KellerJordan/Muon, muon.py) a factor for shape multiplies the update alone, and every matrix
-        shrinks by learning rate x weight decay. With it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
+        Of orthogonalized matrices without the factor for shape that the tables have in their
+        learning rate: in the original Muon (KellerJordan/Muon, muon.py) a factor for shape
+        multiplies the update alone, and every matrix shrinks by learning rate x weight decay. With
+        it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
         """
         forward = scaling.forward**self.gauge
-        return forward * (meta.fan_in / meta.fan_out) ** 0.5 if self.orthogonalizes(meta) else forward
+        return (
+            forward * (meta.fan_in / meta.fan_out) ** 0.5 if self.orthogonalizes(meta) else forward
+        )
 
 
 def _adam(metas, hps: Hps, momentum_dtype):
@@ -76,7 +81,8 @@ def _adam(metas, hps: Hps, momentum_dtype):
 
 
 def _sgd(metas, hps: Hps, momentum_dtype):
-    """SGD with heavy-ball momentum b1, not damped: the update is the sum of b1^k times past gradients."""
+    """SGD with heavy-ball momentum b1, not damped: the update is the sum of b1^k times past
+    gradients."""
     del metas
     return optax.trace(hps.b1, accumulator_dtype=momentum_dtype)
 
@@ -88,8 +94,9 @@ def _lion(metas, hps: Hps, momentum_dtype):
 
 
 def _adafactor(metas, hps: Hps, momentum_dtype):
-    """Adafactor (1804.04235) without momentum, with its own constants: decay 1 - t^-0.8, update clipping at 1,
-    and updates relative to the RMS of the weight, of at least 1e-3. Each matrix of a stack is one by itself."""
+    """Adafactor (1804.04235) without momentum, with its own constants: decay 1 - t^-0.8, update
+    clipping at 1, and updates relative to the RMS of the weight, of at least 1e-3. Each matrix of a
+    stack is one by itself."""
     del hps, momentum_dtype
     one_matrix = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=2),
@@ -102,8 +109,8 @@ def _adafactor(metas, hps: Hps, momentum_dtype):
 def _muon(metas, hps: Hps, momentum_dtype):
     """Muon (kellerjordan.github.io/posts/muon) on hidden matrices, Adam on the rest.
 
-    A matrix is what the signature says: fan_in x fan_out, whatever axes those are made of, each of a
-    stack by itself. The momentum is b1. No factor of its own for shape: that is the table's.
+    A matrix is what the signature says: fan_in x fan_out, whatever axes those are made of, each of
+    a stack by itself. The momentum is b1. No factor of its own for shape: that is the table's.
     """
 
     def axes(meta: ParamMeta):
@@ -114,10 +121,15 @@ def _muon(metas, hps: Hps, momentum_dtype):
     def dimension_numbers(params):
         # optax.partition hides the tensors of other optimizers from this one
         is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-        return jax.tree.map(lambda w, m: w if is_hidden(w) else axes(m), params, metas, is_leaf=is_hidden)
+        return jax.tree.map(
+            lambda w, m: w if is_hidden(w) else axes(m), params, metas, is_leaf=is_hidden
+        )
 
     muon = contrib.scale_by_muon(
-        beta=hps.b1, eps=hps.eps, mu_dtype=momentum_dtype, weight_dimension_numbers=dimension_numbers
+        beta=hps.b1,
+        eps=hps.eps,
+        mu_dtype=momentum_dtype,
+        weight_dimension_numbers=dimension_numbers,
     )
     labels = jax.tree.map(lambda m: "muon" if _is_hidden(m) else "adam", metas)
     return optax.partition({"muon": muon, "adam": _adam(metas, hps, momentum_dtype)}, labels)
@@ -127,14 +139,19 @@ def _is_hidden(meta: ParamMeta) -> bool:
     return meta.role in ("hidden", "kv")
 
 
-def _per_matrix(transformation: optax.GradientTransformation, metas) -> optax.GradientTransformation:
-    """Applies it to every matrix, in its logical shape, by itself: [fan_in, fan_out], or [fan_out] for a vector."""
+def _per_matrix(
+    transformation: optax.GradientTransformation, metas
+) -> optax.GradientTransformation:
+    """Applies it to every matrix, in its logical shape, by itself: [fan_in, fan_out], or [fan_out]
+    for a vector."""
     leaves, treedef = jax.tree.flatten(metas)
 
     def split(tree):
         def matrices(x, meta: ParamMeta):
             copies = math.prod(meta.sizes[: len(meta.batch)])
-            return x.reshape(copies, *((meta.fan_in, meta.fan_out) if meta.ins else (meta.fan_out,)))
+            return x.reshape(
+                copies, *((meta.fan_in, meta.fan_out) if meta.ins else (meta.fan_out,))
+            )
 
         return [matrices(x, meta) for x, meta in zip(jax.tree.leaves(tree), leaves, strict=True)]
 
@@ -144,7 +161,10 @@ def _per_matrix(transformation: optax.GradientTransformation, metas) -> optax.Gr
     def update(updates, state, params=None):
         each = zip(split(updates), state, split(params), strict=True)
         done = [jax.vmap(transformation.update)(*matrix) for matrix in each]
-        joined = [jnp.reshape(cast(jax.Array, u), meta.sizes) for (u, _), meta in zip(done, leaves, strict=True)]
+        joined = [
+            jnp.reshape(cast(jax.Array, u), meta.sizes)
+            for (u, _), meta in zip(done, leaves, strict=True)
+        ]
         return jax.tree.unflatten(treedef, joined), [matrix_state for _, matrix_state in done]
 
     return optax.GradientTransformation(init, update)
@@ -155,15 +175,23 @@ OPTIMIZERS = {
     "sgd": Optimizer(_sgd, column="sgd", gauge=2, hps=("b1",)),
     "lion": Optimizer(_lion, column="adam", gauge=1, hps=("b1", "b2")),
     "adafactor": Optimizer(_adafactor, column="adafactor", gauge=0, hps=(), has_first_moment=False),
-    "muon": Optimizer(_muon, column="muon", gauge=1, hps=("b1", "b2", "eps"), orthogonalizes=_is_hidden),
+    "muon": Optimizer(
+        _muon, column="muon", gauge=1, hps=("b1", "b2", "eps"), orthogonalizes=_is_hidden
+    ),
 }
 
 
 def make_optimizer(
-    optimizer: Optimizer, decay_form: str, metas, hps: Hps, scalings, multiplier, momentum_dtype: str | None = None
+    optimizer: Optimizer,
+    decay_form: str,
+    metas,
+    hps: Hps,
+    scalings,
+    multiplier,
+    momentum_dtype: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of an optimizer, with per-tensor learning rate, eps and decay: gradients of the effective weights, and
-    the stored weights, -> updates of these.
+    """The chain of an optimizer, with per-tensor learning rate, eps and decay: gradients of the
+    effective weights, and the stored weights, -> updates of these.
 
     Args:
       optimizer: one of OPTIMIZERS; static.
@@ -172,11 +200,13 @@ def make_optimizer(
       hps: hyperparameters, possibly traced.
       scalings: tree of Scaling beside the parameters, possibly traced.
       multiplier: the schedule's value at this step.
-      momentum_dtype: of the first moment, where the optimizer has one; None: as the weights; static.
+      momentum_dtype: of the first moment, where the optimizer has one; None: as the weights;
+        static.
 
-    Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied by
-    dividing its gradient: optax's own optimizer then serves every tensor. The stored weight's gradient is forward
-    times the effective one's.
+    Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied
+    by
+    dividing its gradient: optax's own optimizer then serves every tensor. The stored weight's
+    gradient is forward times the effective one's.
     """
 
     def per_tensor(f):
@@ -184,15 +214,22 @@ def make_optimizer(
 
     def scale(f):
         factors = per_tensor(f)
-        return optax.stateless(lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors))
+        return optax.stateless(
+            lambda updates, _: jax.tree.map(lambda u, x: u * x, updates, factors)
+        )
 
     def decay(f):
         """f: (scaling, meta) -> a factor."""
         coefficients = jax.tree.map(
-            lambda s, meta: hps.weight_decay * s.weight_decay * f(s, meta), scalings, metas, is_leaf=is_scaling
+            lambda s, meta: hps.weight_decay * s.weight_decay * f(s, meta),
+            scalings,
+            metas,
+            is_leaf=is_scaling,
         )
         return optax.stateless(
-            lambda updates, params: jax.tree.map(lambda u, w, c: u + c * w, updates, params, coefficients)
+            lambda updates, params: jax.tree.map(
+                lambda u, w, c: u + c * w, updates, params, coefficients
+            )
         )
 
     def clip(grads, _):
@@ -211,19 +248,29 @@ def make_optimizer(
         ("l2", decay(lambda s, _: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
         ("core", core),
         ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
-        ("decoupled", decay(lambda s, meta: hps.learning_rate * s.lr * optimizer.decay_gauge(meta, s))),
+        (
+            "decoupled",
+            decay(lambda s, meta: hps.learning_rate * s.lr * optimizer.decay_gauge(meta, s)),
+        ),
         ("independent", decay(lambda s, _: 1.0)),
         ("schedule", optax.scale(multiplier)),
         ("constant", decay(lambda s, _: 1.0)),
         ("descend", optax.scale(-1.0)),
     ]
     return optax.chain(
-        *(stage for stage_name, stage in stages if stage_name == decay_form or stage_name not in DECAY_FORMS)
+        *(
+            stage
+            for stage_name, stage in stages
+            if stage_name == decay_form or stage_name not in DECAY_FORMS
+        )
     )
 
 
-def _on_effective_weights(transformation: optax.GradientTransformation, scalings) -> optax.GradientTransformation:
-    """An optimizer that looks at weights looks at the effective ones; its update is then of the stored ones."""
+def _on_effective_weights(
+    transformation: optax.GradientTransformation, scalings
+) -> optax.GradientTransformation:
+    """An optimizer that looks at weights looks at the effective ones; its update is then of the
+    stored ones."""
 
     def effective(params):
         return jax.tree.map(lambda w, s: w * s.forward, params, scalings)
@@ -232,4 +279,6 @@ def _on_effective_weights(transformation: optax.GradientTransformation, scalings
         updates, state = transformation.update(updates, state, effective(params))
         return jax.tree.map(lambda u, s: u / s.forward, updates, scalings), state
 
-    return optax.GradientTransformation(lambda params: transformation.init(effective(params)), update)
+    return optax.GradientTransformation(
+        lambda params: transformation.init(effective(params)), update
+    )

@@ -1,6 +1,8 @@
-"""What a parameter is: its role and its signature, 'embed -> heads head_dim'; and trees of parameters by name.
+"""What a parameter is: its role and its signature, 'embed -> heads head_dim'; and trees of
+parameters by name.
 
-How big it should be is decided by mujax.parameterization, how a module declares it by mujax.models.module.
+How big it should be is decided by mujax.parameterization, how a module declares it by
+mujax.models.module.
 """
 
 import dataclasses
@@ -17,15 +19,17 @@ DRAWS = ("normal", "zeros", "ones")  # see models.module
 
 
 LONGEST = 2**31 - 1  # an axis
-# Float32 weights, gradients and two moments of so many are 2 PiB; the largest machine of one network, 9,216 chips of
-# TPU7x, has 1.7
+# Float32 weights, gradients and two moments of so many are 2 PiB; the largest machine of one
+# network, 9,216 chips of TPU7x, has 1.7
 MOST_PARAMS = 2**47
 
 
 def check_num_params(count: int, what: str) -> None:
     """Raises UserError if no machine could hold so many parameters."""
     if count > MOST_PARAMS:
-        raise UserError(f"{what}: {count:.6g} parameters are more than any machine could train, 2^47 = 1.4e14")
+        raise UserError(
+            f"{what}: {count:.6g} parameters are more than any machine could train, 2^47 = 1.4e14"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,8 @@ class ParamMeta:
 
     Attributes:
       role: input (finite -> width), hidden (width -> width), output (width -> finite), or vector
-        (gains and biases), after Yang et al. (2203.03466), Table 3; tied (an input embedding that is the
-        readout too); or kv (width -> keys or values shared by several query heads).
+        (gains and biases), after Yang et al. (2203.03466), Table 3; tied (an input embedding that
+        is the readout too); or kv (width -> keys or values shared by several query heads).
       batch: axes the matrix is repeated over (layers, experts); they count in no fan.
       ins, outs: logical input and output axes; fan_in and fan_out are the products of their sizes.
       sizes: the sizes of batch + ins + outs, in that order, which is also the array's shape.
@@ -78,7 +82,8 @@ def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "norma
     """Parses '[batch |] ins -> outs' into a ParamMeta, sizes looked up in `dims`.
 
     Raises:
-      UserError: the role or draw is unknown, the arrow is missing, or an axis repeats or has no size.
+      UserError: the role or draw is unknown, the arrow is missing, or an axis repeats or has no
+        size.
     """
     if role not in ROLES:
         raise UserError(f"{role!r}, the role of {text!r}, is no role{suggest(role, ROLES)}")
@@ -87,32 +92,46 @@ def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "norma
     batch, _, arrow = text.rpartition("|")
     ins, found, outs = arrow.partition("->")
     if not found:
-        raise UserError(f"signature {text!r} has no '->'; write 'embed -> mlp', or '-> embed' for a vector")
+        raise UserError(
+            f"signature {text!r} has no '->'; write 'embed -> mlp', or '-> embed' for a vector"
+        )
     axes = tuple(batch.split() + ins.split() + outs.split())
     unknown = [axis for axis in axes if axis not in dims]
     if unknown:
-        raise UserError(f"signature {text!r}: no size for axis {unknown[0]!r}; known: {', '.join(dims)}")
+        raise UserError(
+            f"signature {text!r}: no size for axis {unknown[0]!r}; known: {', '.join(dims)}"
+        )
     if len(set(axes)) < len(axes):
         raise UserError(f"signature {text!r} repeats an axis; give each its own name")
     sizes = tuple(dims[axis] for axis in axes)
     for axis, size in zip(axes, sizes, strict=True):
         if size > LONGEST:
-            raise UserError(f"signature {text!r}: {axis!r} has size {size:.6g}; an axis is indexed by int32")
+            raise UserError(
+                f"signature {text!r}: {axis!r} has size {size:.6g}; an axis is indexed by int32"
+            )
     check_num_params(math.prod(sizes), f"signature {text!r}")
-    return ParamMeta(role, tuple(batch.split()), tuple(ins.split()), tuple(outs.split()), sizes, dist)
+    return ParamMeta(
+        role, tuple(batch.split()), tuple(ins.split()), tuple(outs.split()), sizes, dist
+    )
 
 
-def map_params(function: Callable[..., Any], tree: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+def map_params(
+    function: Callable[..., Any], tree: Mapping[str, Any], *others: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the tree of function(name, leaf, leaves of the others); name: 'blocks/attention/wq'.
 
-    Trees are nested dicts, in the order of their keys as JAX has them; everything that is no dict is a leaf.
+    Trees are nested dicts, in the order of their keys as JAX has them; everything that is no dict
+    is a leaf.
     """
 
     def walk(prefix: str, node, *rest):
         if not isinstance(node, Mapping):
             return function(prefix, node, *rest)
         start = f"{prefix}/" if prefix else ""
-        return {key: walk(f"{start}{key}", node[key], *(other[key] for other in rest)) for key in sorted(node)}
+        return {
+            key: walk(f"{start}{key}", node[key], *(other[key] for other in rest))
+            for key in sorted(node)
+        }
 
     return walk("", tree, *others)
 

@@ -28,7 +28,8 @@ class Sampling(NamedTuple):
 
     temperature: the logits are divided by it; 0 takes the most likely token.
     top_k: only the so many most likely ones; 0 for all.
-    top_p: of these, the fewest most likely ones whose probabilities sum to it (nucleus, 1904.09751); 1 for all.
+    top_p: of these, the fewest most likely ones whose probabilities sum to it (nucleus,
+      1904.09751); 1 for all.
     """
 
     temperature: float = 1.0
@@ -54,14 +55,16 @@ def draw(keys_B, logits_BV, sampling: Sampling):
 
 
 def make_generate(program: Program, num_tokens: int, window: int, stop: int):
-    """Returns generate(params, hps, scalings, prompts, lengths, sampling, seed, prefix) -> tokens [B, P + num_tokens].
+    """Returns generate(params, hps, scalings, prompts, lengths, sampling, seed, prefix) -> tokens
+    [B, P + num_tokens].
 
-    prompts: int [B, P], of which lengths [B] tokens count; row b continues with up to num_tokens drawn ones, until
-    `stop`; what follows means nothing. prefix (static): at least 1 and at most the shortest length; that many
-    tokens of every prompt are read at once, the rest one by one.
+    prompts: int [B, P], of which lengths [B] tokens count; row b continues with up to num_tokens
+    drawn ones, until `stop`; what follows means nothing. prefix (static): at least 1 and at most
+    the shortest length; that many tokens of every prompt are read at once, the rest one by one.
 
-    Every row starts at position 0, as in training, so no row needs padding: while the longest prompts are
-    still read, the others are continued already. The draws of a row depend on the seed, the row and the position.
+    Every row starts at position 0, as in training, so no row needs padding: while the longest
+    prompts are still read, the others are continued already. The draws of a row depend on the seed,
+    the row and the position.
 
     Raises:
       UserError: the model cannot be sampled from.
@@ -69,14 +72,17 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
     module = program.model_class(program.model)
     if not isinstance(module, Decoder):
         raise UserError(
-            f"{program.model_class.__name__} cannot be sampled from: it has no extend() and empty_cache(), "
+            f"{program.model_class.__name__} cannot be sampled from: it has no extend() and "
+            "empty_cache(), "
             "see Decoder in mujax/models/protocol.py"
         )
     dtype = jnp.dtype(program.model.dtype)
     precise = jnp.promote_types(dtype, jnp.float32)  # the readout, as in evaluation
 
     @functools.partial(jax.jit, static_argnames="prefix")
-    def generate(params, hps, scalings, prompts_BP, lengths_B, sampling: Sampling, seed, prefix: int):
+    def generate(
+        params, hps, scalings, prompts_BP, lengths_B, sampling: Sampling, seed, prefix: int
+    ):
         weights, readout = effective(params, scalings, dtype), effective(params, scalings, precise)
 
         def read(tokens_BT, cache, position):
@@ -86,7 +92,9 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             return cast(jax.Array, module.apply(readout, x_B1D, hps, method="logits"))[:, 0], cache
 
         batch_size = len(prompts_BP)
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(batch_size))
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.key(seed), jnp.arange(batch_size)
+        )
         tokens_BN = jnp.pad(prompts_BP, ((0, 0), (0, num_tokens)))
         cache = module.empty_cache(batch_size, window)
         logits_BV, cache = read(tokens_BN[:, :prefix], cache, 0)
@@ -121,20 +129,24 @@ def sample(
 ) -> list[str]:
     """Continuations of prompts by the run that `mujax train` has left in `workdir`.
 
-    Each ends before the end of a document, or after num_tokens tokens. An empty prompt starts a new document.
+    Each ends before the end of a document, or after num_tokens tokens. An empty prompt starts a new
+    document.
 
     Args:
       window: tokens that attention looks back on; 0: data.seq_len of the run, as in training.
       which: latest, or best: the checkpoint with the lowest validation loss.
 
     Raises:
-      UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens than it can take.
+      UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens
+        than it can take.
     """
     root = files.any_path(workdir)
     if not (root / "config.json").exists():
         if not root.exists():
             raise UserError(f"--workdir={workdir}: no such folder")
-        raise UserError(f"--workdir={workdir} has no config.json: it is not the workdir of mujax train")
+        raise UserError(
+            f"--workdir={workdir} has no config.json: it is not the workdir of mujax train"
+        )
     run = make_run(make_run_config(read_config(root / "config.json")))
     tokenizer, is_row, fingerprint = _tokenizer(run)
     # An empty prompt is where a document begins: after the end of one, or at the start of its row
@@ -154,7 +166,14 @@ def sample(
     for b, row in enumerate(rows):
         prompts_BP[b, : len(row)] = row
     tokens_BN = generate(
-        params, run.hps, run.scalings, prompts_BP, np.array(lengths), sampling, np.uint32(seed), min(lengths)
+        params,
+        run.hps,
+        run.scalings,
+        prompts_BP,
+        np.array(lengths),
+        sampling,
+        np.uint32(seed),
+        min(lengths),
     )
     return [
         tokenizer.decode(_until(tokens[length : length + num_tokens], stop))
@@ -169,31 +188,42 @@ def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
     """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_state(run.program).params
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        abstract_state(run.program).params,
     )
 
     def check(record: Record) -> None:
         if record["table_hash"] != run.table_hash:
             raise UserError(
                 f"--workdir={root}: its checkpoint was saved under another parameterization table "
-                f"({record['table_hash']}, its config now resolves to {run.table_hash}); use the code that saved it"
+                f"({record['table_hash']}, its config now resolves to {run.table_hash}); use the "
+                "code that saved it"
             )
 
         if fingerprint not in (None, record["data_fingerprint"]):
             raise UserError(
-                f"--workdir={root}: it was trained on data of fingerprint {record['data_fingerprint']}, and that of "
+                f"--workdir={root}: it was trained on data of fingerprint "
+                f"{record['data_fingerprint']}, and that of "
                 f"its config has {fingerprint} now; bring the data back to decode its tokens"
             )
 
     folder = root / "checkpoints" / which
-    found = Checkpoints(folder, keep=None).restore({"params": params}, check) if folder.is_dir() else None
+    found = (
+        Checkpoints(folder, keep=None).restore({"params": params}, check)
+        if folder.is_dir()
+        else None
+    )
     if found is None:
-        raise UserError(f"--workdir={root} has no checkpoints in checkpoints/{which}: mujax train leaves them there")
+        raise UserError(
+            f"--workdir={root} has no checkpoints in checkpoints/{which}: mujax train leaves them "
+            "there"
+        )
     return found[1]["params"]
 
 
 def _tokenizer(run: Run) -> tuple[Tokenizer, bool, str | None]:
-    """That of the text which the run was trained on; whether a document has a row of its own; the fingerprint."""
+    """That of the text which the run was trained on; whether a document has a row of its own; the
+    fingerprint."""
     data = run.cfg.data
     if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return make("bytes", b"", {}), False, None

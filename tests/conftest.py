@@ -14,7 +14,8 @@ import pytest
 
 from configs import base
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # of child processes: jax would look for a TPU wherever libtpu is
+# of child processes: jax would look for a TPU wherever libtpu is
+os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,10 +26,13 @@ ROOT = Path(__file__).parent.parent
 def pytest_configure(config):
     """Programs are compiled once: by this session, its workers, and all processes that tests start.
 
-    Where JAX_COMPILATION_CACHE_DIR is set, what it holds is used, and what is compiled is left there.
+    Where JAX_COMPILATION_CACHE_DIR is set, what it holds is used, and what is compiled is left
+    there.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have that of the session
-        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mujax-compiled-")
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
+            prefix="mujax-compiled-"
+        )
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ.update(
         JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # most of the time here goes to LLVM
@@ -41,12 +45,15 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# A fast test should take no more of the processor than this, its own processes counted in. Longer ones are named in the
-# summary and fail nothing, as seconds differ between machines; but for those that have a reason here.
+# A fast test should take no more of the processor than this, its own processes counted in. Longer
+# ones are named in the summary and fail nothing, as seconds differ between machines; but for those
+# that have a reason here.
 LIMIT_SECONDS = 5.0
 LONG = {
-    "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four widths",
-    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and their programs",
+    "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four "
+    "widths",
+    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and "
+    "their programs",
 }
 
 
@@ -68,25 +75,38 @@ def pytest_runtest_call(item):
 
 def pytest_terminal_summary(terminalreporter):
     """Names the tests that are over the limit."""
-    for report in (r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)):
+    for report in (
+        r for outcome in ("passed", "failed") for r in terminalreporter.getreports(outcome)
+    ):
         seconds = dict(report.user_properties).get("processor_seconds", 0.0)
         name = report.nodeid.rpartition("/")[2]
         if report.when == "call" and seconds > LIMIT_SECONDS and name.partition("[")[0] not in LONG:
-            told = f"{name} took {seconds:.1f} s of the processor, more than {LIMIT_SECONDS:g}: see LONG in conftest.py"
+            told = (
+                f"{name} took {seconds:.1f} s of the processor, more than {LIMIT_SECONDS:g}: see "
+                "LONG in conftest.py"
+            )
             terminalreporter.write_line(told, yellow=True)
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--regenerate-golden", action="store_true", help="rewrite tests/golden from what the code says now"
+        "--regenerate-golden",
+        action="store_true",
+        help="rewrite tests/golden from what the code says now",
     )
 
 
 def tiny_tree(model: str = "transformer", **overrides) -> dict:
-    """A config as nested dicts, small enough to train in a second; `section__field=value` overrides."""
+    """A config as nested dicts, small enough to train in a second; `section__field=value`
+    overrides."""
     c = base.get_config(model)
     c.train.steps, c.train.batch_size, c.train.eval_interval, c.train.eval_batches = 12, 4, 5, 2
-    c.train.log_interval, c.schedule.warmup_steps, c.data.seq_len, c.parameterization.base_width = 2, 2, 16, 16
+    c.train.log_interval, c.schedule.warmup_steps, c.data.seq_len, c.parameterization.base_width = (
+        2,
+        2,
+        16,
+        16,
+    )
     c.model.d_model = 16
     if model == "transformer":
         c.model.d_head = 8
@@ -128,7 +148,8 @@ def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:
 
 
 def count_compilations(of: str):
-    """A list that grows by one at each XLA compilation of a jitted function whose name contains `of`."""
+    """A list that grows by one at each XLA compilation of a jitted function whose name contains
+    `of`."""
     events = []
 
     def listen(event, duration, **metadata):

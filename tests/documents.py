@@ -1,4 +1,5 @@
-"""README and guides as data: their pages, links and commands; and a way to run the commands at a small size."""
+"""README and guides as data: their pages, links and commands; and a way to run the commands at a
+small size."""
 
 import importlib.util
 import re
@@ -16,7 +17,11 @@ GUIDES = sorted(DOCS.glob("*.md"))
 PAGES = [README, *GUIDES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "experiments").glob("*/*.md"))]
 
 # The same commands at a size that a test can afford
-SMALL = ["--config.train.steps=3", "--config.schedule.warmup_steps=1", "--config.train.eval_batches=1"]
+SMALL = [
+    "--config.train.steps=3",
+    "--config.schedule.warmup_steps=1",
+    "--config.train.eval_batches=1",
+]
 SMALL += ["--config.train.batch_size=4", "--config.refine.log2_step=0.0"]
 
 
@@ -28,7 +33,9 @@ def name(page: Path) -> str:
 def shell_lines(page: Path) -> list[str]:
     """Every command of the page's bash blocks; a command of several lines is one."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()
+    ]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -47,32 +54,45 @@ def heading_ids(page: Path) -> set[str]:
 
 
 def grouped(found: list[list[str]]) -> list[list[list[str]]]:
-    """Commands that name a folder in common, in the order of the page, so that a report finds the sweep before it."""
+    """Commands that name a folder in common, in the order of the page, so that a report finds the
+    sweep before it."""
     groups = []  # (folders, numbers of the commands)
     for i, (_, *flags) in enumerate(found):
         folders = set(re.findall(r"=(runs/[\w*-]+)", " ".join(flags)))
-        near = [g for g in groups if any(fnmatch(earlier, folder) for earlier in g[0] for folder in folders)]
+        near = [
+            g
+            for g in groups
+            if any(fnmatch(earlier, folder) for earlier in g[0] for folder in folders)
+        ]
         groups = [g for g in groups if g not in near]
-        groups.append((folders.union(*(g[0] for g in near)), sorted(sum((g[1] for g in near), [i]))))
+        groups.append(
+            (folders.union(*(g[0] for g in near)), sorted(sum((g[1] for g in near), [i])))
+        )
     return [[found[i] for i in numbers] for _, numbers in groups]
 
 
 def run_here(monkeypatch, capsys, *args) -> tuple[int, str]:
-    """Runs the command line in this process: importing JAX would be most of what reading results takes."""
+    """Runs the command line in this process: importing JAX would be most of what reading results
+    takes."""
     monkeypatch.chdir(ROOT)
     code = run(args)
     return code, capsys.readouterr().err
 
 
-def run_group(group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64",), fails=()) -> None:
-    """Runs the commands in folders of their own. What trains has its own process, as on the two cores of a reader.
+def run_group(
+    group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64",), fails=()
+) -> None:
+    """Runs the commands in folders of their own. What trains has its own process, as on the two
+    cores of a reader.
 
     check: more flags of that verb. fails: configs of which it says that they are wrong.
     """
     for verb, *flags in group:
         if verb == "plan" and importlib.util.find_spec("libtpu") is None:
             continue  # test_plan has it
-        extra = SMALL if verb in ("train", "sweep") and not {"--dry_run", "--help"} & {*flags} else []
+        extra = (
+            SMALL if verb in ("train", "sweep") and not {"--dry_run", "--help"} & {*flags} else []
+        )
         if verb == "check":
             extra = [*check]
         if extra and any("kalra2026" in flag for flag in flags):
@@ -86,7 +106,11 @@ def run_group(group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64
             done = run_mujax(verb, *flags, *extra, timeout=900)
             code, said = done.returncode, done.stderr
         is_wrong = any(config in flag for config in fails for flag in flags)
-        assert code == (CHECK_FAILED if is_wrong and verb == "check" else FINISHED), (verb, flags, said[-500:])
+        assert code == (CHECK_FAILED if is_wrong and verb == "check" else FINISHED), (
+            verb,
+            flags,
+            said[-500:],
+        )
         if verb == "report":
             (workdir,) = (flag.partition("=")[2] for flag in flags if flag.startswith("--workdir="))
             assert (Path(workdir) / "report.html").exists()

@@ -1,4 +1,5 @@
-"""A model as somebody else would write it, with names of its own and one mistake at a time, chosen by a number."""
+"""A model as somebody else would write it, with names of its own and one mistake at a time, chosen
+by a number."""
 
 import dataclasses
 
@@ -10,7 +11,8 @@ from mujax.models.layers import normalize
 from mujax.models.module import MuModule
 
 NARROWEST = 16
-# Mistake -> the recorded activation that must be named; each multiplies something by sqrt(d_model / NARROWEST)
+# Mistake -> the recorded activation that must be named; each multiplies something by sqrt(d_model /
+# NARROWEST)
 MISTAKES = {
     "none": "",
     "mixer": "blend",
@@ -41,7 +43,8 @@ class ForkConfig:
 
 
 class Fork(MuModule):
-    """One layer: attention of one wide head, a running mean of the tokens so far, a gated side branch and an MLP.
+    """One layer: attention of one wide head, a running mean of the tokens so far, a gated side
+    branch and an MLP.
 
     hps.final_ratio, which a constant schedule does not read, is the number of the mistake.
     """
@@ -68,7 +71,9 @@ class Fork(MuModule):
         a_BTD, b_BTD = n_BTD @ matrix("ask"), n_BTD @ matrix("answer")
         self.record("a", a_BTD)
         self.record("b", b_BTD)
-        affinity_BTS = wrong("attention", jnp.einsum("BTD,BSD->BTS", a_BTD, b_BTD) * (NARROWEST**0.5 / width))
+        affinity_BTS = wrong(
+            "attention", jnp.einsum("BTD,BSD->BTS", a_BTD, b_BTD) * (NARROWEST**0.5 / width)
+        )
         self.record("affinity", affinity_BTS)
         mask_TS = jnp.tril(jnp.ones((seq_len, seq_len), bool))
         weights_BTS = jax.nn.softmax(jnp.where(mask_TS[None], affinity_BTS, -jnp.inf), axis=-1)
@@ -85,11 +90,15 @@ class Fork(MuModule):
         inner_BTF = wrong("mlp", jax.nn.relu(norm(x_BTD + blend_BTD) @ matrix("wide")))
         self.record("inner", inner_BTF)
         outer_BTD = inner_BTF @ matrix("back")
-        noise = jnp.where(hps.final_ratio == list(MISTAKES).index("noise"), 0.07 * ratio, 0.0).astype(x_BTD.dtype)
+        noise = jnp.where(
+            hps.final_ratio == list(MISTAKES).index("noise"), 0.07 * ratio, 0.0
+        ).astype(x_BTD.dtype)
         outer_BTD += noise * jax.random.normal(jax.random.key(1), outer_BTD.shape, x_BTD.dtype)
         self.record("outer", outer_BTD)
         x_BTD = wrong("stream", wrong("skip", x_BTD) + blend_BTD + side_BTD + outer_BTD)
         self.record("stream", x_BTD)
-        guess_BTV = wrong("readout", norm(x_BTD) @ self.weight("answers", "output", "embed -> vocab"))
+        guess_BTV = wrong(
+            "readout", norm(x_BTD) @ self.weight("answers", "output", "embed -> vocab")
+        )
         self.record("guess", guess_BTV)
         return guess_BTV

@@ -24,30 +24,43 @@ def bowl(cfg: RunConfig) -> float:
 class Engine:
     """Stands in for train_runs: losses by a law, without XLA.
 
-    All runs advance side by side, an evaluation interval per call. A run's loss falls along a line from FIRST_LOSS to
-    `loss(cfg)`; None diverges at step 1. Its weights are a number of its own, and a run that goes on from other
-    weights than its own fails.
+    All runs advance side by side, an evaluation interval per call. A run's loss falls along a line
+    from FIRST_LOSS to `loss(cfg)`; None diverges at step 1. Its weights are a number of its own,
+    and a run that goes on from other weights than its own fails.
 
     steps: what it has trained, over all runs. at_call: call, counted from 1 -> what happens in it.
     """
 
-    def __init__(self, loss: Callable[[RunConfig], float | None], at_call: dict[int, Callable[[], None]] | None = None):
+    def __init__(
+        self,
+        loss: Callable[[RunConfig], float | None],
+        at_call: dict[int, Callable[[], None]] | None = None,
+    ):
         self._loss, self._at_call = loss, at_call or {}
         self.steps = self.calls = 0
 
-    def __call__(self, runs, batches, validation, parked=(), report=lambda *_: None, interrupt=lambda _: None):
+    def __call__(
+        self, runs, batches, validation, parked=(), report=lambda *_: None, interrupt=lambda _: None
+    ):
         assert validation.ndim == 3 and set(batches) >= {run.cfg.seed for run in runs}
         in_flight = {}
         for entry in parked:
             run, done = runs[entry.index], entry.progress.done
-            for wanted, found in zip(jax.tree.leaves(_state(run, done)), jax.tree.leaves(entry.state), strict=True):
+            for wanted, found in zip(
+                jax.tree.leaves(_state(run, done)), jax.tree.leaves(entry.state), strict=True
+            ):
                 np.testing.assert_array_equal(found, wanted)
             in_flight[entry.index] = entry.progress
         for i, run in enumerate(runs):
             empty = np.full((len(METRICS), run.cfg.train.steps), np.nan, np.float32)
             in_flight.setdefault(i, Progress(0, [(0, FIRST_LOSS)], empty))
         while in_flight:
-            interrupt(lambda: [Parked(i, copy.deepcopy(p), _state(runs[i], p.done)) for i, p in in_flight.items()])
+            interrupt(
+                lambda: [
+                    Parked(i, copy.deepcopy(p), _state(runs[i], p.done))
+                    for i, p in in_flight.items()
+                ]
+            )
             self.calls += 1
             self._at_call.get(self.calls, lambda: None)()
             for i, progress in list(in_flight.items()):
@@ -70,7 +83,9 @@ class Engine:
         progress.done = min(first + cfg.train.eval_interval, steps)
         losses = FIRST_LOSS + (final - FIRST_LOSS) * np.arange(steps + 1) / steps
         progress.history[:, first : progress.done] = losses[first : progress.done]
-        progress.evals.append((progress.done, final if progress.done == steps else float(losses[progress.done])))
+        progress.evals.append(
+            (progress.done, final if progress.done == steps else float(losses[progress.done]))
+        )
         return progress.done == steps
 
 

@@ -7,7 +7,8 @@ import numpy as np
 WIDTHS = {5: [128, 256, 512, 1024, 2048], 7: [64, 128, 256, 512, 1024, 2048, 4096]}
 GRIDS = {num: np.linspace(-10, -2, num).tolist() for num in (9, 17)}
 TRUTH = {
-    "l_inf": 2.0, "a": 10.0, "alpha": 0.4, "x_inf": -7.5, "b": 35.0, "beta": 0.6, "h_0": 0.12, "gamma": 0.05,
+    "l_inf": 2.0, "a": 10.0, "alpha": 0.4, "x_inf": -7.5, "b": 35.0, "beta": 0.6, "h_0": 0.12,
+    "gamma": 0.05,
 }  # fmt: skip
 
 
@@ -17,7 +18,8 @@ def clean(widths, grid, **changes):
     return [
         [
             t["l_inf"] + t["a"] * n ** -t["alpha"]
-            + t["h_0"] / 2 * n ** t["gamma"] * (math.log(2) * (x - t["x_inf"] - t["b"] * n ** -t["beta"])) ** 2
+            + t["h_0"] / 2 * n ** t["gamma"]
+            * (math.log(2) * (x - t["x_inf"] - t["b"] * n ** -t["beta"])) ** 2
             for x in grid
         ]
         for n in widths
@@ -25,7 +27,8 @@ def clean(widths, grid, **changes):
 
 
 def draws(num, widths, grid, sigma, seed=0, seeds=3, **changes):
-    """`num` noisy copies of clean losses with `seeds` runs per point; sigma is the error of their mean."""
+    """`num` noisy copies of clean losses with `seeds` runs per point; sigma is the error of their
+    mean."""
     rng, truth = np.random.default_rng(seed), np.array(clean(widths, grid, **changes))[..., None]
     for _ in range(num):
         losses = truth + math.sqrt(seeds) * sigma * rng.standard_normal((*truth.shape[:2], seeds))

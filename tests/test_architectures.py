@@ -1,4 +1,5 @@
-"""The mixture of experts and the linear recurrence: against loops in numpy, by causality, and with mistakes planted."""
+"""The mixture of experts and the linear recurrence: against loops in numpy, by causality, and with
+mistakes planted."""
 
 import dataclasses
 import math
@@ -42,14 +43,19 @@ def module_and_params(run, seed=0):
 
 
 def matmul_flops(jaxpr):
-    """FLOPs of the products in a traced function: twice the size of the result times what is summed over."""
+    """FLOPs of the products in a traced function: twice the size of the result times what is summed
+    over."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             ((axes, _), _), shape = eqn.params["dimension_numbers"], eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in axes)
+            total += (
+                2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in axes)
+            )
         elif eqn.primitive.name == "conv_general_dilated":
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[1].aval.shape[:3])
+            total += (
+                2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[1].aval.shape[:3])
+            )
         for inner in eqn.params.values():
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
@@ -59,11 +65,16 @@ def matmul_flops(jaxpr):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_architecture_is_what_the_protocol_asks_for(model):
-    """Its members by what they say: sizes of axes, shape and type of the logits, FLOPs against those of the trace."""
+    """Its members by what they say: sizes of axes, shape and type of the logits, FLOPs against
+    those of the trace."""
     tree = tiny_tree(model, **({"data__seq_len": 3 * 16**2} if model == "cnn" else {}))
     tree.pop("sweep")
     run = make_run(make_run_config(tree))
-    cfg, module, seq_len = run.cfg.model, run.program.model_class(run.cfg.model), run.cfg.data.seq_len
+    cfg, module, seq_len = (
+        run.cfg.model,
+        run.program.model_class(run.cfg.model),
+        run.cfg.data.seq_len,
+    )
     assert isinstance(cfg, ModelConfig) and isinstance(module, Model) and hash(cfg) is not None
     assert isinstance(module, Decoder) == (model in ("transformer", "moe", "recurrent"))
     for meta in named_leaves(run.metas).values():
@@ -72,12 +83,14 @@ def test_every_architecture_is_what_the_protocol_asks_for(model):
     params = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.sizes, jnp.bfloat16), run.metas)
     tokens = jax.ShapeDtypeStruct((2, seq_len), jnp.int32)
     closed, logits = jax.make_jaxpr(
-        lambda params, tokens: type(module)(cfg).apply({"params": params}, tokens, run.hps), return_shape=True
+        lambda params, tokens: type(module)(cfg).apply({"params": params}, tokens, run.hps),
+        return_shape=True,
     )(params, tokens)
     places = 1 if getattr(cfg, "reads", "text") == "images" else seq_len
     assert (logits.shape, logits.dtype) == ((2, places, cfg.vocab_size), jnp.bfloat16)
     told, counted = cfg.flops_per_token(seq_len), 3 * matmul_flops(closed.jaxpr) / (2 * seq_len)
-    if model == "moe":  # what finds a token's place is no work of the model, nor are places that stay empty
+    if model == "moe":
+        # what finds a token's place is no work of the model, nor are places that stay empty
         assert 0.2 * counted < told < counted
     else:
         np.testing.assert_allclose(told, counted, rtol=1e-6)
@@ -119,7 +132,8 @@ def test_experts_equal_a_loop_over_tokens(active, factor):
 
 
 def test_what_is_minimized_has_the_imbalance_and_what_is_reported_has_not():
-    """The router's gradient is that of the loss plus balance_weight times that of the imbalance, taken by itself."""
+    """The router's gradient is that of the loss plus balance_weight times that of the imbalance,
+    taken by itself."""
     run = make("moe", num_layers=1, balance_weight=0.5)
     module, params = module_and_params(run)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16)))
@@ -130,7 +144,9 @@ def test_what_is_minimized_has_the_imbalance_and_what_is_reported_has_not():
         changed = params | {"blocks": params["blocks"] | {"mlp": mlp}}
         logits, seen = module.apply({"params": changed}, tokens, run.hps, mutable="activations")
         shares = jax.nn.softmax(seen["activations"]["blocks"]["mlp"]["router_logits"][0], axis=-1)
-        chosen = jax.nn.one_hot(jax.lax.top_k(shares, cfg.experts_per_token)[1], cfg.num_experts).sum(axis=2)
+        chosen = jax.nn.one_hot(
+            jax.lax.top_k(shares, cfg.experts_per_token)[1], cfg.num_experts
+        ).sum(axis=2)
         return jnp.mean(logits**2), moe.load_balancing_loss(shares, chosen)
 
     router = params["blocks"]["mlp"]["router"]
@@ -144,23 +160,29 @@ def test_what_is_minimized_has_the_imbalance_and_what_is_reported_has_not():
 
 def test_the_load_balancing_loss_is_one_where_all_are_alike():
     shares = jnp.full((2, 6, 3), 1 / 3)
-    assert float(moe.load_balancing_loss(shares, jax.nn.one_hot(jnp.arange(12).reshape(2, 6) % 3, 3))) == (
-        pytest.approx(1)
-    )
+    assert float(
+        moe.load_balancing_loss(shares, jax.nn.one_hot(jnp.arange(12).reshape(2, 6) % 3, 3))
+    ) == (pytest.approx(1))
     one = jax.nn.one_hot(jnp.zeros((2, 6), int), 3)
     assert float(moe.load_balancing_loss(one, one)) == pytest.approx(3)
 
 
 def test_the_scan_equals_a_loop():
     rng = np.random.default_rng(0)
-    log_a, x, first = -rng.uniform(0, 3, (2, 9, 5)), rng.normal(size=(2, 9, 5)), rng.normal(size=(2, 5))
+    log_a, x, first = (
+        -rng.uniform(0, 3, (2, 9, 5)),
+        rng.normal(size=(2, 9, 5)),
+        rng.normal(size=(2, 5)),
+    )
     for h in (None, first):
         expected, state = [], np.zeros((2, 5)) if h is None else h
         for t in range(9):
             state = np.exp(log_a[:, t]) * state + x[:, t]
             expected.append(state)
         with jax.enable_x64(True):
-            found = recurrent.scan(jnp.asarray(log_a), jnp.asarray(x), None if h is None else jnp.asarray(h))
+            found = recurrent.scan(
+                jnp.asarray(log_a), jnp.asarray(x), None if h is None else jnp.asarray(h)
+            )
         np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-12)
 
 
@@ -171,7 +193,8 @@ class Gates(recurrent.Recurrence):
 
 
 def test_decays_start_between_the_slowest_and_the_fastest():
-    """With its gate open a channel keeps 0.9 to 0.999 of its state a step, and half-way the square root of that."""
+    """With its gate open a channel keeps 0.9 to 0.999 of its state a step, and half-way the square
+    root of that."""
     run = make("recurrent")
     params = {"wa": jnp.zeros((16, 16)), "wi": jnp.zeros((16, 16)), "decay": jnp.zeros(16)}
     log_a, _ = Gates(run.cfg.model).apply({"params": params}, jnp.ones((1, 1, 16)))
@@ -202,7 +225,9 @@ def test_a_recurrence_goes_on_from_its_memory(pieces):
     cache, position, found = module.empty_cache(2, 4), 0, []
     for piece in pieces:
         here = tokens[:, position : position + piece]
-        out, cache = module.apply({"params": params}, here, run.hps, cache, position, method="extend")
+        out, cache = module.apply(
+            {"params": params}, here, run.hps, cache, position, method="extend"
+        )
         found.append(out)
         position += piece
     np.testing.assert_allclose(np.concatenate(found, 1), whole, rtol=2e-4, atol=2e-5)
@@ -229,7 +254,13 @@ MISTAKES = {
     "the router as a hidden matrix": ("moe", "router", "hidden", "", "blocks/mlp/router"),
     "the fan-in of an expert taken not to grow": ("moe", "wi", "input", "", "blocks/mlp/wi"),
     "experts whose out-projection is an output": ("moe", "wo", "output", "", "blocks/mlp/wo"),
-    "gates whose fan-in is taken not to grow": ("recurrent", "wa", "input", "", "blocks/recurrence/wa"),
+    "gates whose fan-in is taken not to grow": (
+        "recurrent",
+        "wa",
+        "input",
+        "",
+        "blocks/recurrence/wa",
+    ),
     "an input gate as a readout": ("recurrent", "wi", "output", "", "blocks/recurrence/wi"),
     "a decay that learns as a hidden matrix": (
         "recurrent",
@@ -245,7 +276,9 @@ MISTAKES = {
 def test_check_names_what_is_planted(mistake, text_file, monkeypatch):
     model, tensor, role, text, culprit = MISTAKES[mistake]
     config_cls, module = MODELS[model]
-    part = {"moe": ("mlp_class", moe.Experts), "recurrent": ("mixer_class", recurrent.Recurrence)}[model]
+    part = {"moe": ("mlp_class", moe.Experts), "recurrent": ("mixer_class", recurrent.Recurrence)}[
+        model
+    ]
     wrong = type("Wrong", (part[1],), {"weight": text_of(tensor, role, text)})
     monkeypatch.setitem(MODELS, "planted", (config_cls, fork(module, **{part[0]: wrong})))
     cfg = config("mup", text_file)
@@ -280,10 +313,14 @@ class CountsExpertsAsItsFanIn(moe.Experts):
         ("moe", {"mlp_class": CountsExpertsAsItsFanIn}, "blocks/mlp_out"),
     ],
 )
-def test_a_wrong_factor_is_named_at_all_widths(model, part, culprit, widths, text_file, monkeypatch):
+def test_a_wrong_factor_is_named_at_all_widths(
+    model, part, culprit, widths, text_file, monkeypatch
+):
     config_cls, module = MODELS[model]
     monkeypatch.setitem(MODELS, "planted", (config_cls, fork(module, **part)))
-    cfg = dataclasses.replace(config("mup", text_file), model=make(model).cfg.model, model_name="planted")
+    cfg = dataclasses.replace(
+        config("mup", text_file), model=make(model).cfg.model, model_name="planted"
+    )
     verdict = judge_one(cfg, widths)
     assert verdict.culprits == (culprit,), [f for f in verdict.findings if f.level == "fail"]
 
@@ -316,8 +353,14 @@ def test_the_account_is_that_of_the_committed_rows(model, tmp_path, monkeypatch,
     assert main.run(["report", f"--workdir={tmp_path}"]) == 0
     printed = capsys.readouterr().out.rpartition("\n\n")[0] + "\n"
     assert printed == (here / model / "report.txt").read_text()
-    told = [float(number) for number in re.findall(r"[-+]\d\.\d\d\b", (here / "README.md").read_text())]
-    drifts = re.findall(r"moves by (\S+) log2 LR per doubling of width \(90%: (\S+) to (\S+)\)", printed)
+    told = [
+        float(number) for number in re.findall(r"[-+]\d\.\d\d\b", (here / "README.md").read_text())
+    ]
+    drifts = re.findall(
+        r"moves by (\S+) log2 LR per doubling of width \(90%: (\S+) to (\S+)\)", printed
+    )
     assert len(drifts) == 2
     for drift in drifts:
-        assert all(min(abs(float(number) - near) for near in told) < 0.0051 for number in drift), drift
+        assert all(min(abs(float(number) - near) for near in told) < 0.0051 for number in drift), (
+            drift
+        )

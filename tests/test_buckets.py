@@ -1,4 +1,5 @@
-"""Workdirs in buckets, on a stand-in for Google's storage that gcsfs, Orbax and TensorStore all talk to by HTTP."""
+"""Workdirs in buckets, on a stand-in for Google's storage that gcsfs, Orbax and TensorStore all
+talk to by HTTP."""
 
 import functools
 import http.server
@@ -23,9 +24,12 @@ from mujax.storage.files import any_path, locked, read_jsonl, set_aside, write_j
 from mujax.training.logs import RunLog
 
 NEEDED = ("gcsfs", "gcp_storage_emulator")
-pytestmark = pytest.mark.skipif(not all(map(importlib.util.find_spec, NEEDED)), reason=f"needs {' and '.join(NEEDED)}")
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, NEEDED)), reason=f"needs {' and '.join(NEEDED)}"
+)
 ENVIRONMENT = {
-    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # the stand-in has no such buckets; read when gcsfs is imported
+    # the stand-in has no such buckets; read when gcsfs is imported
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore's: it asks for no other
 }
 
@@ -50,7 +54,8 @@ def server():
     from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.storage import Storage
 
-    # What it lacks and TensorStore relies on: generations of what is read, and writing only if there is no newer one
+    # What it lacks and TensorStore relies on: generations of what is read, and writing only if
+    # there is no newer one
     download, upload = objects.download, objects._media_upload
 
     def download_with_generation(request, response, storage, *args):
@@ -70,7 +75,10 @@ def server():
             upload(request, response, storage)
 
     def names(request):
-        return {"bucket_name": request.params["bucket_name"], "file_name": request.params["object_id"]}
+        return {
+            "bucket_name": request.params["bucket_name"],
+            "file_name": request.params["object_id"],
+        }
 
     storage, create_file = Storage(use_memory_fs=True), Storage.create_file
 
@@ -91,7 +99,9 @@ def server():
         def handle_unless_failing(self, handle):
             what, status = httpd.failing
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if what and what in urllib.parse.unquote(self.path) + content[:500].decode(errors="replace"):
+            if what and what in urllib.parse.unquote(self.path) + content[:500].decode(
+                errors="replace"
+            ):
                 self.send_error(status)
             else:
                 self.rfile = io.BytesIO(content)
@@ -107,7 +117,11 @@ def server():
         httpd = Server(("localhost", 0), functools.partial(Handler, storage))
         httpd.written = []
         url = f"http://localhost:{httpd.server_port}"
-        for name, value in {**ENVIRONMENT, "TENSORSTORE_GCS_HTTP_URL": url, "STORAGE_EMULATOR_HOST": url}.items():
+        for name, value in {
+            **ENVIRONMENT,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "STORAGE_EMULATOR_HOST": url,
+        }.items():
             patch.setenv(name, value)
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield httpd
@@ -116,7 +130,8 @@ def server():
 
 
 def test_a_run_in_a_bucket(server, text_file, tmp_path, monkeypatch, capsys):
-    """Interrupted, its newest checkpoint damaged, gone on with: it leaves what a run in a folder leaves."""
+    """Interrupted, its newest checkpoint damaged, gone on with: it leaves what a run in a folder
+    leaves."""
 
     def start_trace(folder):  # a real one takes long to begin
         (Path(folder) / "plugins").mkdir(parents=True)
@@ -131,7 +146,8 @@ def test_a_run_in_a_bucket(server, text_file, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         strike(patch, "begin_step", 12, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert main.run(args) == 75
-    assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")][-1] == 11  # all before the checkpoint
+    # all before the checkpoint
+    assert [record["step"] for record in read_jsonl(root / "metrics.jsonl")][-1] == 11
     latest = root / "checkpoints" / "latest"
     assert sorted(path.name for path in latest.iterdir()) == ["12", "8"]
     for part in (latest / "12" / "params" / "d").iterdir():
@@ -151,7 +167,9 @@ def test_a_run_in_a_bucket(server, text_file, tmp_path, monkeypatch, capsys):
     assert (root / "profile" / "plugins" / "trace").exists()
     # Three evaluations, two checkpoints and going on, before and after: not one a line
     assert server.written.count("a/run/metrics.jsonl") <= 8
-    assert main.run(["sample", "--workdir=gs://bucket/a/run", "--prompt=def ", "--num_tokens=4"]) == 0
+    assert (
+        main.run(["sample", "--workdir=gs://bucket/a/run", "--prompt=def ", "--num_tokens=4"]) == 0
+    )
     assert "\ndef " in capsys.readouterr().out
 
 
@@ -192,9 +210,13 @@ def one_run(server, text_file):
         ("one/run/.write_probe", 403, 2, "--workdir=gs://bucket/one/run cannot be written: "),
     ],
 )
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, as in test_checkpoint
-def test_a_service_that_fails_for_a_while(what, status, code, message, server, one_run, monkeypatch, capsys):
-    """The run ends, to be started again unless it is refused; what could not be read is not taken for damaged."""
+# TensorStore, as in test_checkpoint
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_service_that_fails_for_a_while(
+    what, status, code, message, server, one_run, monkeypatch, capsys
+):
+    """The run ends, to be started again unless it is refused; what could not be read is not taken
+    for damaged."""
     import gcsfs.retry
 
     monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0.0, raising=False)  # that it waits
@@ -208,7 +230,8 @@ def test_a_service_that_fails_for_a_while(what, status, code, message, server, o
 
 
 def test_one_process_at_a_time(server, monkeypatch, capsys):
-    """A second one is refused while the first lives, and goes on when it was killed; the lock goes with its holder."""
+    """A second one is refused while the first lives, and goes on when it was killed; the lock goes
+    with its holder."""
     monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
     root = any_path("gs://bucket/locked")
     with locked(root):
@@ -226,7 +249,8 @@ def test_one_process_at_a_time(server, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_lock_that_is_lost(server, monkeypatch, capsys):
-    """Who was paused or cut off finds another's name there: it ends, and leaves the lock to the other."""
+    """Who was paused or cut off finds another's name there: it ends, and leaves the lock to the
+    other."""
     monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
     ended = []
 
@@ -240,11 +264,15 @@ def test_a_lock_that_is_lost(server, monkeypatch, capsys):
         time.sleep(0.3)
         assert not ended
         deadline = time.monotonic() + 30
-        while not ended and time.monotonic() < deadline:  # a beat that was under way may write over it once
+        while not ended and time.monotonic() < deadline:
+            # a beat that was under way may write over it once
             lock.write_bytes(b"process 1 on elsewhere, seen at noon")
             time.sleep(0.3)
         assert ended == [75]
-        assert "gs://bucket/lost was taken over by process 1 on elsewhere, seen at noon;" in capsys.readouterr().err
+        assert (
+            "gs://bucket/lost was taken over by process 1 on elsewhere, seen at noon;"
+            in capsys.readouterr().err
+        )
     assert lock.read_bytes() == b"process 1 on elsewhere, seen at noon"
 
 
@@ -259,10 +287,14 @@ def test_what_is_there_is_set_aside(server):
     assert '"run": 1' in (root / "earlier" / "1" / "result.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["gs:///run", "gs://", "s3://bucket/run", "gs://bucket/run[1]", "gs://bucket/*/run"])
+@pytest.mark.parametrize(
+    "name", ["gs:///run", "gs://", "s3://bucket/run", "gs://bucket/run[1]", "gs://bucket/*/run"]
+)
 def test_no_place_in_a_bucket(name):
     """gcsfs takes [1] for a pattern, and would delete what belongs to run1."""
-    with pytest.raises(UserError, match="is neither a folder nor gs://BUCKET/PATH|no name may have"):
+    with pytest.raises(
+        UserError, match="is neither a folder nor gs://BUCKET/PATH|no name may have"
+    ):
         any_path(name)
 
 

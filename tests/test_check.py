@@ -1,4 +1,5 @@
-"""The check against bugs planted one at a time, in tables, models and optimizers, and against what is right."""
+"""The check against bugs planted one at a time, in tables, models and optimizers, and against what
+is right."""
 
 import dataclasses
 from typing import NamedTuple
@@ -24,7 +25,13 @@ from mujax.explain.explain import explain
 from mujax.models import MODELS
 from mujax.models.module import MuModule
 from mujax.models.transformer import Transformer, TransformerConfig
-from mujax.parameterization import PARAMETERIZATIONS, Parameterization, Power, ScaleRules, is_scaling
+from mujax.parameterization import (
+    PARAMETERIZATIONS,
+    Parameterization,
+    Power,
+    ScaleRules,
+    is_scaling,
+)
 from mujax.parameterization.mup import MUP
 from mujax.parameterization.table import ONE
 from mujax.params import signature
@@ -34,7 +41,10 @@ from mujax.training.steps import make_train_fns
 
 WIDTHS = (16, 32, 64, 128)
 PLAN = FAST._replace(seq_len=32)
-HIDDEN = {f"blocks/attention/{w}" for w in ("wq", "wk", "wv", "wo")} | {"blocks/mlp/wi", "blocks/mlp/wo"}
+HIDDEN = {f"blocks/attention/{w}" for w in ("wq", "wk", "wv", "wo")} | {
+    "blocks/mlp/wi",
+    "blocks/mlp/wo",
+}
 GAINS = {"blocks/attention_norm/gain", "blocks/mlp_norm/gain", "final_norm/gain"}
 
 
@@ -61,7 +71,8 @@ DECAY = {"optim__weight_decay": 0.1}
 
 
 class Variant(NamedTuple):
-    """A table, changes of the config, the culprits that must be named (none if it is right) and those that may be."""
+    """A table, changes of the config, the culprits that must be named (none if it is right) and
+    those that may be."""
 
     table: Parameterization
     changes: dict
@@ -77,7 +88,8 @@ VARIANTS = {
     "right: absolute": Variant(PARAMETERIZATIONS["mup_abs"], {"optim__learning_rate": 0.1}, set()),
     "right: mean field": Variant(PARAMETERIZATIONS["mean_field_full"], {}, set()),
     "right: zero-init q": Variant(MUP, {"parameterization__override": ("*/wq.init=0",)}, set()),
-    "right: decay with constant shrink": Variant(PARAMETERIZATIONS["mup_constant_shrink"], DECAY, set()),
+    "right: decay with constant shrink": Variant(PARAMETERIZATIONS["mup_constant_shrink"], DECAY,
+    set()),
     "right: eps 1e-3": Variant(MUP, EPS, set()),
     "right: heads that grow": Variant(MUP, GROWING, set()),
     "sp": Variant(PARAMETERIZATIONS["sp"], {}, HIDDEN | {"unembed"}, seen=True),
@@ -87,19 +99,28 @@ VARIANTS = {
         MUP, {"parameterization__override": ("blocks/mlp/wo.lr=sp",)}, {"blocks/mlp/wo"}, seen=True
     ),
     "readout LR not scaled": Variant(changed("output", lr=ONE), {}, {"unembed"}, seen=True),
-    "readout init n^-1/2": Variant(changed("output", init=Power(fan_in=-0.5)), {}, {"unembed"}, seen=True),
-    "readout LR 1/m^2": Variant(changed("output", lr=Power(ratio_in=-2)), {}, {"unembed"}, seen=True),
+    "readout init n^-1/2": Variant(changed("output", init=Power(fan_in=-0.5)), {}, {"unembed"},
+    seen=True),
+    "readout LR 1/m^2": Variant(changed("output", lr=Power(ratio_in=-2)), {}, {"unembed"},
+    seen=True),
     "output multiplier on top of table 3": Variant(
-        MUP.replace(scales=dataclasses.replace(MUP.scales, logits=Power(ratio_in=-1))), {}, {"logits scale"},
+        MUP.replace(scales=dataclasses.replace(MUP.scales, logits=Power(ratio_in=-1))), {},
+        {"logits scale"},
     ),
     "embedding LR 1/m": Variant(changed("input", lr=Power(ratio_out=-1)), {}, {"embed"}, seen=True),
-    "embedding LR m^-1/2": Variant(changed("input", lr=Power(ratio_out=-0.5)), {}, {"embed"}, seen=True),
-    "embedding init n^-1/2": Variant(changed("input", init=Power(ratio_out=-0.5)), {}, {"embed"}, seen=True),
-    "hidden init not scaled": Variant(changed("hidden", init=Power(fan_in=-0.5, ratio_in=0.5)), {}, HIDDEN, seen=True),
-    "attention 1/sqrt(d), heads grow": Variant(attention(Power(fan_in=-0.5)), GROWING, {"attention scale"}),
+    "embedding LR m^-1/2": Variant(changed("input", lr=Power(ratio_out=-0.5)), {}, {"embed"},
+    seen=True),
+    "embedding init n^-1/2": Variant(changed("input", init=Power(ratio_out=-0.5)), {}, {"embed"},
+    seen=True),
+    "hidden init not scaled": Variant(changed("hidden", init=Power(fan_in=-0.5, ratio_in=0.5)), {},
+    HIDDEN, seen=True),
+    "attention 1/sqrt(d), heads grow": Variant(attention(Power(fan_in=-0.5)), GROWING,
+    {"attention scale"}),
     "no attention scale, heads grow": Variant(attention(ONE), GROWING, {"attention scale"}),
-    "eps 1e-3 not scaled": Variant(each_row(lambda row: row.replace(eps=ONE)), EPS, {"embed"}, HIDDEN | GAINS),
-    "eps 1e-3 follows the LR": Variant(each_row(lambda row: row.replace(eps=row.lr["adam"])), EPS, {"embed"}, GAINS),
+    "eps 1e-3 not scaled": Variant(each_row(lambda row: row.replace(eps=ONE)), EPS, {"embed"},
+    HIDDEN | GAINS),
+    "eps 1e-3 follows the LR": Variant(each_row(lambda row: row.replace(eps=row.lr["adam"])), EPS,
+    {"embed"}, GAINS),
     "gain LR 1/m": Variant(changed("vector", lr=Power(ratio_out=-1)), {}, GAINS, seen=True),
     "decoupled decay on the scaled LR": Variant(MUP, DECAY, HIDDEN | {"unembed"}),
     "missing base constant": Variant(attention(Power(fan_in=-1)), {}, {"attention scale"}),
@@ -110,28 +131,41 @@ def config(table: str, text_file, **changes):
     tree = tiny_tree(
         data__name="text", data__path=str(text_file), parameterization__name=table,
         model__d_head=8, model__num_layers=1, train__batch_size=4, data__seq_len=32,
-        **{"model__norm_gain": "vector", "optim__learning_rate": 0.01, "parameterization__base_width": 16, **changes},
+        **{"model__norm_gain": "vector", "optim__learning_rate": 0.01,
+        "parameterization__base_width": 16, **changes},
     )  # fmt: skip
-    return check_config(make_run_config({key: value for key, value in tree.items() if key != "sweep"}), PLAN)
+    return check_config(
+        make_run_config({key: value for key, value in tree.items() if key != "sweep"}), PLAN
+    )
 
 
 def judge_all(variants, cfgs, seeds, widths=WIDTHS):
-    """name -> (Verdict, Verdict of training alone); all variants and seeds of one program side by side."""
+    """name -> (Verdict, Verdict of training alone); all variants and seeds of one program side by
+    side."""
     first = next(iter(cfgs.values()))
     batches, validation, _ = load_batches(first, seeds)
     measured = {name: {} for name in variants}
-    runs = {name: {width: make_run(at_width(cfgs[name], width)) for width in widths} for name in variants}
+    runs = {
+        name: {width: make_run(at_width(cfgs[name], width)) for width in widths}
+        for name in variants
+    }
     for width in widths:
         lanes = [(name, seed) for name in variants for seed in seeds]
-        cases = [make_run(at_width(dataclasses.replace(cfgs[name], seed=seed), width)) for name, seed in lanes]
+        cases = [
+            make_run(at_width(dataclasses.replace(cfgs[name], seed=seed), width))
+            for name, seed in lanes
+        ]
         values = measure(cases, batches, validation[0], PLAN.horizons, stacked_names(cases[0]))
         for name in variants:
             own = np.array([lane[0] == name for lane in lanes])
             measured[name][width] = {
-                quantity: array[np.tile(own, len(array) // len(own))] for quantity, array in values.items()
+                quantity: array[np.tile(own, len(array) // len(own))]
+                for quantity, array in values.items()
             }
     static = {name: static_findings(static_runs(cfgs[name], widths)) for name in variants}
-    made_of = {width: origins(next(iter(runs.values()))[width]) for width in (widths[0], widths[-1])}
+    made_of = {
+        width: origins(next(iter(runs.values()))[width]) for width in (widths[0], widths[-1])
+    }
     return {
         name: tuple(judge(runs[name], values, earlier, made_of) for earlier in (static[name], ()))
         for name, values in measured.items()
@@ -148,14 +182,19 @@ def judge_one(cfg, widths):
 
 
 # Other seeds each time, which show that no verdict hangs on them
-@pytest.mark.parametrize("first_seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (10, 20))])
+@pytest.mark.parametrize(
+    "first_seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (10, 20))]
+)
 @pytest.mark.parametrize("heads", ["fixed", pytest.param("growing", marks=pytest.mark.slow)])
 def test_mutation_suite(heads, first_seed, text_file, monkeypatch):
-    """Every planted bug is rejected with its culprit and nothing else named; every right variant passes."""
+    """Every planted bug is rejected with its culprit and nothing else named; every right variant
+    passes."""
     cfgs = {}
     for i, (name, variant) in enumerate(VARIANTS.items()):
         if ("parameterization__base_d_head" in variant.changes) == (heads == "growing"):
-            monkeypatch.setitem(PARAMETERIZATIONS, f"variant{i}", variant.table.replace(name=f"variant{i}"))
+            monkeypatch.setitem(
+                PARAMETERIZATIONS, f"variant{i}", variant.table.replace(name=f"variant{i}")
+            )
             cfgs[name] = config(f"variant{i}", text_file, **variant.changes)
     verdicts = judge_all(list(cfgs), cfgs, range(first_seed, first_seed + 3))
     wrong = []
@@ -163,9 +202,13 @@ def test_mutation_suite(heads, first_seed, text_file, monkeypatch):
         named, variant = set(verdict.culprits), VARIANTS[name]
         if not variant.culprits <= named <= variant.culprits | variant.may_name:
             failed = [finding for finding in verdict.findings if finding.level == "fail"]
-            wrong.append(f"{name}: named {sorted(named)}, wants {sorted(variant.culprits)}: {failed}")
+            wrong.append(
+                f"{name}: named {sorted(named)}, wants {sorted(variant.culprits)}: {failed}"
+            )
         if variant.seen and set(blind.culprits) != variant.culprits:
-            wrong.append(f"{name}: training alone names {blind.culprits}, wants {sorted(variant.culprits)}")
+            wrong.append(
+                f"{name}: training alone names {blind.culprits}, wants {sorted(variant.culprits)}"
+            )
     assert not wrong, "\n".join(wrong)
 
 
@@ -173,7 +216,8 @@ def test_mutation_suite(heads, first_seed, text_file, monkeypatch):
 MISTAKES = {
     "none": "",
     "attention scaled twice": "blocks/attention/attention_logits",
-    "attention scaled by a kernel too": "blocks/attention/attention_logits",  # its own 1/sqrt(d_head), on top of ours
+    # its own 1/sqrt(d_head), on top of ours
+    "attention scaled by a kernel too": "blocks/attention/attention_logits",
     "logits divided by the width, again": "logits",
     "embedding times sqrt(d_model)": "embedding",
     "residual branches divided by the width": "blocks/residual",
@@ -181,7 +225,8 @@ MISTAKES = {
 
 
 class Planted(Transformer):
-    """One mistake at a time: hps.final_ratio, which a constant schedule does not read, is its number."""
+    """One mistake at a time: hps.final_ratio, which a constant schedule does not read, is its
+    number."""
 
     def __call__(self, tokens_BT, hps):
         def factor(mistake, x):
@@ -222,15 +267,22 @@ def frozen(self, name, role, text, dist="normal"):
 
 
 class Patched(Transformer):
-    """For tests that patch MuModule.weight: what is known of the transformer itself stays as it is."""
+    """For tests that patch MuModule.weight: what is known of the transformer itself stays as it
+    is."""
 
 
 def test_model_with_a_bug(text_file, monkeypatch):
-    """Bugs in a model, under a right table, which training alone can show; all of them are one program a width."""
+    """Bugs in a model, under a right table, which training alone can show; all of them are one
+    program a width."""
     monkeypatch.setitem(MODELS, "planted", (TransformerConfig, Planted))
     cfg = dataclasses.replace(config("mup", text_file, **GROWING), model_name="planted")
-    schedules = {name: dataclasses.replace(cfg.schedule, final_ratio=float(i)) for i, name in enumerate(MISTAKES)}
-    cfgs = {name: dataclasses.replace(cfg, schedule=schedule) for name, schedule in schedules.items()}
+    schedules = {
+        name: dataclasses.replace(cfg.schedule, final_ratio=float(i))
+        for i, name in enumerate(MISTAKES)
+    }
+    cfgs = {
+        name: dataclasses.replace(cfg, schedule=schedule) for name, schedule in schedules.items()
+    }
     verdicts = judge_all(list(cfgs), cfgs, (0, 1, 2), (16, 64))
     for name, (verdict, _) in verdicts.items():
         failed = [finding for finding in verdict.findings if finding.level == "fail"]
@@ -240,7 +292,9 @@ def test_model_with_a_bug(text_file, monkeypatch):
 def test_tensor_that_is_never_updated(text_file, monkeypatch):
     monkeypatch.setattr(MuModule, "weight", frozen)
     monkeypatch.setitem(MODELS, "frozen", (TransformerConfig, Patched))
-    verdict = judge_one(dataclasses.replace(config("mup", text_file), model_name="frozen"), widths=(16, 64))
+    verdict = judge_one(
+        dataclasses.replace(config("mup", text_file), model_name="frozen"), widths=(16, 64)
+    )
     assert verdict.culprits == ("blocks/attention/wk",), verdict.findings
 
 
@@ -250,14 +304,17 @@ def test_tensor_that_is_never_updated(text_file, monkeypatch):
         ("blocks/mlp/wo", "output", "", "'hidden'"),
         ("unembed", "hidden", "", "'output'"),
         ("embed", "hidden", "", "'input'"),
-        ("blocks/attention/wq", "hidden", "embed heads -> head_dim", "'output'"),  # heads counted into fan_in
+        # heads counted into fan_in
+        ("blocks/attention/wq", "hidden", "embed heads -> head_dim", "'output'"),
     ],
 )
 def test_declaration_that_its_axes_contradict(tensor, role, text, advice, text_file, monkeypatch):
     monkeypatch.setattr(MuModule, "weight", declared(tensor, role, text))
     monkeypatch.setitem(MODELS, tensor, (TransformerConfig, type("Declared", (Transformer,), {})))
     cfg = dataclasses.replace(config("mup", text_file), model_name=tensor)
-    found = [finding for finding in static_findings(static_runs(cfg, WIDTHS)) if finding.level == "fail"]
+    found = [
+        finding for finding in static_findings(static_runs(cfg, WIDTHS)) if finding.level == "fail"
+    ]
     assert {finding.subject for finding in found} == {tensor}
     assert f"declared {role!r}" in found[0].text and advice in found[0].fix
 
@@ -268,7 +325,11 @@ def test_integer_ratio_of_widths(text_file, monkeypatch):
     assert not static_findings(static_runs(cfg, WIDTHS))
 
     def floored(self, size, base):
-        return exact(self, size, dataclasses.replace(base, fan_in=size.fan_in / max(size.fan_in // base.fan_in, 1)))
+        return exact(
+            self,
+            size,
+            dataclasses.replace(base, fan_in=size.fan_in / max(size.fan_in // base.fan_in, 1)),
+        )
 
     exact = Power.__call__
     monkeypatch.setattr(Power, "__call__", floored)
@@ -288,12 +349,18 @@ def test_schedule_that_overwrites_the_rates(text_file, monkeypatch):
     cfg = config("mup", text_file)
     verdict = judge_one(cfg, widths=(16, 64))
     assert set(verdict.culprits) == HIDDEN | {"unembed"}
-    assert all("what applies it" in f.fix for f in verdict.findings if f.level == "fail" and f.part == "coordinates")
+    assert all(
+        "what applies it" in f.fix
+        for f in verdict.findings
+        if f.level == "fail" and f.part == "coordinates"
+    )
 
 
 def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier, momentum_dtype):
     """AdamW as everybody has it: lr * decay * stored weight."""
-    no_decay = optimizers.make_optimizer(name, decay_form, metas, hps._replace(weight_decay=0.0), scalings, multiplier)
+    no_decay = optimizers.make_optimizer(
+        name, decay_form, metas, hps._replace(weight_decay=0.0), scalings, multiplier
+    )
     del momentum_dtype
 
     def update(grads, state, params):
@@ -305,7 +372,9 @@ def decay_at_the_stored_rate(name, decay_form, metas, hps, scalings, multiplier,
 
 
 def clipped_by_the_stored_norm(name, decay_form, metas, hps, scalings, *rest):
-    unclipped = optimizers.make_optimizer(name, decay_form, metas, hps._replace(grad_clip=np.inf), scalings, *rest)
+    unclipped = optimizers.make_optimizer(
+        name, decay_form, metas, hps._replace(grad_clip=np.inf), scalings, *rest
+    )
 
     def update(grads, state, params):
         norm = optax.tree.norm(jax.tree.map(lambda g, s: g * s.forward, grads, scalings))
@@ -320,7 +389,11 @@ def oracle_of(text_file, **changes):
     cfg = config("mup_table8", text_file, **{"model__d_model": 32, **changes})
     optimizer = dataclasses.replace(cfg.optim, grad_clip=changes.get("optim__grad_clip", 0.0))
     rows = np.random.default_rng(0).integers(0, 256, (10, 4, 33))
-    return symmetry(make_run(dataclasses.replace(cfg, optim=optimizer)), rows, compiler_options=quick_compilation())
+    return symmetry(
+        make_run(dataclasses.replace(cfg, optim=optimizer)),
+        rows,
+        compiler_options=quick_compilation(),
+    )
 
 
 def test_gradients_in_parts_are_symmetric_too(text_file):
@@ -362,15 +435,19 @@ def test_oracle_sees_optimizers_that_look_at_stored_weights(bug, changes, text_f
 
 
 def test_measure_equals_plain_training(text_file):
-    """Every quantity against the bare step function, and one compilation for all tables and seeds of a width."""
+    """Every quantity against the bare step function, and one compilation for all tables and seeds
+    of a width."""
     trained = count_compilations("train_lane")
     names = ("mup_table9", "sp")
-    cfgs = [dataclasses.replace(config(name, text_file), seed=seed) for name in names for seed in (0, 1)]
+    cfgs = [
+        dataclasses.replace(config(name, text_file), seed=seed) for name in names for seed in (0, 1)
+    ]
     batches, validation, _ = load_batches(cfgs[0], (0, 1))
     runs = [make_run(at_width(cfg, 32)) for cfg in cfgs]
     measured = measure(runs, batches, validation[0], (2, 5))
     assert len(trained) == 1
-    nine = measure([make_run(at_width(cfgs[0], 16))] * 9, batches, validation[0], (1,), num_draws=1)  # on 8 devices
+    # on 8 devices
+    nine = measure([make_run(at_width(cfgs[0], 16))] * 9, batches, validation[0], (1,), num_draws=1)
     assert {values.shape for values in nine.values()} == {(9,)}
     fns = make_train_fns(runs[0].program)
     init, step, activations = jax.jit(fns.init), jax.jit(fns.step), jax.jit(fns.activations)
@@ -378,8 +455,12 @@ def test_measure_equals_plain_training(text_file):
         first = state = init(run.cfg.seed, run.hps, run.scalings)
         for t in range(5):
             state, _ = step(state, batches[run.cfg.seed][t], run.hps, run.scalings)
-        start, end = (activations(s.params, validation[0], run.hps, run.scalings) for s in (first, state))
-        embed, now = (np.asarray(s.params["embed"]) * run.scalings["embed"].forward for s in (first, state))
+        start, end = (
+            activations(s.params, validation[0], run.hps, run.scalings) for s in (first, state)
+        )
+        embed, now = (
+            np.asarray(s.params["embed"]) * run.scalings["embed"].forward for s in (first, state)
+        )
         logits, later = np.asarray(start["logits"]), np.asarray(end["logits"])
         for quantity, values in {
             ("weight", "embed", 0): embed,
@@ -387,13 +468,16 @@ def test_measure_equals_plain_training(text_file):
             ("activation", "logits", 0): logits,
             ("change", "logits", 5): later - logits,
         }.items():
-            np.testing.assert_allclose(measured[Quantity(*quantity)][i], np.sqrt(np.mean(values**2)), rtol=1e-3)
+            np.testing.assert_allclose(
+                measured[Quantity(*quantity)][i], np.sqrt(np.mean(values**2)), rtol=1e-3
+            )
         loss = fns.evaluate(state.params, validation[0], run.hps, run.scalings)
         np.testing.assert_allclose(measured[Quantity("loss", "loss", 5)][i], loss, rtol=1e-4)
 
 
 def test_slope_and_its_interval():
-    """A power law gives its exponent; the interval is Student's, here for three seeds, written out."""
+    """A power law gives its exponent; the interval is Student's, here for three seeds, written
+    out."""
     widths, factors = np.array([16, 32, 64, 128]), np.array([1.0, 1.0, 1.0])
     exact = fit_slope(widths, 3.0 * widths[:, None] ** -0.5 * factors)
     assert np.isclose(exact.mean, -0.5) and exact.half_width < 1e-9
@@ -401,22 +485,41 @@ def test_slope_and_its_interval():
     noisy = fit_slope(widths, widths[:, None] ** slopes)
     assert np.isclose(noisy.mean, slopes.mean())
     assert np.isclose(noisy.half_width, 4.303 * slopes.std(ddof=1) / 3**0.5)
-    assert fit_slope(widths, np.zeros((4, 3))) is None and fit_slope(widths, np.full((4, 3), np.nan)) is None
+    assert (
+        fit_slope(widths, np.zeros((4, 3))) is None
+        and fit_slope(widths, np.full((4, 3), np.nan)) is None
+    )
 
 
 def test_spectral_norm_of_logical_matrices():
-    meta = signature("hidden", "layers | heads head_dim -> embed", {"layers": 2, "heads": 2, "head_dim": 3, "embed": 4})
+    meta = signature(
+        "hidden",
+        "layers | heads head_dim -> embed",
+        {"layers": 2, "heads": 2, "head_dim": 3, "embed": 4},
+    )
     x = np.random.default_rng(0).normal(size=meta.sizes)
     each = [np.linalg.norm(layer.reshape(6, 4), ord=2) for layer in x]
-    np.testing.assert_allclose(spectral_norm(x, meta, iterations=200), np.sqrt(np.mean(np.square(each))), rtol=1e-4)
+    np.testing.assert_allclose(
+        spectral_norm(x, meta, iterations=200), np.sqrt(np.mean(np.square(each))), rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("table", "changes"),
     [
-        pytest.param("mup", {"optim__name": "sgd", "optim__learning_rate": 0.5}, marks=pytest.mark.slow),
-        pytest.param("mup_table9", {"optim__name": "lion", "optim__learning_rate": 0.003}, marks=pytest.mark.slow),
-        pytest.param("mup", {"optim__name": "adafactor", "optim__learning_rate": 0.05}, marks=pytest.mark.slow),
+        pytest.param(
+            "mup", {"optim__name": "sgd", "optim__learning_rate": 0.5}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "mup_table9",
+            {"optim__name": "lion", "optim__learning_rate": 0.003},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "mup",
+            {"optim__name": "adafactor", "optim__learning_rate": 0.05},
+            marks=pytest.mark.slow,
+        ),
         ("mup", {"optim__name": "muon", "optim__learning_rate": 0.02}),
         ("mup", {"model__tied": True, "model__num_kv_heads": 1}),
         (
@@ -446,16 +549,21 @@ def test_spectral_norm_of_logical_matrices():
     ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
 )
 def test_other_right_models_pass(table, changes, text_file):
-    """Every optimizer with its column, tied embeddings with shared keys, every kind of tensor, odd tables."""
+    """Every optimizer with its column, tied embeddings with shared keys, every kind of tensor, odd
+    tables."""
     verdict = judge_one(config(table, text_file, **changes), widths=(16, 64))
-    assert verdict.culprits == (), [finding for finding in verdict.findings if finding.level == "fail"]
+    assert verdict.culprits == (), [
+        finding for finding in verdict.findings if finding.level == "fail"
+    ]
 
 
 @pytest.mark.parametrize("name", ["muon", "adafactor", "sgd"])
 def test_an_optimizer_is_known_by_what_it_says_not_by_its_name(name, text_file, monkeypatch):
     """Under another name: the same numbers, tables, findings, refusals and norms of its updates."""
     monkeypatch.setitem(optimizers.OPTIMIZERS, "another", optimizers.OPTIMIZERS[name])
-    both = [config("mup", text_file, optim__name=n, optim__weight_decay=0.1) for n in (name, "another")]
+    both = [
+        config("mup", text_file, optim__name=n, optim__weight_decay=0.1) for n in (name, "another")
+    ]
     own, other = (static_findings(static_runs(cfg, WIDTHS)) for cfg in both)
     assert own == other
     own, other = ([explain([cfg]), explain([cfg], diff="sp")] for cfg in both)
@@ -464,12 +572,16 @@ def test_an_optimizer_is_known_by_what_it_says_not_by_its_name(name, text_file, 
         batches, validation, _ = load_batches(both[0], (0,))
         runs = [make_run(at_width(cfg, 16)) for cfg in both]
         own, other = (measure([run], batches, validation[0], (2,), num_draws=1) for run in runs)
-        assert own.keys() == other.keys() and all(np.array_equal(own[key], other[key]) for key in own)
+        assert own.keys() == other.keys() and all(
+            np.array_equal(own[key], other[key]) for key in own
+        )
     for cfg in both:
         tree = cfg.as_dict()
         tree["optim"]["momentum_dtype"] = "bfloat16"
         if name == "adafactor":
-            with pytest.raises(UserError, match=f"'bfloat16' with optim.name = '{cfg.optim.name}': it has none"):
+            with pytest.raises(
+                UserError, match=f"'bfloat16' with optim.name = '{cfg.optim.name}': it has none"
+            ):
                 make_run_config(tree)
         else:
             make_run_config(tree)
@@ -487,7 +599,11 @@ def test_frozen_tensor_under_muon_is_seen(text_file, monkeypatch):
 
 def test_intention_covers_its_own_exponent_alone(text_file):
     """standard_full means logits of order 1; logits that grow are a bug there too."""
-    for override, failed in (((), set()), (("unembed.init=1",), {"unembed"}), (("unembed.init=mup",), set())):
+    for override, failed in (
+        ((), set()),
+        (("unembed.init=1",), {"unembed"}),
+        (("unembed.init=mup",), set()),
+    ):
         cfg = config("standard_full", text_file, parameterization__override=override)
         findings = static_findings(static_runs(cfg, WIDTHS))
         assert {finding.subject for finding in findings if finding.level == "fail"} == failed
@@ -501,6 +617,10 @@ def test_divergence_is_not_blamed_on_the_symmetry():
 
 
 def test_diverged_training_blames_no_tensor(text_file):
-    verdict = judge_one(config("mup", text_file, optim__name="sgd", optim__learning_rate=1e30), widths=(16, 32))
+    verdict = judge_one(
+        config("mup", text_file, optim__name="sgd", optim__learning_rate=1e30), widths=(16, 32)
+    )
     assert verdict.culprits == ("loss",)
-    assert "diverged at width 16, 32" in next(f.text for f in verdict.findings if f.subject == "loss")
+    assert "diverged at width 16, 32" in next(
+        f.text for f in verdict.findings if f.subject == "loss"
+    )

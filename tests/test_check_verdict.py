@@ -1,4 +1,5 @@
-"""The check's verdict from made-up slopes, where an activation comes from, and whether a model is causal."""
+"""The check's verdict from made-up slopes, where an activation comes from, and whether a model is
+causal."""
 
 import dataclasses
 
@@ -46,13 +47,21 @@ def case(starts=(), changes=(), updates=(), degrees=None, declining=(), first_st
     activations = [
         Line(
             name, "", slopes(starts, name), 0.0, (slopes(changes, name),) * 2, 0.0,
-            None if first_starts is None or name in ("tokens", "guess") else slopes(first_starts, name),
+            None if first_starts is None or name in ("tokens", "guess") else slopes(first_starts,
+            name),
             (slopes(changes, name),) * 2 if first_starts is not None else (),
         )
         for name in MADE_OF
     ]  # fmt: skip
     tensors = [
-        Line(name, "hidden", Slope(-0.5, 0.01), -0.5, (Slope(dict(updates).get(name, -1.0), 0.02),) * 2, -1.0)
+        Line(
+            name,
+            "hidden",
+            Slope(-0.5, 0.01),
+            -0.5,
+            (Slope(dict(updates).get(name, -1.0), 0.02),) * 2,
+            -1.0,
+        )
         for name in ("table", "wu", "wv", "answers")
     ]
     declines = {name: "so it is" for name in declining}
@@ -72,7 +81,8 @@ def test_all_right():
 @pytest.mark.parametrize(
     ("misses", "culprits"),
     [
-        ({"u": 0.5, "uv": 0.5, "stream": 0.4, "guess": 0.45}, {"u"}),  # everything behind it misses too
+        # everything behind it misses too
+        ({"u": 0.5, "uv": 0.5, "stream": 0.4, "guess": 0.45}, {"u"}),
         ({"u": 1.0, "stream": 0.5}, {"u", "stream"}),  # between them one passes: two mistakes
         ({"u": 0.5, "v": 0.5, "uv": 1.0}, {"u", "v"}),  # side by side
         ({"stream": 0.5}, {"stream"}),  # of parts which all pass, as a multiplied residual stream
@@ -85,7 +95,9 @@ def test_the_first_that_misses_while_its_sources_pass_is_named(part, misses, cul
 
 
 def test_an_update_that_a_wrong_forward_pass_explains_is_not_blamed():
-    assert named(starts={"stream": 0.5}, updates={"wu": -0.4}, changes={"uv": 0.6}) == {"stream": "fail"}
+    assert named(starts={"stream": 0.5}, updates={"wu": -0.4}, changes={"uv": 0.6}) == {
+        "stream": "fail"
+    }
 
 
 def test_a_wrong_update_comes_before_the_changes_it_makes():
@@ -96,25 +108,33 @@ def test_a_tensor_that_the_table_has_wrong_explains_what_it_makes_and_nothing_el
     wrong = [Finding("wu", "fail", "static", "init", "")]
     assert named(starts={"u": 0.5, "uv": 0.5}, earlier=wrong) == {}
     assert named(starts={"v": 0.5, "uv": 0.5}, earlier=wrong) == {"v": "fail"}
-    rate = [Finding("wu", "fail", "static", "learning rate", "")]  # which initialization does not know
+    # which initialization does not know
+    rate = [Finding("wu", "fail", "static", "learning rate", "")]
     assert named(starts={"u": 0.5}, earlier=rate) == {"u": "fail"}
 
 
 def test_a_forward_scale_that_the_table_has_wrong_explains_what_it_multiplies():
-    assert named(starts={"uv": 0.5}, earlier=[Finding("attention scale", "fail", "static", "", "")]) == {}
+    assert (
+        named(starts={"uv": 0.5}, earlier=[Finding("attention scale", "fail", "static", "", "")])
+        == {}
+    )
 
 
 def test_of_a_stack_the_first_layer_is_judged():
-    """Without norms every layer reads a stream that grew in those before: in the first layer only the stream is off."""
+    """Without norms every layer reads a stream that grew in those before: in the first layer only
+    the stream is off."""
     grown = {"u": 0.5, "v": 0.5, "uv": 1.0, "stream": 0.7, "guess": 0.7}
     assert named(starts=grown, first_starts={"stream": 0.6}) == {"stream": "fail"}
-    assert named(starts={"uv": 0.5, "stream": 0.5}, first_starts={}) == {"uv": "fail"}  # in later layers alone
+    # in later layers alone
+    assert named(starts={"uv": 0.5, "stream": 0.5}, first_starts={}) == {"uv": "fail"}
     assert named(starts={"stream": 0.5, "guess": 0.5}, first_starts={"uv": 0.5}) == {"uv": "fail"}
 
 
 @pytest.mark.parametrize(("degree", "fix"), [(1.0, "m^-1"), (2.0, "m^-1/2")])
 def test_the_fix_is_a_scale_only_where_the_activation_is_proportional_to_it(degree, fix):
-    (scaled,) = coordinate_findings(case({"uv": 1.0}, degrees={("uv", "attention scale"): degree}), (), 1e-8)
+    (scaled,) = coordinate_findings(
+        case({"uv": 1.0}, degrees={("uv", "attention scale"): degree}), (), 1e-8
+    )
     assert scaled.fix == f"attention scale x {fix}"
     (summed,) = coordinate_findings(case({"stream": 1.0}), (), 1e-8)
     assert "scale x" not in summed.fix and "take a factor m out" in summed.fix
@@ -128,7 +148,12 @@ def test_a_decline_is_harmless_where_the_computation_says_so():
 
 
 def slope(mean, half_width, narrow, wide):
-    return Slope(mean, half_width, (Slope(narrow, half_width), Slope(wide, half_width)), Slope(wide - narrow, 0.02))
+    return Slope(
+        mean,
+        half_width,
+        (Slope(narrow, half_width), Slope(wide, half_width)),
+        Slope(wide - narrow, 0.02),
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,19 +180,25 @@ def test_undecided_names_the_widths_that_would_decide():
     assert finding.level == "undecided" and finding.fix == "--widths=64,128,256,512"
     assert "0.25 and 0.33" in finding.text
     (finding,) = coordinate_findings(case(changes={"u": slope(0.29, 0.2, 0.28, 0.3)}), (), 1e-8)
-    assert finding.fix == "more seeds (--seeds), or --widths=64,128,256,512" and "0.29 ±0.20" in finding.text
+    assert (
+        finding.fix == "more seeds (--seeds), or --widths=64,128,256,512"
+        and "0.29 ±0.20" in finding.text
+    )
 
 
 def test_undecided_is_no_pass():
     def verdict(level):
         return Verdict((), (), (Finding("u", level, "coordinates", "", ""),))
 
-    assert verdict("benign").passed and not verdict("undecided").passed and not verdict("fail").passed
+    assert (
+        verdict("benign").passed and not verdict("undecided").passed and not verdict("fail").passed
+    )
     assert verdict("undecided").undecided == ("u",) and not verdict("undecided").culprits
 
 
 def test_noise_that_grows_from_a_small_start():
-    """Of a part that grows as m from 0.07 of the rest on, against what finite width and seeds alone do."""
+    """Of a part that grows as m from 0.07 of the rest on, against what finite width and seeds alone
+    do."""
     rng = np.random.default_rng(0)
     m = np.array([1, 2, 4, 8])[:, None]
     seeds = 1 + 0.04 * rng.normal(size=(4, 15)) / m**0.5
@@ -187,16 +218,21 @@ def fork_config(text_file, module, monkeypatch):
 def test_where_activations_come_from(text_file, monkeypatch):
     found = origins(make_run(fork_config(text_file, forks.Fork, monkeypatch)))
     assert {name: set(origin.activations) for name, origin in found.items()} == {
-        "tokens": set(), "a": {"tokens"}, "b": {"tokens"}, "affinity": {"a", "b"}, "blend": {"affinity", "tokens"},
-        "valve": {"tokens"}, "side": {"tokens", "valve"}, "inner": {"tokens", "blend"}, "outer": {"inner"},
+        "tokens": set(), "a": {"tokens"}, "b": {"tokens"}, "affinity": {"a", "b"},
+        "blend": {"affinity", "tokens"},
+        "valve": {"tokens"}, "side": {"tokens", "valve"}, "inner": {"tokens", "blend"},
+        "outer": {"inner"},
         "stream": {"tokens", "blend", "side", "outer"}, "guess": {"stream"},
     }  # fmt: skip
-    assert found["blend"].tensors == {"carry", "blend_out"} and found["guess"].readouts == {"answers"}
+    assert found["blend"].tensors == {"carry", "blend_out"} and found["guess"].readouts == {
+        "answers"
+    }
     assert found["affinity"].summed == 16 and not found["stream"].tensors
 
 
 class Recorded(MuModule):
-    """Records a copy, an activation inside a jitted function, and a layer of a scan; the readout has a soft cap."""
+    """Records a copy, an activation inside a jitted function, and a layer of a scan; the readout
+    has a soft cap."""
 
     @nn.compact
     def __call__(self, tokens_BT, hps):
@@ -219,7 +255,8 @@ def test_copies_and_inner_functions_are_seen_through(text_file, monkeypatch):
 
 
 class Means(MuModule):
-    """Mixes each token with the mean of all so far, under a norm over the sequence axis where one is planted."""
+    """Mixes each token with the mean of all so far, under a norm over the sequence axis where one
+    is planted."""
 
     is_planted = False
 
@@ -236,13 +273,20 @@ class Means(MuModule):
 
 @pytest.mark.parametrize("is_planted", [False, True])
 def test_a_norm_over_the_sequence_reads_the_future(is_planted, text_file, monkeypatch):
-    run = make_run(fork_config(text_file, type("Planted", (Means,), {"is_planted": is_planted}), monkeypatch))
+    run = make_run(
+        fork_config(text_file, type("Planted", (Means,), {"is_planted": is_planted}), monkeypatch)
+    )
     forward = probe_forward(run, origins(run))
     assert forward.is_causal is not is_planted
     found = causality_findings(forward)
-    assert [(finding.subject, finding.level) for finding in found] == [("evened", "fail")] * is_planted
+    assert [(finding.subject, finding.level) for finding in found] == [
+        ("evened", "fail")
+    ] * is_planted
     for finding in found:
-        assert "position 0 change with the tokens after position" in finding.text and "no loss" in finding.text
+        assert (
+            "position 0 change with the tokens after position" in finding.text
+            and "no loss" in finding.text
+        )
 
 
 def test_a_classifier_has_no_future_and_scales_have_degrees():
@@ -255,20 +299,26 @@ def test_a_classifier_has_no_future_and_scales_have_degrees():
     assert classifier.is_causal is None and not causality_findings(classifier)
     windows = probed("mlp")
     assert windows.is_causal is True
-    assert windows.degrees == {("embedding", "embedding scale"): 1.0, ("logits", "logits scale"): 1.0}
+    assert windows.degrees == {
+        ("embedding", "embedding scale"): 1.0,
+        ("logits", "logits scale"): 1.0,
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("widths", [WIDTHS, (32, 64, 128, 256)])
 def test_forks_with_names_of_their_own(widths, text_file, monkeypatch):
-    """Every mistake is named where it is recorded, and nothing else; all mistakes of a width are one program."""
+    """Every mistake is named where it is recorded, and nothing else; all mistakes of a width are
+    one program."""
     cfg = fork_config(text_file, forks.Fork, monkeypatch)
     batches, validation, _ = load_batches(cfg, (0, 1, 2))
     runs = {width: make_run(at_width(cfg, width)) for width in widths}
     numbers = range(len(forks.MISTAKES))
     measured = {number: {} for number in numbers}
     for width in widths:
-        by_seed = [make_run(at_width(dataclasses.replace(cfg, seed=seed), width)) for seed in range(3)]
+        by_seed = [
+            make_run(at_width(dataclasses.replace(cfg, seed=seed), width)) for seed in range(3)
+        ]
         lanes = [
             dataclasses.replace(run, hps=run.hps._replace(final_ratio=float(number)))
             for number in numbers
@@ -277,7 +327,9 @@ def test_forks_with_names_of_their_own(widths, text_file, monkeypatch):
         values = measure(lanes, batches, validation[0], PLAN.horizons)
         for number in numbers:
             own = np.repeat(numbers, 3) == number
-            measured[number][width] = {q: array[np.tile(own, len(array) // len(own))] for q, array in values.items()}
+            measured[number][width] = {
+                q: array[np.tile(own, len(array) // len(own))] for q, array in values.items()
+            }
     made_of = {width: origins(runs[width]) for width in (widths[0], widths[-1])}
     for number, (mistake, culprit) in enumerate(forks.MISTAKES.items()):
         verdict = judge(runs, measured[number], [], made_of)

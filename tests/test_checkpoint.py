@@ -25,7 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def tree(step: int) -> dict:
     rng = np.random.default_rng(step)
     return {
-        "params": {"w": jnp.asarray(rng.normal(size=(64, 33)), jnp.float32), "g": jnp.full(7, step, jnp.bfloat16)},
+        "params": {
+            "w": jnp.asarray(rng.normal(size=(64, 33)), jnp.float32),
+            "g": jnp.full(7, step, jnp.bfloat16),
+        },
         "opt_state": (jnp.int32(step), {"m": jnp.asarray(rng.normal(size=(64, 33)), jnp.float32)}),
     }
 
@@ -73,7 +76,8 @@ def damage(rng: random.Random, file) -> str:
 
 
 def test_fifty_damages_are_never_read_as_sound(saved, tmp_path, capsys):
-    """Whatever happens to a file of the newest: it is read as it was saved, or the one before is, with a message."""
+    """Whatever happens to a file of the newest: it is read as it was saved, or the one before is,
+    with a message."""
     rng, fallen_back = random.Random(0), 0
     for i in range(50):
         folder = tmp_path / str(i) / "latest"
@@ -98,13 +102,21 @@ def test_fifty_damages_are_never_read_as_sound(saved, tmp_path, capsys):
 @pytest.mark.parametrize(
     "error, kind",
     [
-        (ValueError("UNAVAILABLE: All 33 retry attempts failed: HTTP response code: 503"), ConnectionError),
+        (
+            ValueError("UNAVAILABLE: All 33 retry attempts failed: HTTP response code: 503"),
+            ConnectionError,
+        ),
         (ValueError("Error reading: RESOURCE_EXHAUSTED: out of memory"), ConnectionError),
         (OSError(errno.EIO, os.strerror(errno.EIO)), ConnectionError),
         (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), ConnectionError),
         (TimeoutError(), ConnectionError),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), UserError),
-        (ValueError("PERMISSION_DENIED: Error opening params [OS error 13: EACCES Permission denied]"), UserError),
+        (
+            ValueError(
+                "PERMISSION_DENIED: Error opening params [OS error 13: EACCES Permission denied]"
+            ),
+            UserError,
+        ),
         (OSError("Forbidden: b/o"), UserError),
     ],
 )
@@ -139,7 +151,9 @@ def test_what_cannot_be_saved_may_be_later(text, kind, saved, monkeypatch):
 
     checkpoints = Checkpoints(saved, keep=2)
     monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(kind, match=re.escape(f"a checkpoint could not be saved ({text}); the last one stands")):
+    with pytest.raises(
+        kind, match=re.escape(f"a checkpoint could not be saved ({text}); the last one stands")
+    ):
         checkpoints.save(30, tree(30), made(30))
 
 
@@ -174,7 +188,8 @@ def test_a_record_that_was_changed(saved, tmp_path, capsys):
 
 
 def test_checksums_see_every_kind_of_change():
-    """One bit anywhere, two numbers exchanged, zeros; and they do not depend on how an array is split."""
+    """One bit anywhere, two numbers exchanged, zeros; and they do not depend on how an array is
+    split."""
     x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
 
     def of(x, sharding=None):
@@ -199,7 +214,9 @@ def test_only_to_read(saved, tmp_path, capsys):
     shutil.copytree(folder / "20", folder / "30.orbax-checkpoint-tmp")  # a save that is under way
     (folder / "30.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
     (folder / "20" / "record" / "metadata").write_text("")
-    found = Checkpoints(folder, keep=None).restore({"params": abstract(7)["params"]}, lambda record: None)
+    found = Checkpoints(folder, keep=None).restore(
+        {"params": abstract(7)["params"]}, lambda record: None
+    )
     assert found[0]["step"] == 10 and found[1]["params"]["w"].devices() == {jax.devices()[7]}
     assert "going on from step 10" in capsys.readouterr().err
     assert sorted(os.listdir(folder)) == ["10", "20", "30.orbax-checkpoint-tmp"]
@@ -212,6 +229,10 @@ def test_only_to_read(saved, tmp_path, capsys):
 
 def test_other_shapes_are_refused(saved):
     other = abstract()
-    other["params"]["w"] = jax.ShapeDtypeStruct((64, 34), jnp.float32, sharding=other["params"]["w"].sharding)
-    with pytest.raises(UserError, match=r"20: params/w is float32 \(64, 33\), not float32 \(64, 34\) as here"):
+    other["params"]["w"] = jax.ShapeDtypeStruct(
+        (64, 34), jnp.float32, sharding=other["params"]["w"].sharding
+    )
+    with pytest.raises(
+        UserError, match=r"20: params/w is float32 \(64, 33\), not float32 \(64, 34\) as here"
+    ):
         Checkpoints(saved, keep=None).restore(other, lambda record: None)

@@ -1,4 +1,5 @@
-"""Configs: typed, closed, identified; bad ones are one line and exit code 2 before anything compiles."""
+"""Configs: typed, closed, identified; bad ones are one line and exit code 2 before anything
+compiles."""
 
 import copy
 import dataclasses
@@ -42,7 +43,13 @@ def test_rules_of_the_mesh_are_the_layouts_own_and_no_part_of_what_a_run_is():
     tree = without_sweep(tiny_tree())
     cfg = make_run_config(tree)
     assert cfg.mesh.axis_rules == sharding.RULES
-    tree["mesh"] = {"data": 2, "fsdp": 1, "tensor": 1, "slices": 2, "rules": ("layers=fsdp", "embed=tensor")}
+    tree["mesh"] = {
+        "data": 2,
+        "fsdp": 1,
+        "tensor": 1,
+        "slices": 2,
+        "rules": ("layers=fsdp", "embed=tensor"),
+    }
     other = make_run_config(tree)
     assert other.mesh.axis_rules == (("layers", "fsdp"), ("embed", "tensor"))
     assert other.id == cfg.id
@@ -55,7 +62,8 @@ def test_run_id_follows_the_config_alone():
     shuffled = {key: tree[key] for key in reversed(tree)}
     assert make_run_config(shuffled).id == cfg.id
     other = {
-        "seed": 1, "model.d_model": 32, "model.norm_gain": "vector", "parameterization.name": "sp", "optim.b2": 0.9,
+        "seed": 1, "model.d_model": 32, "model.norm_gain": "vector", "parameterization.name": "sp",
+        "optim.b2": 0.9,
         "optim.decay_form": "l2", "schedule.name": "cosine", "train.steps": 13, "data.seq_len": 17,
     }  # fmt: skip
     ids = {cfg.id}
@@ -72,28 +80,43 @@ def test_run_id_follows_the_config_alone():
 
 
 def test_ratios_of_the_width_are_exact():
-    """Every ratio of two decimals up to 8 at ordinary widths, and fractions that no float holds: whole or refused."""
+    """Every ratio of two decimals up to 8 at ordinary widths, and fractions that no float holds:
+    whole or refused."""
     transformer, recurrent, moe = (make_run_config(without_sweep(tiny_tree(m))).model for m in (
         "transformer", "recurrent", "moe"
     ))  # fmt: skip
-    ratios = [(Fraction(k, 100), k / 100) for k in range(1, 801)] + [(Fraction(8, 3), 8 / 3), (Fraction(4, 3), 4 / 3)]
+    ratios = [(Fraction(k, 100), k / 100) for k in range(1, 801)] + [
+        (Fraction(8, 3), 8 / 3),
+        (Fraction(4, 3), 4 / 3),
+    ]
     accepted = 0
     for width in (64, 96, 100, 192, 200, 250, 700, 1000):
         wide = dataclasses.replace(transformer, d_model=width, d_head=2)
         for exact, ratio in ratios:
             size = exact * width
             if size.denominator == 1:
-                assert dataclasses.replace(wide, mlp_ratio=ratio).dims["mlp"] == size, (ratio, width)
+                assert dataclasses.replace(wide, mlp_ratio=ratio).dims["mlp"] == size, (
+                    ratio,
+                    width,
+                )
                 accepted += 1
             else:
                 with pytest.raises(UserError, match="whole number"):
                     dataclasses.replace(wide, mlp_ratio=ratio)
     assert accepted > 1000
-    assert dataclasses.replace(recurrent, d_model=100, recurrent_ratio=4.35).dims["recurrent"] == 435
-    for factor in (Fraction(11, 10), Fraction(22, 10), Fraction(7, 3)):  # places of an expert: rounded up, but exactly
-        cfg = dataclasses.replace(moe, capacity_factor=float(factor), num_experts=8, experts_per_token=2)
+    assert (
+        dataclasses.replace(recurrent, d_model=100, recurrent_ratio=4.35).dims["recurrent"] == 435
+    )
+    for factor in (Fraction(11, 10), Fraction(22, 10), Fraction(7, 3)):
+        # places of an expert: rounded up, but exactly
+        cfg = dataclasses.replace(
+            moe, capacity_factor=float(factor), num_experts=8, experts_per_token=2
+        )
         for tokens in (400, 300, 120, 64, 7):
-            assert cfg.capacity(tokens) == min(tokens, math.ceil(factor * tokens * 2 / 8)), (factor, tokens)
+            assert cfg.capacity(tokens) == min(tokens, math.ceil(factor * tokens * 2 / 8)), (
+                factor,
+                tokens,
+            )
 
 
 def test_sweep_is_a_product_in_order():
@@ -102,15 +125,24 @@ def test_sweep_is_a_product_in_order():
     overrides, cfg = points[-1]
     assert overrides["model.d_model"] == cfg.model.d_model == 128
     assert overrides["optim.learning_rate"] == cfg.optim.learning_rate
-    widths, names = {o["model.d_model"] for o, _ in points}, {o["parameterization.name"] for o, _ in points}
+    widths, names = (
+        {o["model.d_model"] for o, _ in points},
+        {o["parameterization.name"] for o, _ in points},
+    )
     assert (widths, names) == ({32, 64, 128}, {"sp", "mup"})
 
 
 BAD_FLAGS = {
     "unknown field": (["--config.model.dmodel=3"], "did you mean d_model?"),
     "unknown section": (["--config.modle.d_model=3"], "did you mean model?"),
-    "not a number": (["--config.train.steps=abc"], "--config.train.steps=abc is not a whole number"),
-    "fraction for an int": (["--config.train.steps=1.5"], "--config.train.steps=1.5 is not a whole number"),
+    "not a number": (
+        ["--config.train.steps=abc"],
+        "--config.train.steps=abc is not a whole number",
+    ),
+    "fraction for an int": (
+        ["--config.train.steps=1.5"],
+        "--config.train.steps=1.5 is not a whole number",
+    ),
     "negative steps": (["--config.train.steps=-5"], "train.steps = -5 must be above 0"),
     "zero batch": (["--config.train.batch_size=0"], "train.batch_size = 0 must be above 0"),
     "d_head": (["--config.model.d_model=72"], "d_head = 16 does not divide model.d_model = 72"),
@@ -118,11 +150,20 @@ BAD_FLAGS = {
     "base width": (["--config.parameterization.base_width=40"], "parameterization.base_width = 40"),
     "mlp width": (["--config.model.mlp_ratio=1.01"], "whole number"),
     "a section": (["--config.optim=3"], "--config.optim=3: this is a section; set a field of it"),
-    "neither true nor false": (["--config.model.bias=maybe"], "--config.model.bias=maybe is not True or False"),
+    "neither true nor false": (
+        ["--config.model.bias=maybe"],
+        "--config.model.bias=maybe is not True or False",
+    ),
     "another model": (["--config.model.name=moe"], "use --config=configs/base.py:moe"),
     "parameterization": (["--config.parameterization.name=mupp"], "there are; did you mean mup?"),
-    "optimizer": (["--config.optim.name=adam"], "not one of: adamw, sgd, lion, adafactor, muon; did you mean adamw?"),
-    "decay form": (["--config.optim.decay_form=coupled"], "not one of: l2, decoupled, independent, constant"),
+    "optimizer": (
+        ["--config.optim.name=adam"],
+        "not one of: adamw, sgd, lion, adafactor, muon; did you mean adamw?",
+    ),
+    "decay form": (
+        ["--config.optim.decay_form=coupled"],
+        "not one of: l2, decoupled, independent, constant",
+    ),
     "schedule": (["--config.schedule.name=step"], "not one of: constant, linear, cosine, wsd"),
     "warm-up": (["--config.schedule.warmup_steps=500"], "exceeds train.steps = 200"),
     "wsd without decay": (["--config.schedule.name=wsd"], "wsd needs decay_steps above 0"),
@@ -136,18 +177,27 @@ BAD_FLAGS = {
         ["--config.mesh.data=3", "--config.mesh.fsdp=2"],
         "mesh.data * mesh.fsdp = 6 does not divide train.batch_size / train.accumulation = 16",
     ),
-    "slices": (["--config.mesh.data=4", "--config.mesh.slices=3"], "mesh.slices = 3 does not divide mesh.data = 4"),
+    "slices": (
+        ["--config.mesh.data=4", "--config.mesh.slices=3"],
+        "mesh.slices = 3 does not divide mesh.data = 4",
+    ),
     "rule's axis": (
         ["--config.mesh.rules=('embd=fsdp',)"],
         "'embd=fsdp' names no axis of a weight; did you mean embed",
     ),
-    "axis of another model": (["--config.mesh.rules=('context=fsdp',)"], "'context=fsdp' names no axis of a weight"),
+    "axis of another model": (
+        ["--config.mesh.rules=('context=fsdp',)"],
+        "'context=fsdp' names no axis of a weight",
+    ),
     "rule's mesh axis": (["--config.mesh.rules=('embed=tensr',)"], "did you mean tensor?"),
     "rule onto data": (
         ["--config.mesh.rules=('embed=data',)"],
         "mesh.rules: 'embed=data' names no mesh axis that splits weights; known: fsdp, tensor",
     ),
-    "no rule": (["--config.mesh.rules=('embed',)"], "mesh.rules: 'embed' names no mesh axis that splits weights"),
+    "no rule": (
+        ["--config.mesh.rules=('embed',)"],
+        "mesh.rules: 'embed' names no mesh axis that splits weights",
+    ),
     "two rules": (
         ["--config.mesh.rules=('embed=fsdp', 'mlp=tensor', 'embed=tensor')"],
         "mesh.rules: 'embed=tensor' is a second rule for embed",
@@ -157,8 +207,14 @@ BAD_FLAGS = {
         "mesh.data * mesh.fsdp * mesh.tensor = 16 is more than the 8 devices here",
     ),
     "no path": (["--config.data.name=text"], "data.path = ''"),
-    "missing corpus": (["--config.data.name=text", "--config.data.path=/no/such/file"], "no such file or folder"),
-    "glob": (["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"], "cannot be read"),
+    "missing corpus": (
+        ["--config.data.name=text", "--config.data.path=/no/such/file"],
+        "no such file or folder",
+    ),
+    "glob": (
+        ["--config.data.name=text", f"--config.data.path={ROOT}", "--config.data.glob=/etc/*"],
+        "cannot be read",
+    ),
     "long path": (["--config.data.name=text", f"--config.data.path={'x' * 300}"], "cannot be read"),
     "bucket elsewhere": (["--workdir=s3://bucket/run"], "neither a folder nor gs://BUCKET/PATH"),
     "nameless bucket": (["--workdir=gs://"], "neither a folder nor gs://BUCKET/PATH"),
@@ -175,13 +231,16 @@ def compilations(monkeypatch):
     """Counts calls of XLA's compiler."""
     events = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: events.append(name) if name.endswith("backend_compile_duration") else None
+        lambda name, *_, **__: (
+            events.append(name) if name.endswith("backend_compile_duration") else None
+        )
     )
     return events
 
 
 def refused(argv, capsys, complaint):
-    sys.modules.pop("config_config", None)  # ml_collections loads every config file into this one module
+    # ml_collections loads every config file into this one module
+    sys.modules.pop("config_config", None)
     code = main.run(argv)
     output = capsys.readouterr()
     assert code == 2
@@ -199,7 +258,9 @@ def test_bad_config_is_one_line_and_exit_code_2(case, capsys, tmp_path, compilat
     assert not list(tmp_path.glob("run/*"))
 
 
-def test_a_bucket_without_its_library_is_one_line_and_exit_code_2(capsys, compilations, monkeypatch):
+def test_a_bucket_without_its_library_is_one_line_and_exit_code_2(
+    capsys, compilations, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     train = ["train", f"--config={ROOT}/configs/base.py", "--workdir=gs://bucket/run"]
     refused(train, capsys, "--workdir=gs://bucket/run needs gcsfs: pip install 'mujax[gcs]'")
@@ -212,7 +273,10 @@ def test_a_bucket_without_its_library_is_one_line_and_exit_code_2(capsys, compil
 @pytest.mark.parametrize(
     ("flag", "complaint"),
     [
-        ("--config.sweep.optim.learning_rate=()", "sweep.optim.learning_rate = () is not a non-empty tuple"),
+        (
+            "--config.sweep.optim.learning_rate=()",
+            "sweep.optim.learning_rate = () is not a non-empty tuple",
+        ),
         ("--config.sweep.model.d_model=(32,32)", "twice"),
         ("--config.sweep.optim.weight_decay=(0.0,0.1)", "sweeps no such axis"),
         ("--config.sweep.model.d_model=(32,40)", "d_head = 16 does not divide"),
@@ -220,12 +284,19 @@ def test_a_bucket_without_its_library_is_one_line_and_exit_code_2(capsys, compil
     ],
 )
 def test_bad_sweep_is_one_line_and_exit_code_2(flag, complaint, capsys, tmp_path, compilations):
-    refused(["sweep", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", flag], capsys, complaint)
+    refused(
+        ["sweep", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}", flag],
+        capsys,
+        complaint,
+    )
     assert not compilations
     assert not list(tmp_path.iterdir())
 
 
-BASE_AND = "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.sweep.seed = (0, 1)\n"
+BASE_AND = (
+    "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.sweep.seed = (0, "
+    "1)\n"
+)
 BAD_FILES = {
     "syntax": ("def get_config(: pass", "SyntaxError"),
     "empty": ("x = 1", "get_config"),
@@ -234,14 +305,24 @@ BAD_FILES = {
     "unknown_field": (BASE_AND + "  c.sed = 1\n  return c", "unknown field sed"),
     "missing_section": (BASE_AND + "  del c.train\n  return c", "train is missing"),
     "cause": (
-        "def get_config():\n  try: {}[1]\n  except KeyError: raise ValueError('no profile') from None",
+        "def get_config():\n  try: {}[1]\n  except KeyError: raise ValueError('no profile') from "
+        "None",
         "ValueError",
     ),
     "exits": ("def get_config(): raise SystemExit(0)", "SystemExit"),
     "no_sections": (BASE_AND + "  c.sweep = None\n  return c", "sweep = None is not a section"),
-    "deep_axis": (BASE_AND + "  c.sweep.optim = {'b1': {'x': (1,)}}\n  return c", "b1 is a field, not a section"),
-    "list_name": (BASE_AND + "  c.sweep.model = {'name': ([1],)}\n  return c", "model.name = [1] is not one of"),
-    "axis": (BASE_AND + "  c.sweep.optim = {'lr': (1.,)}\n  return c", "the config has no field optim.lr"),
+    "deep_axis": (
+        BASE_AND + "  c.sweep.optim = {'b1': {'x': (1,)}}\n  return c",
+        "b1 is a field, not a section",
+    ),
+    "list_name": (
+        BASE_AND + "  c.sweep.model = {'name': ([1],)}\n  return c",
+        "model.name = [1] is not one of",
+    ),
+    "axis": (
+        BASE_AND + "  c.sweep.optim = {'lr': (1.,)}\n  return c",
+        "the config has no field optim.lr",
+    ),
     "no_axis": ("from configs import base\nget_config = base.get_config", "sweep has no axis"),
 }
 
@@ -262,7 +343,10 @@ def test_bad_config_file(case, capsys, tmp_path):
         (["train"], "train needs --config=FILE.py"),
         (["train", "--config=nope.py"], "--config=nope.py: no such file"),
         (["train", f"--config={ROOT}/configs/base.py"], "train needs --workdir=DIR"),
-        (["train", f"--config={ROOT}/configs/base.py:rnn", "--workdir=x"], "model.name = 'rnn' is not one of"),
+        (
+            ["train", f"--config={ROOT}/configs/base.py:rnn", "--workdir=x"],
+            "model.name = 'rnn' is not one of",
+        ),
         (["report"], "report needs --workdir=DIR"),
         (["report", "--workdir=/no/such/dir"], "no such folder"),
     ],
@@ -299,23 +383,41 @@ def test_help_has_an_example_and_says_what_is_left_behind(verb, capsys):
 
 
 def test_flags_with_spaces_and_numpy_numbers():
-    parsed = parse(train.VERB, ["--config", f"{ROOT}/configs/base.py", "--workdir", "x", "--config.seed", "3"])
+    parsed = parse(
+        train.VERB, ["--config", f"{ROOT}/configs/base.py", "--workdir", "x", "--config.seed", "3"]
+    )
     assert (parsed["workdir"], parsed["config"]["seed"]) == ("x", 3)
     numpy_numbers = tiny_tree(optim__learning_rate=np.float64(0.25), train__steps=np.int64(20))
     plain = tiny_tree(optim__learning_rate=0.25, train__steps=20)
-    assert make_run_config(without_sweep(numpy_numbers)).id == make_run_config(without_sweep(plain)).id
+    assert (
+        make_run_config(without_sweep(numpy_numbers)).id == make_run_config(without_sweep(plain)).id
+    )
 
 
 def test_workdir_of_another_config_is_one_line(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 1}')
-    refused(["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"], capsys, "belongs to another config")
+    refused(
+        ["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"],
+        capsys,
+        "belongs to another config",
+    )
     (tmp_path / "config.json").write_text("[1]")
-    refused(["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"], capsys, "is not a JSON object")
+    refused(
+        ["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}"],
+        capsys,
+        "is not a JSON object",
+    )
 
 
 def test_command_line_in_a_process_of_its_own(tmp_path):
-    done = run_mujax("train", "--config=configs/base.py", f"--workdir={tmp_path}", "--config.train.steps=-1")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "mujax: train.steps = -1 must be above 0\n")
+    done = run_mujax(
+        "train", "--config=configs/base.py", f"--workdir={tmp_path}", "--config.train.steps=-1"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "mujax: train.steps = -1 must be above 0\n",
+    )
     assert run_mujax("--help").returncode == 0
 
 
@@ -329,7 +431,10 @@ from configs import quickstart
 tree = quickstart.get_config().to_dict()
 del tree["sweep"]
 make_run_config(tree)
-print(sorted({name.partition(".")[0] for name in sys.modules} & {"tensorflow", "seqio", "torch", "matplotlib"}))
+heavy = {"tensorflow", "seqio", "torch", "matplotlib"}
+print(sorted({name.partition(".")[0] for name in sys.modules} & heavy))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(ROOT), check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(ROOT), check=True
+    )
     assert done.stdout == "[]\n"

@@ -1,4 +1,5 @@
-"""Edges of the command line: outputs that fail, and devices that are not there. The exit code is that of the work."""
+"""Edges of the command line: outputs that fail, and devices that are not there. The exit code is
+that of the work."""
 
 import json
 import os
@@ -17,7 +18,14 @@ def merge(tmp_path):
     """A command that writes files, prints a line, and is quick."""
     for name in "ab":
         (tmp_path / name).mkdir()
-        row = {"id": name * 12, "status": "ok", "final_loss": 2.0, "overrides": {}, "diverged_at_step": None, "seed": 0}
+        row = {
+            "id": name * 12,
+            "status": "ok",
+            "final_loss": 2.0,
+            "overrides": {},
+            "diverged_at_step": None,
+            "seed": 0,
+        }
         row |= {"width": 16, "parameterization": "sp", "learning_rate": 0.1}
         (tmp_path / name / "results.jsonl").write_text(json.dumps(row) + "\n")
         manifest = {"config": {}, "points": {name * 12: {"overrides": {}}}, "data": {}}
@@ -44,10 +52,15 @@ def test_what_was_done_stands_whatever_becomes_of_the_output(redirection, merge,
 
 def test_what_is_only_printed_is_lost_with_the_output():
     done = run_shell(["--help"], ">/dev/full")
-    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1) and b"No space left on device" in done.stderr
+    assert (done.returncode, done.stderr.count(b"\n")) == (
+        2,
+        1,
+    ) and b"No space left on device" in done.stderr
     reader, writer = os.pipe()
     os.close(reader)  # as `| head -1` does when it has its line
-    done = subprocess.run([sys.executable, "-m", "mujax", "--help"], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "mujax", "--help"], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -73,7 +86,9 @@ def test_a_tpu_is_looked_for_where_it_is_or_was_asked_for(variable, file, is_hid
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv(variable, "tpu")
-    monkeypatch.setattr(cores.glob, "glob", lambda pattern: [file] if pattern[:8] == file[:8] else [])
+    monkeypatch.setattr(
+        cores.glob, "glob", lambda pattern: [file] if pattern[:8] == file[:8] else []
+    )
     modules = {}
     monkeypatch.setattr(cores.sys, "modules", modules)
     monkeypatch.setattr(cores.importlib.util, "find_spec", lambda name: None)
@@ -85,7 +100,9 @@ def test_a_tpu_is_looked_for_where_it_is_or_was_asked_for(variable, file, is_hid
 def test_nothing_is_said_of_a_tpu_that_nobody_asked_for(monkeypatch):
     """Also below a process that has imported libtpu, which leaves its path in the environment."""
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setenv("TPU_LIBRARY_PATH", os.path.join(os.path.dirname(find_spec("libtpu").origin), "libtpu.so"))
+    monkeypatch.setenv(
+        "TPU_LIBRARY_PATH", os.path.join(os.path.dirname(find_spec("libtpu").origin), "libtpu.so")
+    )
     done = run_mujax("version")
     assert (done.returncode, done.stderr) == (0, "") and "libtpu 0" in done.stdout
 

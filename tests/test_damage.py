@@ -1,6 +1,8 @@
-"""Every JSON and array file that mujax reads, through every kind of damage: one clear line, and nothing is changed.
+"""Every JSON and array file that mujax reads, through every kind of damage: one clear line, and
+nothing is changed.
 
-To add a file: a function that makes a small valid one in a folder, and the call that reads it, in CASES. To add a kind
+To add a file: a function that makes a small valid one in a folder, and the call that reads it, in
+CASES. To add a kind
 of damage: one more entry of `damages`.
 """
 
@@ -50,14 +52,22 @@ from mujax.training.results import code_version
 from mujax.training.steps import METRICS
 
 ROW = {
-    "id": "0123456789ab", "group": "ba9876543210", "status": "ok", "diverged_at_step": None, "stopped_at_step": None,
-    "model": "transformer", "width": 16, "depth": 2, "parameterization": "mup", "optimizer": "adamw",
-    "learning_rate": 0.01, "weight_decay": 0.0, "seed": 0, "steps": 12, "tokens": 768, "final_loss": 5.25,
-    "best_loss": 5.25, "best_step": 12, "bits_per_byte": 7.5, "eval_losses": [[0, 5.5], [12, 5.25]], "n_params": 9000,
-    "overrides": {"optim.learning_rate": 0.01}, "table_hash": "aaaaaaaaaaaa", "data_fingerprint": "bbbbbbbbbbbb",
+    "id": "0123456789ab", "group": "ba9876543210", "status": "ok", "diverged_at_step": None,
+    "stopped_at_step": None,
+    "model": "transformer", "width": 16, "depth": 2, "parameterization": "mup",
+    "optimizer": "adamw",
+    "learning_rate": 0.01, "weight_decay": 0.0, "seed": 0, "steps": 12, "tokens": 768,
+    "final_loss": 5.25,
+    "best_loss": 5.25, "best_step": 12, "bits_per_byte": 7.5, "eval_losses": [[0, 5.5], [12, 5.25]],
+    "n_params": 9000,
+    "overrides": {"optim.learning_rate": 0.01}, "table_hash": "aaaaaaaaaaaa",
+    "data_fingerprint": "bbbbbbbbbbbb",
     "code_version": "1", "jax_version": "1", "device": "1 x cpu", "seconds": 1.5,
 }  # fmt: skip
-METRIC_LINES = [{"step": 0, "eval_loss": 5.5}, {"step": 0, "loss": 5.5, "grad_norm": 1.0, "learning_rate": 0.01}]
+METRIC_LINES = [
+    {"step": 0, "eval_loss": 5.5},
+    {"step": 0, "loss": 5.5, "grad_norm": 1.0, "learning_rate": 0.01},
+]
 
 
 class Trains(Exception):
@@ -88,7 +98,8 @@ def no_training(*args):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A file, and who reads it. `make` writes a folder of valid files, `read` reads it, given what `make` returned."""
+    """A file, and who reads it. `make` writes a folder of valid files, `read` reads it, given what
+    `make` returned."""
 
     file: str
     make: Callable[[Path, Any, Any], Any]
@@ -103,7 +114,13 @@ def make_sweep(root, tree, point):
     entry = {"overrides": point.overrides, "table_hash": point.run.table_hash}
     write_json(
         root / "manifest.json",
-        {"config": tree, "part": "", "data": {data: corpus}, "points": {point.id: entry}, "refinement": ["a: settled"]},
+        {
+            "config": tree,
+            "part": "",
+            "data": {data: corpus},
+            "points": {point.id: entry},
+            "refinement": ["a: settled"],
+        },
     )
     row = {**ROW, "id": point.id, "table_hash": point.run.table_hash, "data_fingerprint": corpus}
     write_jsonl(root / "results.jsonl", [row])
@@ -154,7 +171,12 @@ def read_log(root, _):
 def shard(file, split):
     content = bytes(np.arange(200, dtype="<u2"))
     counts = dict.fromkeys(COUNTS, 400)
-    return {"file": file, "split": split, **counts, "sha256": hashlib.sha256(content).hexdigest()}, content
+    return {
+        "file": file,
+        "split": split,
+        **counts,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }, content
 
 
 def make_dataset(root, tree, point):
@@ -165,11 +187,14 @@ def make_dataset(root, tree, point):
         shards.append(entry)
     description = {
         "format": 1, "layout": "packed", "seq_len": 0, "dtype": "uint16", "shards": shards,
-        "tokenizer": {"kind": "bytes", "vocab_size": 256, "eos_id": 0, "start_id": 0, "file": "", "sha256": "",
+        "tokenizer": {"kind": "bytes", "vocab_size": 256, "eos_id": 0, "start_id": 0, "file": "",
+        "sha256": "",
                       "options": {}},
         "splits": dict.fromkeys(("train", "validation"), {"tokens_per_byte": 1.0}), "recipe": {},
     }  # fmt: skip
-    write_json(root / "dataset.json", sealed({"fingerprint": fingerprint(description), **description}))
+    write_json(
+        root / "dataset.json", sealed({"fingerprint": fingerprint(description), **description})
+    )
     write_json(root / ".verified.json", {})
 
 
@@ -182,7 +207,9 @@ RECIPE = Recipe("embedded", "bytes", "packed", validation="hash:0.1")
 
 def make_preparation(root, tree, point):
     (root / "preparing").mkdir(parents=True)
-    write_json(root / "preparing" / "recipe.json", {"recipe": dataclasses.asdict(RECIPE), "parts": []})
+    write_json(
+        root / "preparing" / "recipe.json", {"recipe": dataclasses.asdict(RECIPE), "parts": []}
+    )
     shards = [shard(f"{split}-00000.bin", split)[0] for split in ("train", "validation")]
     write_json(record_file(root, 0), {"empty_documents": 0, "shards": shards})
 
@@ -196,8 +223,21 @@ def make_checkpoint(root, tree, point):
     folder = root / "latest" / "7" / "record"
     folder.mkdir(parents=True)
     arrays = {"params/w": {"shape": [2], "dtype": "float32", "checksum": 3}}
-    record = {"config": {}, "table": "", "table_hash": "a", "data_fingerprint": "b", "evals": [[0, 5.5]]}
-    record = {**record, "seconds": 1.5, "code_version": "1", "jax_version": "1", "step": 7, "arrays": arrays}
+    record = {
+        "config": {},
+        "table": "",
+        "table_hash": "a",
+        "data_fingerprint": "b",
+        "evals": [[0, 5.5]],
+    }
+    record = {
+        **record,
+        "seconds": 1.5,
+        "code_version": "1",
+        "jax_version": "1",
+        "step": 7,
+        "arrays": arrays,
+    }
     write_json(folder / "metadata", {**record, "digest": _digest(record)})
 
 
@@ -221,7 +261,10 @@ def hold(root, _):
 
 
 def make_table(root, tree, point):
-    write_jsonl(root / "t.jsonl", [{"width": 16, "learning_rate": 0.1 * (i + 1), "loss": 3.0} for i in range(3)])
+    write_jsonl(
+        root / "t.jsonl",
+        [{"width": 16, "learning_rate": 0.1 * (i + 1), "loss": 3.0} for i in range(3)],
+    )
 
 
 def make_shapes(root, tree, point):
@@ -268,14 +311,17 @@ CASES = {
 }
 
 VALUES: dict[str, Any] = {
-    "null": None, "a list": [1, [2]], "an object": {"a": {"b": 1}}, "text": "x", "a path": "../../up", "true": True,
-    "minus one": -1, "a huge number": 10**400, "a fraction": 0.5, "1e308": 1e308, "half a pair": "\ud800",
+    "null": None, "a list": [1, [2]], "an object": {"a": {"b": 1}}, "text": "x",
+    "a path": "../../up", "true": True,
+    "minus one": -1, "a huge number": 10**400, "a fraction": 0.5, "1e308": 1e308,
+    "half a pair": "\ud800",
 }  # fmt: skip
 DEEP = b"[" * 2_000 + b"]" * 2_000
 
 
 def damages(content: bytes, many: int) -> Iterator[tuple[str, bytes | None]]:
-    """(name, content), None for what is no file; `many` random ones, and of the values so many at each place."""
+    """(name, content), None for what is no file; `many` random ones, and of the values so many at
+    each place."""
     yield "empty", b""
     yield "binary", bytes(range(256)) * 3
     yield "deep", DEEP + b"\n"
@@ -293,7 +339,11 @@ def damages(content: bytes, many: int) -> Iterator[tuple[str, bytes | None]]:
         yield f"bit {bit} of byte {i}", content[:i] + bytes([content[i] ^ bit]) + content[i + 1 :]
     try:
         is_lines = content.count(b"\n{") > 0 or b"\n" not in content[:-1]
-        documents = [json.loads(line) for line in content.splitlines()] if is_lines else [json.loads(content)]
+        documents = (
+            [json.loads(line) for line in content.splitlines()]
+            if is_lines
+            else [json.loads(content)]
+        )
     except ValueError:  # not JSON
         return
     values = itertools.cycle([*VALUES.items(), ("missing", ...)])
@@ -328,7 +378,8 @@ def put(document, path, value) -> None:
 @pytest.mark.parametrize("many", [2, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_damaged_files(name, many, tmp_path, tree, point):
-    """One line that says what is wrong, and nothing is changed; or the file is still a valid one."""
+    """One line that says what is wrong, and nothing is changed; or the file is still a valid
+    one."""
     case, root, refused = CASES[name], tmp_path / "w", 0
     root.mkdir()
     made = case.make(root, tree, point)
@@ -348,7 +399,9 @@ def test_damaged_files(name, many, tmp_path, tree, point):
             case.read(root, made)
         except UserError as e:
             refused += 1
-            assert len(str(e)) < 600 and main._one_line(str(e)).isprintable() and "\n" not in str(e), (damage, str(e))
+            assert (
+                len(str(e)) < 600 and main._one_line(str(e)).isprintable() and "\n" not in str(e)
+            ), (damage, str(e))
             assert contents(tmp_path) == before, damage
         except Trains:
             pass
@@ -379,10 +432,20 @@ def in_flight(point, tmp_path_factory):
     """A small file of two runs in flight, as a sweep saves it, without a step of training."""
     parked = []
     for i in range(2):
-        state = jax.tree.map(lambda x, i=i: np.full(x.shape, i + 1, x.dtype), abstract_lane(point.run.program))
-        state = state._replace(train=state.train._replace(step=np.int32(6)), diverged_at=np.int32(-1))
+        state = jax.tree.map(
+            lambda x, i=i: np.full(x.shape, i + 1, x.dtype), abstract_lane(point.run.program)
+        )
+        state = state._replace(
+            train=state.train._replace(step=np.int32(6)), diverged_at=np.int32(-1)
+        )
         history = np.full((len(METRICS), point.run.cfg.train.steps), np.nan, np.float32)
-        parked.append(Parked(i, Progress(6, Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)]), history, 1.5), state))
+        parked.append(
+            Parked(
+                i,
+                Progress(6, Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)]), history, 1.5),
+                state,
+            )
+        )
     file = tmp_path_factory.mktemp("in_flight") / "it.npz"
     save_parked(file, parked, ["aaaaaaaaaaaa", "bbbbbbbbbbbb"], "code")
     return file.read_bytes()
@@ -398,15 +461,22 @@ def test_runs_in_flight_are_read_as_saved(in_flight, tmp_path, point):
     assert (first.index, second.index, first.progress.done) == (3, 7, 6)
     assert first.progress.outcome == Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)])
     assert all((x == 2).all() for x in jax.tree.leaves(second.state.train.params))
-    (only,) = load_parked(tmp_path / "it.npz", point.run, {"bbbbbbbbbbbb": 0}, "code")  # the other has its row
+    # the other has its row
+    (only,) = load_parked(tmp_path / "it.npz", point.run, {"bbbbbbbbbbbb": 0}, "code")
     assert only.index == 0
 
 
 @pytest.mark.parametrize("many", [150, pytest.param(5000, marks=pytest.mark.slow)])
 def test_damaged_runs_in_flight(many, in_flight, tmp_path, point):
-    """A bit flipped anywhere, also in the lengths of headers, and cut anywhere: never believed, never another error."""
+    """A bit flipped anywhere, also in the lengths of headers, and cut anywhere: never believed,
+    never another error."""
     file, rng = tmp_path / "it.npz", random.Random(0)
-    structure = [i for name in (b"PK", b"NUMPY") for i in range(len(in_flight)) if in_flight.startswith(name, i)]
+    structure = [
+        i
+        for name in (b"PK", b"NUMPY")
+        for i in range(len(in_flight))
+        if in_flight.startswith(name, i)
+    ]
     places = [min(i + k, len(in_flight) - 1) for i in structure for k in range(60)]
     for n in range(many):
         i = rng.choice(places) if n % 2 else rng.randrange(len(in_flight))
@@ -492,7 +562,8 @@ def test_a_file_in_flight_that_is_damaged_is_set_aside(in_flight, tmp_path, tree
 
 
 @pytest.mark.parametrize(
-    "id", ["../../important/points/abc", "/etc/passwd", "..", ".", "", "a/b", "a\0b", "x" * 300, "a\nb"]
+    "id",
+    ["../../important/points/abc", "/etc/passwd", "..", ".", "", "a/b", "a\0b", "x" * 300, "a\nb"],
 )
 def test_no_path_of_data_leaves_its_folder(id, tmp_path, tree, point):
     """Of the ids of rows, and of the files that a dataset names."""
@@ -528,7 +599,9 @@ def test_images_that_are_damaged(tmp_path):
     for n in range(200):
         i = rng.randrange(len(content))
         file.write_bytes(
-            content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :] if n % 4 else content[:i]
+            content[:i] + bytes([content[i] ^ 1 << rng.randrange(8)]) + content[i + 1 :]
+            if n % 4
+            else content[:i]
         )
         load_images.cache_clear()
         try:
@@ -550,8 +623,14 @@ def test_intervals_are_measured_by_a_clock_that_cannot_be_set_back():
         for line in file.read_text().splitlines()
         if "time.time()" in line or "datetime.now(" in line
     }
-    assert {name for name, _ in calls} == {"training/logs.py", "sweep/trackers.py", "storage/buckets.py"}
-    assert all(re.search(r'"time": time|now = time.time|isoformat', line) for _, line in calls), calls
+    assert {name for name, _ in calls} == {
+        "training/logs.py",
+        "sweep/trackers.py",
+        "storage/buckets.py",
+    }
+    assert all(re.search(r'"time": time|now = time.time|isoformat', line) for _, line in calls), (
+        calls
+    )
 
 
 def moved(folder: Path) -> Path:
@@ -562,7 +641,8 @@ def moved(folder: Path) -> Path:
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree, point):
-    """What it has goes where the folder is now, a new one is neither made nor touched, and the same study goes on."""
+    """What it has goes where the folder is now, a new one is neither made nor touched, and the same
+    study goes on."""
     root = tmp_path / "w"
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_lane(point.run.program))
     state = state._replace(diverged_at=np.int32(-1))
@@ -573,18 +653,27 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
         moved(root)
         if is_replaced:
             root.mkdir()
-        yield 0, Progress(12, Outcome(runs[0].cfg.train, [(0, 5.5), (12, 5.25)]), history, 1.5)  # a row
-        interrupt(lambda: [Parked(0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state)])
+        # a row
+        yield 0, Progress(12, Outcome(runs[0].cfg.train, [(0, 5.5), (12, 5.25)]), history, 1.5)
+        interrupt(
+            lambda: [
+                Parked(0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state)
+            ]
+        )
         raise AssertionError("it goes on training")
 
-    with pytest.raises(UserError, match=f"{root} was moved to {tmp_path}/moved while .* go on with --workdir="):
+    with pytest.raises(
+        UserError, match=f"{root} was moved to {tmp_path}/moved while .* go on with --workdir="
+    ):
         study.sweep(tree, root, train_runs=train_runs)
     assert not is_replaced or not list(root.iterdir())
     assert is_replaced or not root.exists()
     now = tmp_path / "moved"
     assert [row["id"] for row in read_jsonl(now / "results.jsonl")] == [point.id]
     assert len(list(read_jsonl(now / "points" / point.id / "metrics.jsonl"))) > 2
-    (entry,) = load_parked(now / "in_flight" / f"{point.run.group}.npz", point.run, {point.id: 0}, code_version())
+    (entry,) = load_parked(
+        now / "in_flight" / f"{point.run.group}.npz", point.run, {point.id: 0}, code_version()
+    )
     assert entry.progress.done == 0
     assert study.sweep(tree, now, train_runs=no_training)[0]["final_loss"] == 5.25
 

@@ -1,4 +1,5 @@
-"""The corpus cuts real text without losing or repeating a byte; batches are functions of (seed, t)."""
+"""The corpus cuts real text without losing or repeating a byte; batches are functions of (seed,
+t)."""
 
 import ast
 
@@ -21,7 +22,8 @@ def test_embedded_corpus_is_the_standard_library():
     assert abs((len(loaded.train) + len(loaded.validation)) * 64 / total - 1) < 0.01
     assert 0.01 < len(loaded.validation) / len(loaded.train) < 0.2
     text = loaded.train[:, :-1].tobytes() + loaded.validation[:, :-1].tobytes()
-    assert b"Beautiful is better than ugly" in text or b"Ornhgvshy vf orggre guna htyl" in text  # this.py, in rot13
+    # this.py, in rot13
+    assert b"Beautiful is better than ugly" in text or b"Ornhgvshy vf orggre guna htyl" in text
     assert not any("test" in file.parts for file in files)
 
 
@@ -58,7 +60,11 @@ def test_folder_is_split_by_file_whatever_the_order(tmp_path):
 
 def test_batches_are_pure_functions_of_seed_and_step():
     rows = np.arange(37 * 5, dtype=np.uint8).reshape(37, 5)
-    batches, again, other = TrainBatches(rows, 4, 0), TrainBatches(rows, 4, 0), TrainBatches(rows, 4, 1)
+    batches, again, other = (
+        TrainBatches(rows, 4, 0),
+        TrainBatches(rows, 4, 0),
+        TrainBatches(rows, 4, 1),
+    )
     forward = [batches[t] for t in range(30)]
     backward = [again[t] for t in reversed(range(30))][::-1]
     assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
@@ -71,12 +77,15 @@ def test_batches_are_pure_functions_of_seed_and_step():
 
 @pytest.mark.parametrize("num_processes", [1, 2, 4, 8])
 def test_processes_read_the_same_global_batch(num_processes):
-    """Each reads its own rows alone; together they are the batch, at any step, also after a restart."""
+    """Each reads its own rows alone; together they are the batch, at any step, also after a
+    restart."""
     streams = [np.arange(n, dtype=np.uint16) for n in (1000, 7, 333, 1)]
     rows = StreamRows(streams, 9, 8)
     whole, share = TrainBatches(rows, 16, 5), 16 // num_processes
     for t in (0, 3, 10, 11, 50):  # 167 rows: a batch may have some of two epochs
-        shares = [TrainBatches(rows, 16, 5).rows(t, slice(i, i + share)) for i in range(0, 16, share)]
+        shares = [
+            TrainBatches(rows, 16, 5).rows(t, slice(i, i + share)) for i in range(0, 16, share)
+        ]
         assert np.array_equal(np.concatenate(shares), whole[t])
 
 

@@ -1,4 +1,5 @@
-"""A dataset.json that was edited and sealed again: read, or one line that says what is wrong with it."""
+"""A dataset.json that was edited and sealed again: read, or one line that says what is wrong with
+it."""
 
 import hashlib
 import json
@@ -11,7 +12,8 @@ from mujax.data.shards import fingerprint, load_shards, sealed
 from mujax.errors import UserError
 
 WILD = (
-    None, True, -1, 0, 3, 2**31, 2**64, 10**400, 0.5, 1e308, math.nan, "", "x", "../x", "/etc/passwd", "a\0b", "object",
+    None, True, -1, 0, 3, 2**31, 2**64, 10**400, 0.5, 1e308, math.nan, "", "x", "../x",
+    "/etc/passwd", "a\0b", "object",
     "uint64", "<u2,<u4", [], [None], [{}], {}, {"train": None}, [[]],
 )  # fmt: skip
 
@@ -23,7 +25,9 @@ def dataset(folder):
         content = np.arange(100, dtype="<u2").tobytes()
         (folder / f"{split}-00000.bin").write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        shards.append({"file": f"{split}-00000.bin", "split": split, "bytes": len(content), "sha256": sha256})
+        shards.append(
+            {"file": f"{split}-00000.bin", "split": split, "bytes": len(content), "sha256": sha256}
+        )
     tokenizer = {
         "kind": "bytes",
         "options": {},
@@ -34,8 +38,10 @@ def dataset(folder):
         "sha256": "",
     }
     return {
-        "format": 1, "layout": "packed", "seq_len": 0, "dtype": "uint16", "tokenizer": tokenizer, "shards": shards,
-        "splits": {split: {"tokens_per_byte": 1.0} for split in ("train", "validation")}, "recipe": {},
+        "format": 1, "layout": "packed", "seq_len": 0, "dtype": "uint16", "tokenizer": tokenizer,
+        "shards": shards,
+        "splits": {split: {"tokens_per_byte": 1.0} for split in ("train", "validation")},
+        "recipe": {},
     }  # fmt: skip
 
 
@@ -80,7 +86,12 @@ def test_every_field_of_a_dataset_with_every_value(tmp_path):
                 corpus.train[np.arange(2)], corpus.validation[np.arange(2)]
                 loaded.add(path[0])
             except UserError as e:
-                assert "\n" not in str(e) and len(str(e)) < 600 and "dataset" in str(e) or path[0] == "layout", (
+                assert (
+                    "\n" not in str(e)
+                    and len(str(e)) < 600
+                    and "dataset" in str(e)
+                    or path[0] == "layout"
+                ), (
                     path,
                     value,
                 )

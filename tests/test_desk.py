@@ -1,4 +1,5 @@
-"""Both papers at desk scale: the figures follow from the committed rows, and the rows from the shipped configs."""
+"""Both papers at desk scale: the figures follow from the committed rows, and the rows from the
+shipped configs."""
 
 import json
 import re
@@ -14,7 +15,11 @@ from experiments.lingle2024 import tables as lingle2024_tables
 from mujax.sweep.points import make_points
 
 EXPERIMENTS = ROOT / "experiments"
-KEPT = [(paper, folder.name) for paper in desk.STUDIES for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))]
+KEPT = [
+    (paper, folder.name)
+    for paper in desk.STUDIES
+    for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))
+]
 
 # Paper -> its script, and the folders that it reads
 ACCOUNTS = {
@@ -28,18 +33,22 @@ ACCOUNTS = {
 
 def test_required_studies_are_there():
     assert {name for paper, name in KEPT if paper == "lingle2024"} >= {
-        "baseline", "sp", "sp_simple", "biases", "gains_vector", "gains_scalar", "qkscale", "uinit", "qinit",
-        "emb_norm", "cosine", "wd_coupled", "lion", "sqrelu", "swiglu", "mqa", "bsz_large", "bsz_small",
+        "baseline", "sp", "sp_simple", "biases", "gains_vector", "gains_scalar", "qkscale", "uinit",
+        "qinit",
+        "emb_norm", "cosine", "wd_coupled", "lion", "sqrelu", "swiglu", "mqa", "bsz_large",
+        "bsz_small",
     }  # fmt: skip
     assert {name for paper, name in KEPT if paper == "kalra2026"} >= {
-        "factorial", "embedding_rate", "frozen_embedding", "fixed_tokens", "fixed_tokens_timescale", "warmup",
+        "factorial", "embedding_rate", "frozen_embedding", "fixed_tokens", "fixed_tokens_timescale",
+        "warmup",
         "first_layer",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("paper", "name"), KEPT)
 def test_rows_are_of_the_shipped_configs(paper, name):
-    """Every point that a study asks for has its row, of one text and one version of the code; none repeats."""
+    """Every point that a study asks for has its row, of one text and one version of the code; none
+    repeats."""
     rows = desk.kept_rows(paper, name)
     ids = [row["id"] for row in rows]
     assert len(set(ids)) == len(ids)
@@ -69,7 +78,8 @@ def test_tables_and_figures_follow_from_the_rows(paper, tmp_path, monkeypatch, c
 
 
 def test_a_committed_point_again(tmp_path, monkeypatch):
-    """A narrow point of the baseline, trained by the command line on this machine, has the committed loss.
+    """A narrow point of the baseline, trained by the command line on this machine, has the
+    committed loss.
 
     With all of XLA's optimizations, as it was trained: rounding of other kernels would show.
     """
@@ -80,7 +90,8 @@ def test_a_committed_point_again(tmp_path, monkeypatch):
         if (row["width"], row["learning_rate"], row["seed"]) == (32, 2**-6, 1)
     )
     done = run_mujax(
-        "sweep", f"--config={desk.which('lingle2024', 'baseline')}", f"--workdir={tmp_path}", "--config.seed=1",
+        "sweep", f"--config={desk.which('lingle2024', 'baseline')}", f"--workdir={tmp_path}",
+        "--config.seed=1",
         "--config.sweep.model.d_model=(32,)", f"--config.sweep.optim.learning_rate=({2**-6},)",
         "--config.refine.log2_step=0.0",
     )  # fmt: skip
@@ -101,13 +112,21 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     (runs / "sp" / "results.jsonl").write_text(
         "".join(json.dumps({**row, "id": i, "overrides": {}}) + "\n" for i in "ab")
     )
-    monkeypatch.setattr(desk.subprocess, "run", lambda command, **kwargs: type("Done", (), {"returncode": 0})())
+    monkeypatch.setattr(
+        desk.subprocess, "run", lambda command, **kwargs: type("Done", (), {"returncode": 0})()
+    )
     desk.run("lingle2024", "baseline")
-    assert (runs / "baseline" / "results.jsonl").read_text() == (runs / "sp" / "results.jsonl").read_text()
+    assert (runs / "baseline" / "results.jsonl").read_text() == (
+        runs / "sp" / "results.jsonl"
+    ).read_text()
     desk.run_sweep("lingle2024", "biases", "biases")  # of two that have the same
-    assert (runs / "biases" / "results.jsonl").read_text() == (runs / "sp" / "results.jsonl").read_text()
+    assert (runs / "biases" / "results.jsonl").read_text() == (
+        runs / "sp" / "results.jsonl"
+    ).read_text()
     points = {"b": {"overrides": {"seed": 7}}}
-    (runs / "baseline" / "manifest.json").write_text(json.dumps({"config": {}, "refinement": [], "points": points}))
+    (runs / "baseline" / "manifest.json").write_text(
+        json.dumps({"config": {}, "refinement": [], "points": points})
+    )
     desk.keep("lingle2024", "baseline")
     (kept,) = desk.kept_rows("lingle2024", "baseline")
     assert (kept["id"], kept["overrides"]) == ("b", {"seed": 7})
@@ -117,6 +136,8 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
 def test_the_account_states_the_tables_of_its_rows(paper):
     """Word for word: every table of the README is among what the rows give."""
     (file,) = (EXPERIMENTS / paper / "figures").glob("*.txt")
-    blocks = re.findall(r"```\n(.*?)\n```", (EXPERIMENTS / paper / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```\n(.*?)\n```", (EXPERIMENTS / paper / "README.md").read_text(), re.DOTALL
+    )
     tables = [block for block in blocks if not block.startswith("python")]
     assert tables and all(f"{table}\n" in file.read_text() for table in tables)

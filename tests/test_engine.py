@@ -1,4 +1,5 @@
-"""The engine: what a run computes depends on neither its lane, its neighbours, the devices nor the memory there is."""
+"""The engine: what a run computes depends on neither its lane, its neighbours, the devices nor the
+memory there is."""
 
 import dataclasses
 
@@ -40,9 +41,15 @@ def single_curve(run, init, step):
 
 @pytest.fixture(scope="module")
 def runs_and_curves(text_file):
-    """32 runs of 50 steps - learning rates, decays, tables and two seeds - and three of them trained alone."""
+    """32 runs of 50 steps - learning rates, decays, tables and two seeds - and three of them
+    trained alone."""
     tree = tiny_tree(
-        "mlp", data__name="text", data__path=str(text_file), train__steps=50, train__eval_interval=20, model__d_model=32
+        "mlp",
+        data__name="text",
+        data__path=str(text_file),
+        train__steps=50,
+        train__eval_interval=20,
+        model__d_model=32,
     )
     runs = runs_of(
         tree,
@@ -69,7 +76,8 @@ def runs_and_curves(text_file):
     ],
 )
 def test_a_run_is_the_same_in_any_company(runs_and_curves, size, num_devices, vmapped, monkeypatch):
-    """Batches of 1, 7 and 32, shuffled, on 1 and 8 devices, against the run by itself: 1e-5 after 50 steps."""
+    """Batches of 1, 7 and 32, shuffled, on 1 and 8 devices, against the run by itself: 1e-5 after
+    50 steps."""
     runs, curves = runs_and_curves
     monkeypatch.setattr(jax, "device_count", lambda: num_devices)
     order = np.random.default_rng(size).permutation(32).tolist()
@@ -84,7 +92,8 @@ def test_a_run_is_the_same_in_any_company(runs_and_curves, size, num_devices, vm
 
 
 def test_order_and_neighbours_do_not_change_a_bit(tiny):
-    """The same executable and chunk: another order, another lane, other neighbours, one of which diverges."""
+    """The same executable and chunk: another order, another lane, other neighbours, one of which
+    diverges."""
     tree = tiny("mlp", optim__grad_clip=0.0)
     runs = runs_of(tree, optim={"learning_rate": (0.01, 0.015, 0.02, 0.03, 0.05)})
     wild = runs_of(tree, optim={"learning_rate": (1e4,)})
@@ -112,7 +121,8 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
 
 
 def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
-    """By the compiler's own count: less memory, fewer lanes, the same losses; too little is one clear line."""
+    """By the compiler's own count: less memory, fewer lanes, the same losses; too little is one
+    clear line."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     runs = runs_of(tiny("mlp"), optim={"learning_rate": tuple(0.01 + 0.001 * i for i in range(6))})
     sizes, compile_lanes = [], compilation.compile_lanes
@@ -124,19 +134,24 @@ def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
     monkeypatch.setattr(compilation, "compile_lanes", noted)
     plenty = results(runs, vmapped=True)
     assert [e.num_lanes for e in sizes] == [6]
-    monkeypatch.setattr(compilation, "available_memory", lambda mesh: sizes[0].bytes_per_device // 2 + 1)
+    monkeypatch.setattr(
+        compilation, "available_memory", lambda mesh: sizes[0].bytes_per_device // 2 + 1
+    )
     little = results(runs, vmapped=True)
     assert sizes[-1].num_lanes in (2, 3)
     assert sizes[-1].bytes_per_device <= sizes[0].bytes_per_device // 2 + 1
     for i in range(6):
         np.testing.assert_allclose(little[i].history, plenty[i].history, rtol=1e-5)
     monkeypatch.setattr(compilation, "available_memory", lambda mesh: 1000)
-    with pytest.raises(UserError, match="one run of width 16 needs about .* split it with mesh.fsdp"):
+    with pytest.raises(
+        UserError, match="one run of width 16 needs about .* split it with mesh.fsdp"
+    ):
         results(runs, vmapped=True)
 
 
 def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
-    """Six of eight vmapped runs explode: the two others go on in a chunk of two, unless compiling costs more."""
+    """Six of eight vmapped runs explode: the two others go on in a chunk of two, unless compiling
+    costs more."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     runs = runs_of(
         tiny("mlp", optim__grad_clip=0.0, train__steps=20),
@@ -144,7 +159,9 @@ def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
     )
     sizes = []
     train_chunk = engine.Chunk.train
-    monkeypatch.setattr(engine.Chunk, "train", lambda self: (sizes.append(len(self._slots)), train_chunk(self))[1])
+    monkeypatch.setattr(
+        engine.Chunk, "train", lambda self: (sizes.append(len(self._slots)), train_chunk(self))[1]
+    )
     patient = results(runs, vmapped=True)
     assert set(sizes) == {8}  # 20 tiny steps are cheaper than a compilation
     sizes.clear()
@@ -159,7 +176,8 @@ def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):
 
 
 def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
-    """Stopped in mid-flight, in between two evaluations; then on as many devices, and on fewer than it has runs."""
+    """Stopped in mid-flight, in between two evaluations; then on as many devices, and on fewer than
+    it has runs."""
     runs = runs_of(tiny("mlp"), optim={"learning_rate": (0.01, 0.02, 0.03)}, seed=(0, 1))
     whole = results(runs)
     calls = 0

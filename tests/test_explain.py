@@ -24,8 +24,12 @@ def config(name="mup", width=64, model="transformer", **overrides):
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_every_table_reads_in_100_columns(name):
-    """One config, three widths, and the difference from SP; each tensor is there, with its source."""
-    cfgs = [config(name, width, model__norm_gain="vector", optim__weight_decay=0.1) for width in (64, 128, 1024)]
+    """One config, three widths, and the difference from SP; each tensor is there, with its
+    source."""
+    cfgs = [
+        config(name, width, model__norm_gain="vector", optim__weight_decay=0.1)
+        for width in (64, 128, 1024)
+    ]
     one, several, diff = explain(cfgs[:1]), explain(cfgs), explain(cfgs[:1], diff="sp")
     for text in (one, several, diff):
         assert max(map(len, text.splitlines())) <= COLUMNS
@@ -56,11 +60,15 @@ def test_widths_side_by_side_leave_out_what_is_constant():
 
 @pytest.mark.parametrize("decay_form", DECAY_FORMS)
 @pytest.mark.parametrize(
-    ("optimizer", "table"), [("adamw", "mup_table8"), ("sgd", "mup_table9"), ("lion", "mup"), ("muon", "mup_table8")]
+    ("optimizer", "table"),
+    [("adamw", "mup_table8"), ("sgd", "mup_table9"), ("lion", "mup"), ("muon", "mup_table8")],
 )
 def test_decay_steps_are_what_the_optimizer_does(optimizer, table, decay_form):
-    """The optimizer, given no gradient, shrinks each weight by 1 / decay_steps of itself in one step."""
-    cfg = config(table, optim__name=optimizer, optim__decay_form=decay_form, optim__weight_decay=0.01)
+    """The optimizer, given no gradient, shrinks each weight by 1 / decay_steps of itself in one
+    step."""
+    cfg = config(
+        table, optim__name=optimizer, optim__decay_form=decay_form, optim__weight_decay=0.01
+    )
     run = make_run(cfg)
     params = jax.tree.map(lambda meta: np.ones(meta.sizes, np.float32), run.metas)
     chain = make_optimizer(OPTIMIZERS[optimizer], decay_form, run.metas, run.hps, run.scalings, 1.0)
@@ -77,9 +85,15 @@ def test_decay_steps_are_what_the_optimizer_does(optimizer, table, decay_form):
 
 def test_json_is_complete():
     runs = json.loads(explain([config(), config(width=128)], diff="sp", as_json=True))
-    assert [run["width"] for run in runs["runs"]] == [64, 128] and runs["against"][0]["parameterization"] == "sp"
+    assert [run["width"] for run in runs["runs"]] == [64, 128] and runs["against"][0][
+        "parameterization"
+    ] == "sp"
     tensor = runs["runs"][1]["tensors"]["unembed"]
-    assert (tensor["fan_in"], tensor["fan_out"], tensor["signature"]) == (128, 256, "embed -> vocab")
+    assert (tensor["fan_in"], tensor["fan_out"], tensor["signature"]) == (
+        128,
+        256,
+        "embed -> vocab",
+    )
     assert np.isclose(tensor["init"], 128**-0.5 * 8**-0.5, rtol=1e-6)
     assert tensor["rules"]["lr"] == "m_in^-1" and "2203.03466 Table 3" in tensor["source"]
     assert runs["runs"][0]["scales"]["attention"]["rule"].startswith("d_head^-1/2")
@@ -87,7 +101,9 @@ def test_json_is_complete():
 
 def test_explain_on_the_command_line():
     done = run_mujax("explain", "--config=configs/quickstart.py", "--diff=sp", "--json")
-    assert done.returncode == 0 and json.loads(done.stdout)["against"][0]["parameterization"] == "sp"
+    assert (
+        done.returncode == 0 and json.loads(done.stdout)["against"][0]["parameterization"] == "sp"
+    )
     listed = run_mujax("explain", "--help").stdout
     assert all(f"\n  {name}: " in listed for name in PARAMETERIZATIONS)
 
@@ -126,10 +142,18 @@ def get_config(arg=""):
             "w1: 'hiden', the role of 'embed -> mlp', is no role; did you mean hidden",
         ),
         ("explain", ["--config=BROKEN:table"], "'mine' has no row for role 'vector'"),
-        ("explain", ["--config=BASE", "--config.parameterization.override=('embd=sp',)"], "matches no tensor"),
+        (
+            "explain",
+            ["--config=BASE", "--config.parameterization.override=('embd=sp',)"],
+            "matches no tensor",
+        ),
         (
             "train",
-            ["--config=BASE", "--config.parameterization.override=('embed=sp', 'input.lr=2')", "--workdir=DIR"],
+            [
+                "--config=BASE",
+                "--config.parameterization.override=('embed=sp', 'input.lr=2')",
+                "--workdir=DIR",
+            ],
             "'embed=sp' and 'input.lr=2' both set embed's lr",
         ),
         ("explain", ["--config=BASE", "--config.parameterization.override=3"], "override"),
@@ -137,9 +161,21 @@ def get_config(arg=""):
         ("explain", ["--config=BASE", "--diff=spp"], "--diff=spp is no table; did you mean sp?"),
         ("explain", ["--config=BASE", "--widths=32,x"], "--widths=32,x is not a whole number"),
         ("explain", ["--config=BASE", "--widths=33"], "d_head"),
-        ("explain", ["--config=BASE", "--config.model.num_kv_heads=3"], "num_kv_heads = 3 does not divide the 4 heads"),
-        ("explain", ["--config=BASE", "--config.model.tied=True", "--config.parameterization.name=u_mup"], "'tied'"),
-        ("explain", ["--config=BASE", "--config.optim.name=muon", "--config.parameterization.name=u_mup"], "muon"),
+        (
+            "explain",
+            ["--config=BASE", "--config.model.num_kv_heads=3"],
+            "num_kv_heads = 3 does not divide the 4 heads",
+        ),
+        (
+            "explain",
+            ["--config=BASE", "--config.model.tied=True", "--config.parameterization.name=u_mup"],
+            "'tied'",
+        ),
+        (
+            "explain",
+            ["--config=BASE", "--config.optim.name=muon", "--config.parameterization.name=u_mup"],
+            "muon",
+        ),
         ("check", ["--config=BASE", "--workdir=DIR", "--widths=32,64,128"], "at least 4"),
         ("check", ["--config=BASE", "--workdir=DIR", "--seeds=0"], "--seeds=0"),
         ("check", ["--config=BASE", "--workdir=/proc/none", "--fast"], "cannot be written"),
@@ -148,7 +184,11 @@ def get_config(arg=""):
 )
 def test_bad_input_is_one_line(verb, args, message, tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
-    names = {"BROKEN": str(tmp_path / "broken.py"), "BASE": "configs/base.py", "DIR": str(tmp_path / "out")}
+    names = {
+        "BROKEN": str(tmp_path / "broken.py"),
+        "BASE": "configs/base.py",
+        "DIR": str(tmp_path / "out"),
+    }
     for name, value in names.items():
         args = [arg.replace(f"={name}", f"={value}") for arg in args]
     done = run_mujax(verb, *args)
@@ -159,17 +199,34 @@ def test_bad_input_is_one_line(verb, args, message, tmp_path):
 
 @pytest.mark.slow  # the guide's worked example runs it too
 def test_check_on_the_command_line(tmp_path):
-    """muP passes, SP fails and names the hidden tensors; files are left, and an earlier check is kept."""
-    args = ("--config=configs/base.py:mlp", f"--workdir={tmp_path}", "--fast", "--config.data.name=text")
-    args += ("--config.data.path=mujax", "--config.data.glob=**/*.py", "--config.optim.learning_rate=0.01")
+    """muP passes, SP fails and names the hidden tensors; files are left, and an earlier check is
+    kept."""
+    args = (
+        "--config=configs/base.py:mlp",
+        f"--workdir={tmp_path}",
+        "--fast",
+        "--config.data.name=text",
+    )
+    args += (
+        "--config.data.path=mujax",
+        "--config.data.glob=**/*.py",
+        "--config.optim.learning_rate=0.01",
+    )
     done = run_mujax("check", *args)
     assert done.returncode == 0, done.stdout + done.stderr
     assert max(map(len, done.stdout.splitlines()[:-2])) <= COLUMNS
     report = json.loads((tmp_path / "check.json").read_text())
-    assert report["passed"] and report["culprits"] == [] and report["symmetry"]["difference"] < 1e-12
+    assert (
+        report["passed"] and report["culprits"] == [] and report["symmetry"]["difference"] < 1e-12
+    )
     # 3 seeds on as many devices as there are cores: what fills the last round up is not counted
-    assert all(len(row) == len(report["seeds"]) == 3 for q in report["measured"] for row in q["values"])
-    assert report["tensors"]["w1"]["wants_later"] == -1 and report["tensors"]["w1"]["verdict"] == "pass"
+    assert all(
+        len(row) == len(report["seeds"]) == 3 for q in report["measured"] for row in q["values"]
+    )
+    assert (
+        report["tensors"]["w1"]["wants_later"] == -1
+        and report["tensors"]["w1"]["verdict"] == "pass"
+    )
     assert (tmp_path / "check.png").read_bytes().startswith(b"\x89PNG")
     done = run_mujax("check", *args, "--config.parameterization.name=sp")
     assert done.returncode == 1, done.stdout + done.stderr

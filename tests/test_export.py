@@ -1,4 +1,5 @@
-"""A table as parameter groups for torch.optim: by hand from 2203.03466's Table 8, and the groups of microsoft/mup."""
+"""A table as parameter groups for torch.optim: by hand from 2203.03466's Table 8, and the groups of
+microsoft/mup."""
 
 import json
 
@@ -9,8 +10,14 @@ from conftest import run_mujax
 from mujax.errors import UserError
 from mujax.explain.export import export, parse_roles, read_shapes
 
-# An MLP as torch stores it, four times as wide as its base, whose file is written as microsoft/mup writes it
-SHAPES = {"embed.weight": [50, 256], "first.weight": [256, 3], "hidden.weight": [256, 256], "hidden.bias": [256]}
+# An MLP as torch stores it, four times as wide as its base, whose file is written as microsoft/mup
+# writes it
+SHAPES = {
+    "embed.weight": [50, 256],
+    "first.weight": [256, 3],
+    "hidden.weight": [256, 256],
+    "hidden.bias": [256],
+}
 SHAPES |= {"head.weight": [50, 256], "head.bias": [50]}
 BSH = """# This is a base shape file encoded in yaml
 embed.weight:
@@ -41,27 +48,39 @@ def files(tmp_path):
 
 
 def test_table_8_by_hand(files):
-    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base fan_in. A layer that
-    sums three inputs starts at 3^-1/2. The readout's effective weight learns at 1/m, and so fast it decays."""
+    """m = 4: hidden lr 1/m, all else 1; the readout's forward factor 1/m, its draw of the base
+    fan_in. A layer that sums three inputs starts at 3^-1/2. The readout's effective weight learns
+    at 1/m, and so fast it decays."""
     done = run_mujax(
-        "export", *files, "--parameterization=mup_table8", "--learning_rate=0.02", f"--roles={ROLES}",
+        "export", *files, "--parameterization=mup_table8", "--learning_rate=0.02",
+        f"--roles={ROLES}",
         "--weight_decay=0.1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     rates = {name: group["lr"] for group in told["groups"] for name in group["params"]}
-    assert rates == {name: pytest.approx(0.005 if name == "hidden.weight" else 0.02) for name in SHAPES}
+    assert rates == {
+        name: pytest.approx(0.005 if name == "hidden.weight" else 0.02) for name in SHAPES
+    }
     decays = {name: group["weight_decay"] for group in told["groups"] for name in group["params"]}
-    assert decays == {name: pytest.approx(0.025 if name == "head.weight" else 0.1) for name in SHAPES}
+    assert decays == {
+        name: pytest.approx(0.025 if name == "head.weight" else 0.1) for name in SHAPES
+    }
     assert told["roles"]["first.weight"] == told["roles"]["embed.weight"] == "input"
     assert told["forward"] == {name: 0.25 if name == "head.weight" else 1.0 for name in SHAPES}
     assert told["init"] == pytest.approx(
-        {"embed.weight": 1.0, "first.weight": 3**-0.5, "hidden.weight": 1 / 16, "head.weight": 1 / 8}
+        {
+            "embed.weight": 1.0,
+            "first.weight": 3**-0.5,
+            "hidden.weight": 1 / 16,
+            "head.weight": 1 / 8,
+        }
     )
 
 
 def test_forms_of_one_table_are_one_model():
-    """Tables 3, 8 and 9 store other weights: what they start as, and are shrunk by a step, is the same."""
+    """Tables 3, 8 and 9 store other weights: what they start as, and are shrunk by a step, is the
+    same."""
     shapes = {name: tuple(sizes) for name, sizes in SHAPES.items()}
     base = {name: tuple(sizes) for name, sizes in yaml.safe_load(BSH).items()}
 
@@ -73,7 +92,9 @@ def test_forms_of_one_table_are_one_model():
         shrinks, starts = [], []
         for table in ("mup", "mup_table8", "mup_table9"):
             form = told(table, optimizer)
-            shrinks.append({name: g["lr"] * g["weight_decay"] for g in form["groups"] for name in g["params"]})
+            shrinks.append(
+                {name: g["lr"] * g["weight_decay"] for g in form["groups"] for name in g["params"]}
+            )
             starts.append({name: std * form["forward"][name] for name, std in form["init"].items()})
         for other in (1, 2):
             assert shrinks[other] == pytest.approx(shrinks[0])
@@ -82,11 +103,15 @@ def test_forms_of_one_table_are_one_model():
 
 @pytest.mark.parametrize("table", ["sp", "mup", "mup_table8", "mup_table9", "mup_constant_shrink"])
 def test_the_base_model_itself_has_the_numbers_of_the_base(table):
-    """Without null the shapes of a model are base shapes that say nothing of what grows; they mean what null would."""
+    """Without null the shapes of a model are base shapes that say nothing of what grows; they mean
+    what null would."""
     told = {  # name -> shape, and the same with null
-        "embed.weight": ((1000, 64), (None, 64)), "l1.weight": ((64, 64), (64, 64)), "l1.bias": ((64,), (64,)),
-        "up.weight": ((256, 64), (256, 64)), "down.weight": ((64, 256), (64, 256)), "norm.weight": ((64,), (64,)),
-        "first.weight": ((64, 3), (64, None)), "head.weight": ((1000, 64), (None, 64)), "head.bias": ((1000,), (None,)),
+        "embed.weight": ((1000, 64), (None, 64)), "l1.weight": ((64, 64), (64, 64)),
+        "l1.bias": ((64,), (64,)),
+        "up.weight": ((256, 64), (256, 64)), "down.weight": ((64, 256), (64, 256)),
+        "norm.weight": ((64,), (64,)),
+        "first.weight": ((64, 3), (64, None)), "head.weight": ((1000, 64), (None, 64)),
+        "head.bias": ((1000,), (None,)),
     }  # fmt: skip
     shapes, nulls = ({name: pair[i] for name, pair in told.items()} for i in (0, 1))
     numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.1}
@@ -94,10 +119,13 @@ def test_the_base_model_itself_has_the_numbers_of_the_base(table):
     assert ours == export(shapes, nulls, table, "adamw", numbers, parse_roles(ROLES))
     starts = {name: std * ours["forward"][name] for name, std in ours["init"].items()}
     matrices = {"l1": 1 / 8, "up": 1 / 8, "down": 1 / 16, "first": 3**-0.5, "head": 1 / 8}
-    assert starts == pytest.approx({"embed.weight": 1.0} | {f"{name}.weight": std for name, std in matrices.items()})
+    assert starts == pytest.approx(
+        {"embed.weight": 1.0} | {f"{name}.weight": std for name, std in matrices.items()}
+    )
     rates = {g["lr"] * ours["forward"][name] for g in ours["groups"] for name in g["params"]}
     assert {g["weight_decay"] for g in ours["groups"]} == {0.1} and rates == {0.01}
-    tied = export({"embed": (1000, 64), "l1": (64, 64)}, {"embed": (1000, 64), "l1": (64, 64)}, table, "adamw", numbers,
+    tied = export({"embed": (1000, 64), "l1": (64, 64)}, {"embed": (1000, 64), "l1": (64, 64)},
+    table, "adamw", numbers,
                   {"embed": "tied"})  # fmt: skip
     assert tied["init"]["embed"] == 1.0 and tied["readout"]["embed"] == pytest.approx(1 / 8)
 
@@ -114,9 +142,10 @@ def test_a_base_model_that_cannot_be_told_is_refused():
 
 
 def test_what_a_step_forgets_is_that_of_the_original():
-    """Rate x decay, tensor by tensor. mup_constant_shrink: as microsoft/mup's MuAdamW, which divides the rate of a
-    matrix with two growing sizes by m, multiplies its decay by m, and leaves all else alone. Muon's matrices: as
-    KellerJordan/Muon, whatever their shape, where a torch Muon gets the factor for shape in its learning rate."""
+    """Rate x decay, tensor by tensor. mup_constant_shrink: as microsoft/mup's MuAdamW, which
+    divides the rate of a matrix with two growing sizes by m, multiplies its decay by m, and leaves
+    all else alone. Muon's matrices: as KellerJordan/Muon, whatever their shape, where a torch Muon
+    gets the factor for shape in its learning rate."""
     base = {name: tuple(sizes) for name, sizes in yaml.safe_load(BSH).items()}
     shapes = {name: tuple(sizes) for name, sizes in SHAPES.items()}
     shapes |= {"up.weight": (1024, 256), "down.weight": (256, 1024)}
@@ -133,15 +162,20 @@ def test_what_a_step_forgets_is_that_of_the_original():
             (0.01 / 4) * (0.1 * 4) if matrix_like else 0.01 * 0.1
         )
     muon = groups("mup", "muon")
-    assert [muon[name]["lr"] for name in ("up.weight", "down.weight")] == pytest.approx([0.02, 0.005])
+    assert [muon[name]["lr"] for name in ("up.weight", "down.weight")] == pytest.approx(
+        [0.02, 0.005]
+    )
     for name in ("up.weight", "down.weight", "hidden.weight"):
         assert muon[name]["lr"] * muon[name]["weight_decay"] == pytest.approx(0.01 * 0.1)
 
 
 def test_a_tied_embedding_has_a_factor_on_its_logits():
-    """What its readout, drawn at fan_in^-1/2, has at the base width, where the embedding is of order 1; then 1/m."""
+    """What its readout, drawn at fan_in^-1/2, has at the base width, where the embedding is of
+    order 1; then 1/m."""
     numbers = {"lr": 0.01, "eps": 1e-8, "weight_decay": 0.0}
-    told = export({"embed": (50, 256)}, {"embed": (None, 64)}, "mup", "adamw", numbers, {"embed": "tied"})
+    told = export(
+        {"embed": (50, 256)}, {"embed": (None, 64)}, "mup", "adamw", numbers, {"embed": "tied"}
+    )
     assert told["readout"] == {"embed": pytest.approx(64**-0.5 / 4)}
 
 
@@ -166,7 +200,10 @@ def test_what_shapes_cannot_tell_is_refused():
 def test_what_is_wrong_is_told_in_one_line(files, tmp_path):
     base = ["--parameterization=mup", "--learning_rate=0.1"]
     for arguments, message in (
-        ([*files, *base], "embed.weight [null, 64] may be an embedding or a readout: give its role"),
+        (
+            [*files, *base],
+            "embed.weight [null, 64] may be an embedding or a readout: give its role",
+        ),
         ([*files, *base, "--roles=embed*=inptu"], "is not PATTERN=ROLE; did you mean input"),
         (
             [*files, "--parameterization=mpu", "--learning_rate=0.1", f"--roles={ROLES}"],
@@ -187,13 +224,18 @@ def test_what_is_wrong_is_told_in_one_line(files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [64, 256, 1024])
 def test_the_learning_rates_of_microsoft_mup(width, tmp_path):
-    """The same MLP, through its own file of base shapes: MuAdam's learning rates, tensor by tensor."""
-    torch, mup = (pytest.importorskip(name, reason="needs the CPU build of torch and mup") for name in ("torch", "mup"))
+    """The same MLP, through its own file of base shapes: MuAdam's learning rates, tensor by
+    tensor."""
+    torch, mup = (
+        pytest.importorskip(name, reason="needs the CPU build of torch and mup")
+        for name in ("torch", "mup")
+    )
 
     def model(width):
         nn = torch.nn
         return nn.ModuleDict({
-            "first": nn.Linear(3, width), "hidden": nn.Linear(width, width), "head": mup.MuReadout(width, 10),
+            "first": nn.Linear(3, width), "hidden": nn.Linear(width, width),
+            "head": mup.MuReadout(width, 10),
         })  # fmt: skip
 
     file = str(tmp_path / "base.bsh")
@@ -201,7 +243,11 @@ def test_the_learning_rates_of_microsoft_mup(width, tmp_path):
     mlp = model(width)
     mup.set_base_shapes(mlp, file)
     names = {parameter: name for name, parameter in mlp.named_parameters()}
-    theirs = {names[p]: g["lr"] for g in mup.MuAdam(mlp.parameters(), lr=0.1).param_groups for p in g["params"]}
+    theirs = {
+        names[p]: g["lr"]
+        for g in mup.MuAdam(mlp.parameters(), lr=0.1).param_groups
+        for p in g["params"]
+    }
     shapes = {name: tuple(parameter.shape) for name, parameter in mlp.named_parameters()}
     hyperparameters = {"lr": 0.1, "eps": 1e-8, "weight_decay": 0.0}
     told = export(

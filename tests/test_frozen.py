@@ -1,6 +1,8 @@
-"""What stays the same while the house is laid out anew: ids of all configs' points, help texts, losses to the bit.
+"""What stays the same while the house is laid out anew: ids of all configs' points, help texts,
+losses to the bit.
 
-`pytest tests/test_frozen.py --regenerate-golden` writes the ids and the help texts anew; the diff is the review.
+`pytest tests/test_frozen.py --regenerate-golden` writes the ids and the help texts anew; the diff
+is the review.
 """
 
 import contextlib
@@ -23,9 +25,11 @@ FROZEN = ROOT / "tests" / "golden" / "frozen.json"
 CONFIGS = {
     **{f"{name}.py": (name, ()) for name in ("quickstart", "moe", "recurrent")},
     **{f"lingle2024/ablations.py:{name}": ("lingle2024.ablations", (name,)) for name in ABLATIONS},
-    **{f"lingle2024/ablations.py:{name},scale=desk": ("lingle2024.ablations", (f"{name},scale=desk",))
+    **{f"lingle2024/ablations.py:{name},scale=desk": ("lingle2024.ablations",
+    (f"{name},scale=desk",))
        for name in (*ABLATIONS, *REASONS)},
-    **{f"kalra2026/studies.py:{name}": ("kalra2026.studies", (name,)) for name in STUDIES if name != "factorial"},
+    **{f"kalra2026/studies.py:{name}": ("kalra2026.studies",
+    (name,)) for name in STUDIES if name != "factorial"},
     **{f"kalra2026/studies.py:{name},scale=desk": ("kalra2026.studies", (f"{name},scale=desk",))
        for name in (*STUDIES, *KALRA_REASONS)},
 }  # fmt: skip
@@ -56,7 +60,11 @@ def test_ids_and_help_texts(request):
 
 @pytest.mark.parametrize(
     ("config", "rows"),
-    [("quickstart", "quickstart"), ("moe", "architectures/moe"), ("recurrent", "architectures/recurrent")],
+    [
+        ("quickstart", "quickstart"),
+        ("moe", "architectures/moe"),
+        ("recurrent", "architectures/recurrent"),
+    ],
 )
 def test_groups_are_those_of_the_committed_rows(config, rows):
     """Run.group, which says what points may train side by side and names what is in flight."""
@@ -69,12 +77,22 @@ def test_groups_are_those_of_the_committed_rows(config, rows):
 
 @pytest.mark.slow
 def test_twenty_rows_of_the_quickstart_to_the_bit(tmp_path):
-    """Trained again: the same losses as committed. On machines with two cores, whose sums they are."""
+    """Trained again: the same losses as committed. On machines with two cores, whose sums they
+    are."""
     committed = [json.loads(line) for line in open(ROOT / "experiments/quickstart/results.jsonl")]
-    wanted = {row["id"]: row for row in committed if row["width"] < 128 and row["learning_rate"] >= 2.0**-7}
+    wanted = {
+        row["id"]: row
+        for row in committed
+        if row["width"] < 128 and row["learning_rate"] >= 2.0**-7
+    }
     grid = [f"--config.sweep.optim.learning_rate={tuple(2.0**k for k in range(-7, -2))}"]
     width = ["--config.sweep.model.d_model=(32, 64)"]
-    assert main.run(["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *grid, *width]) == 0
+    assert (
+        main.run(
+            ["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *grid, *width]
+        )
+        == 0
+    )
     found = [json.loads(line) for line in open(tmp_path / "results.jsonl")]
     assert len(found) == len(wanted) == 20
     for row in found:

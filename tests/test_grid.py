@@ -22,7 +22,8 @@ RATES = axis("optim.learning_rate", (0.1, 0.2, 0.3))
 
 
 def test_algebra():
-    """Sizes multiply under product, add under chain and stay under zipped; the last axis varies fastest."""
+    """Sizes multiply under product, add under chain and stay under zipped; the last axis varies
+    fastest."""
     assert product(WIDTHS, RATES)[:4] == (
         {"model.d_model": 16, "optim.learning_rate": 0.1},
         {"model.d_model": 16, "optim.learning_rate": 0.2},
@@ -30,7 +31,11 @@ def test_algebra():
         {"model.d_model": 32, "optim.learning_rate": 0.1},
     )
     seeds = axis("seed", (0, 1, 2))
-    assert [(p["optim.learning_rate"], p["seed"]) for p in zipped(RATES, seeds)] == [(0.1, 0), (0.2, 1), (0.3, 2)]
+    assert [(p["optim.learning_rate"], p["seed"]) for p in zipped(RATES, seeds)] == [
+        (0.1, 0),
+        (0.2, 1),
+        (0.3, 2),
+    ]
     assert len(product(chain(WIDTHS, RATES), seeds)) == (2 + 3) * 3
     assert product(product(WIDTHS, RATES), seeds) == product(WIDTHS, product(RATES, seeds))
 
@@ -50,7 +55,8 @@ def test_bad_algebra(build, complaint):
 
 
 def test_points_and_axes_multiply(tiny):
-    """sweep.points beside a mirrored axis; equal runs by different overrides are found out; an unknown field too."""
+    """sweep.points beside a mirrored axis; equal runs by different overrides are found out; an
+    unknown field too."""
     tree = tiny()
     tree["sweep"] = {"seed": (0, 1), "points": product(WIDTHS, RATES)}
     runs = expand_sweep(tree)
@@ -71,30 +77,38 @@ def test_points_and_axes_multiply(tiny):
 
 
 def test_what_splits_a_group_and_what_does_not(tiny):
-    """Numbers are lanes of one program; shapes, lengths, options and families are groups of their own."""
+    """Numbers are lanes of one program; shapes, lengths, options and families are groups of their
+    own."""
     numbers = {
-        "optim.learning_rate": 0.3, "optim.weight_decay": 0.1, "optim.b1": 0.8, "optim.b2": 0.9, "optim.eps": 1e-6,
+        "optim.learning_rate": 0.3, "optim.weight_decay": 0.1, "optim.b1": 0.8, "optim.b2": 0.9,
+        "optim.eps": 1e-6,
         "optim.grad_clip": 0.5, "schedule.warmup_steps": 3, "schedule.final_ratio": 0.1, "seed": 7,
-        "parameterization.name": "sp", "parameterization.base_width": 8, "parameterization.override": ("input=sp",),
+        "parameterization.name": "sp", "parameterization.base_width": 8,
+        "parameterization.override": ("input=sp",),
     }  # fmt: skip
     shapes = {
-        "model.d_model": 32, "model.num_layers": 3, "model.norm_gain": "vector", "train.batch_size": 8,
+        "model.d_model": 32, "model.num_layers": 3, "model.norm_gain": "vector",
+        "train.batch_size": 8,
         "train.steps": 10,
-        "optim.name": "lion", "optim.decay_form": "independent", "schedule.name": "cosine", "data.seq_len": 8,
+        "optim.name": "lion", "optim.decay_form": "independent", "schedule.name": "cosine",
+        "data.seq_len": 8,
         "mesh.fsdp": 2,
     }  # fmt: skip
     tree = tiny()
     base = {"optim.learning_rate": 0.25}
     tree["sweep"] = {"points": [base, *({**base, name: value} for name, value in numbers.items())]}
     assert len(group_points(make_points(tree))) == 1
-    tree["sweep"] = {"points": [base, *({**base, "seed": 1, name: value} for name, value in shapes.items())]}
+    tree["sweep"] = {
+        "points": [base, *({**base, "seed": 1, name: value} for name, value in shapes.items())]
+    }
     assert len(group_points(make_points(tree))) == 1 + len(shapes)
 
 
 def test_shards_are_a_partition_and_keep_curves_together(tiny):
     tree = tiny()
     tree["sweep"] = {
-        "points": product(WIDTHS, RATES), "parameterization": {"name": ("sp", "mup", "mup_table8")}, "seed": (0, 1),
+        "points": product(WIDTHS, RATES), "parameterization": {"name": ("sp", "mup", "mup_table8")},
+        "seed": (0, 1),
     }  # fmt: skip
     points = make_points(tree)
     for field in (None, "optim.learning_rate"):
@@ -115,7 +129,11 @@ def test_shards_are_a_partition_and_keep_curves_together(tiny):
 def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
     """Each printed command, parsed again, is the run whose id it names."""
     tree = quickstart.get_config().to_dict()
-    flags = ["--config=configs/quickstart.py", "--config.train.steps=40", "--config.sweep.model.d_model=(32,)"]
+    flags = [
+        "--config=configs/quickstart.py",
+        "--config.train.steps=40",
+        "--config.sweep.model.d_model=(32,)",
+    ]
     assert main.run(["sweep", *flags, "--dry_run", "--config.refine.log2_step=0.5"]) == 0
     text = capsys.readouterr().out
     assert "16 points in 1 groups, 1 training programs" in text
@@ -130,7 +148,9 @@ def test_a_dry_run_names_every_point_by_a_command_that_is_it(tiny, capsys):
     tree = tiny()
     tree["mesh"].update(data=4, slices=2)  # not for train
     tree["sweep"] = {
-        "points": [{"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}]
+        "points": [
+            {"parameterization.override": ("unembed.lr=0.5", "input=sp"), "mesh.fsdp": 1, "seed": 1}
+        ]
     }
     command = dry_run(tree, Shard(), ["--config=configs/base.py"]).splitlines()[-1]
     parsed = parse(train.VERB, shlex.split(command)[2:])["config"]
@@ -150,6 +170,7 @@ def test_estimated_memory_is_near_what_the_compiler_counts(tiny, monkeypatch):
     _, validation, _ = load_batches(run.cfg, [0])
     measured = choose_lanes([run], validation, vmapped=False).bytes_per_device
     state, training = estimate_bytes(run)
-    assert state == pytest.approx(4 * 3 * run.num_params, rel=1e-3)  # weights and two moments, float32
+    # weights and two moments, float32
+    assert state == pytest.approx(4 * 3 * run.num_params, rel=1e-3)
     assert 0.5 < training / measured < 2, (training, measured)
     assert re.search(r"KiB|MiB", dry_run(tree, Shard(), []))

@@ -1,4 +1,5 @@
-"""The guides in docs/: links and paths lead somewhere, every command is right and, slowly, runs; the notebook too."""
+"""The guides in docs/: links and paths lead somewhere, every command is right and, slowly, runs;
+the notebook too."""
 
 import csv
 import glob
@@ -11,7 +12,19 @@ import nbclient
 import nbformat
 import pytest
 from conftest import ROOT, run_mujax
-from documents import DOCS, GUIDES, PAGES, README, commands, grouped, heading_ids, links, name, run_group, shell_lines
+from documents import (
+    DOCS,
+    GUIDES,
+    PAGES,
+    README,
+    commands,
+    grouped,
+    heading_ids,
+    links,
+    name,
+    run_group,
+    shell_lines,
+)
 
 from configs import base
 from mujax.cli.flags import parse
@@ -29,7 +42,8 @@ SWEEPS = DOCS / "sweeps.md"
 
 @pytest.fixture(autouse=True)
 def nothing_of_an_example_stays():
-    """What configs of the guides add to the tables, the optimizers and the models is gone after the test."""
+    """What configs of the guides add to the tables, the optimizers and the models is gone after the
+    test."""
     registries = (PARAMETERIZATIONS, OPTIMIZERS, MODELS)
     before = [dict(registry) for registry in registries]
     yield
@@ -68,7 +82,9 @@ def is_of_module(dotted: str) -> bool:
 def test_no_path_is_stale(page):
     """Nothing names a file, a folder or a module that has moved."""
     text = page.read_text()
-    for path in re.findall(r"(?<![\w/.-])(?:mujax|tests|experiments|configs|docs|tpu_scripts)/[\w./*-]*\w", text):
+    for path in re.findall(
+        r"(?<![\w/.-])(?:mujax|tests|experiments|configs|docs|tpu_scripts)/[\w./*-]*\w", text
+    ):
         assert glob.glob(path, root_dir=ROOT), path
     for defined, file in re.findall(r"`(\w+)` in\s+`?(mujax/[\w/]+\.py)", text):
         assert re.search(rf"\b{defined}\b", (ROOT / file).read_text()), (defined, file)
@@ -88,7 +104,8 @@ def test_the_table_of_commands_has_every_verb():
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_shell_line_is_one_we_know(page):
-    """mujax and make, and in the guide to TPUs what its scripts and Google's tool are called with."""
+    """mujax and make, and in the guide to TPUs what its scripts and Google's tool are called
+    with."""
     for line in shell_lines(page):
         first = line.split()[0]
         if first == "make":
@@ -108,10 +125,15 @@ COMMANDS = [
 
 @pytest.mark.parametrize("verb, flags", COMMANDS)
 def test_every_command_is_right(verb, flags, tmp_path, monkeypatch, capsys):
-    """What reads is run; of what trains, the flags are parsed and the run is built, without a step."""
+    """What reads is run; of what trains, the flags are parsed and the run is built, without a
+    step."""
     monkeypatch.chdir(ROOT)
     flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
-    reads = verb in ("explain", "export", "launch") or "--help" in flags or "experiments/" in " ".join(flags)
+    reads = (
+        verb in ("explain", "export", "launch")
+        or "--help" in flags
+        or "experiments/" in " ".join(flags)
+    )
     if reads or verb == "sweep":
         dry = ["--dry_run"] if verb == "sweep" and not {"--dry_run", "--help"} & {*flags} else []
         assert run([verb, *flags, *dry]) == 0, capsys.readouterr().err
@@ -123,7 +145,8 @@ def test_every_command_is_right(verb, flags, tmp_path, monkeypatch, capsys):
 
 
 def groups():
-    """Commands that belong together, once each. Quick are those of which one reads another's work, but for reports."""
+    """Commands that belong together, once each. Quick are those of which one reads another's work,
+    but for reports."""
     seen = []
     for guide in GUIDES:
         for group in grouped(commands(guide)):
@@ -132,7 +155,9 @@ def groups():
                 continue  # merges what jobs elsewhere have left; an earlier guide shows the same
             seen.append(group)
             marks = [] if {"merge", "sample"} & verbs else [pytest.mark.slow]
-            yield pytest.param(group, id=f"{guide.stem}-{'-'.join(verb for verb, *_ in group)}", marks=marks)
+            yield pytest.param(
+                group, id=f"{guide.stem}-{'-'.join(verb for verb, *_ in group)}", marks=marks
+            )
 
 
 WRONG = ("my_table.py", "gated.py:broken", "gated.py:better")
@@ -144,17 +169,27 @@ def test_every_command_runs(group, tmp_path, monkeypatch, capsys, quick_processe
         table = csv.writer(file)
         table.writerow(["n", "learning_rate", "loss, val", "optimizer", "depth", "run"])
         for width in (32, 64):
-            table.writerows([width, 2.0**k, 2 + (k + 6) ** 2 / 10, "adam", 2, "a"] for k in range(-9, -3))
-    group = [[word.replace("=losses.csv", f"={tmp_path}/losses.csv") for word in command] for command in group]
+            table.writerows(
+                [width, 2.0**k, 2 + (k + 6) ** 2 / 10, "adam", 2, "a"] for k in range(-9, -3)
+            )
+    group = [
+        [word.replace("=losses.csv", f"={tmp_path}/losses.csv") for word in command]
+        for command in group
+    ]
     run_group(group, tmp_path, monkeypatch, capsys, check=(), fails=WRONG)
     if any("--workdir=runs/wider" in command for command in group):
         lines = (tmp_path / "wider" / "results.jsonl").read_text().splitlines()
-        assert sorted(json.loads(line)["width"] for line in lines) == [48] * 6 + [96] * 6 + [192] * 6
+        assert (
+            sorted(json.loads(line)["width"] for line in lines) == [48] * 6 + [96] * 6 + [192] * 6
+        )
 
 
 def test_the_algebra_it_shows():
     c = base.get_config()
-    exec(re.search(r"```python\n(from mujax.sweep.grid.*?)```", SWEEPS.read_text(), re.S)[1], {"c": c})
+    exec(
+        re.search(r"```python\n(from mujax.sweep.grid.*?)```", SWEEPS.read_text(), re.S)[1],
+        {"c": c},
+    )
     points = [cfg for _, cfg in expand_sweep(c.to_dict())]
     assert len(points) == (4 + 2) * 8
     assert {(cfg.model.d_model, cfg.mesh.fsdp) for cfg in points} == {(64, 1), (512, 1), (1024, 4)}
@@ -167,9 +202,20 @@ FORK = DOCS / "is-my-fork-right.md"
 @pytest.mark.parametrize("stage", ["broken", "better", "right"])
 def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
     """The verdict of each stage of the worked example, word for word."""
-    assert ["check", f"--config=docs/examples/gated.py:{stage}", "--workdir=runs/gated", "--fast"] in commands(FORK)
-    done = run_mujax("check", f"--config=docs/examples/gated.py:{stage}", f"--workdir={tmp_path}", "--fast")
-    shown = {"broken": "FAIL: mlp0/wo, mlp1/wo, embedding", "better": "FAIL: embedding", "right": "pass"}[stage]
+    assert [
+        "check",
+        f"--config=docs/examples/gated.py:{stage}",
+        "--workdir=runs/gated",
+        "--fast",
+    ] in commands(FORK)
+    done = run_mujax(
+        "check", f"--config=docs/examples/gated.py:{stage}", f"--workdir={tmp_path}", "--fast"
+    )
+    shown = {
+        "broken": "FAIL: mlp0/wo, mlp1/wo, embedding",
+        "better": "FAIL: embedding",
+        "right": "pass",
+    }[stage]
     assert done.returncode == (stage != "right"), done.stderr
     assert f"\n{shown}\n" in done.stdout
     if stage != "right":
@@ -179,14 +225,19 @@ def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
 
 @pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_the_notebook_goes_from_two_configs_to_a_figure(steps, quick_processes):
-    """As it stands in 100 steps, where SP's optimum falls and muP's stays; in 4, every cell still runs."""
+    """As it stands in 100 steps, where SP's optimum falls and muP's stays; in 4, every cell still
+    runs."""
     notebook = nbformat.read(DOCS / "transfer.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("c.train.steps = 100", f"c.train.steps = {steps}")
         if steps < 100:
-            cell.source = cell.source.replace("(32, 64, 128)", "(16, 32)").replace("range(-9, -2)", "range(-6, -3)")
+            cell.source = cell.source.replace("(32, 64, 128)", "(16, 32)").replace(
+                "range(-9, -2)", "range(-6, -3)"
+            )
             cell.source = cell.source.replace("warmup_steps = 20", "warmup_steps = 2")
-    nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(DOCS)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=1200, resources={"metadata": {"path": str(DOCS)}}
+    ).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in outputs)
     if steps == 100:

@@ -9,7 +9,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "mujax"
 
-# Room -> what it may import of mujax, in the order of what knows what: each names only rooms above it
+# Room -> what it may import of mujax, in the order of what knows what: each names only rooms above
+# it
 ROOMS = {
     "errors": set(),
     "columns": set(),
@@ -24,18 +25,57 @@ ROOMS = {
     "config": {"errors", "fields", "models", "optimizers", "parameterization", "schedules"},
     "storage": {"config", "errors"},
     "data": {"config", "errors", "fields", "storage"},
-    "training": {"config", "data", "errors", "hardware", "hps", "models", "optimizers", "parameterization", "params"}
+    "training": {
+        "config",
+        "data",
+        "errors",
+        "hardware",
+        "hps",
+        "models",
+        "optimizers",
+        "parameterization",
+        "params",
+    }
     | {"schedules", "storage"},
     "sweep": {"columns", "config", "data", "errors", "hardware", "hps", "storage", "training"},
-    "explain": {"columns", "config", "errors", "optimizers", "parameterization", "params", "training"},
-    "check": {"config", "data", "errors", "explain", "hps", "models", "optimizers", "parameterization", "params"}
+    "explain": {
+        "columns",
+        "config",
+        "errors",
+        "optimizers",
+        "parameterization",
+        "params",
+        "training",
+    },
+    "check": {
+        "config",
+        "data",
+        "errors",
+        "explain",
+        "hps",
+        "models",
+        "optimizers",
+        "parameterization",
+        "params",
+    }
     | {"storage", "sweep", "training"},
     "transfer": set(),
     "report": {"columns", "errors", "storage", "sweep", "transfer"},
     "plan": {"columns", "config", "errors", "hardware", "storage", "sweep", "training"},
     "launch": {"config", "errors", "hardware", "storage", "sweep"},
     "sample": {"config", "data", "errors", "fields", "models", "storage", "training"},
-    "cli": {"check", "config", "data", "errors", "explain", "fields", "launch", "models", "parameterization", "plan"}
+    "cli": {
+        "check",
+        "config",
+        "data",
+        "errors",
+        "explain",
+        "fields",
+        "launch",
+        "models",
+        "parameterization",
+        "plan",
+    }
     | {"report", "sample", "storage", "sweep", "training"},
     "main": {"cli", "errors"},
     "__main__": {"main"},
@@ -76,7 +116,8 @@ def imports(file) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            # `from mujax.storage import files` imports a module, `from mujax.config import RunConfig` a name of one
+            # `from mujax.storage import files` imports a module, `from mujax.config import
+            # RunConfig` a name of one
             of_mujax = {f"mujax.{alias.name}" for alias in node.names}
             names |= of_mujax if node.module == "mujax" else {node.module}
     return names
@@ -109,12 +150,14 @@ def test_the_map_has_no_arrow_back_up_and_no_stranger():
 
 # What reads, counts and renders, and must not wait for what trains
 LIGHT = (
-    "columns", "config", "fields", "hardware", "launch", "parameterization", "params", "report", "storage", "transfer",
+    "columns", "config", "fields", "hardware", "launch", "parameterization", "params", "report",
+    "storage", "transfer",
 )  # fmt: skip
 
 
 def test_what_only_reads_imports_no_jax():
-    """In a fresh interpreter, every module of these rooms, and those of a sweep that know no runs."""
+    """In a fresh interpreter, every module of these rooms, and those of a sweep that know no
+    runs."""
     modules = [module(file) for file in FILES if module(file).partition(".")[0] in LIGHT]
     modules += ["sweep.merge", "sweep.pooling", "sweep.settings"]
     program = f"""
@@ -128,6 +171,7 @@ for name in {modules!r}:
 
 
 def test_the_command_line_starts_without_jax():
-    """--help and a mistake in a flag are answered at once: a verb imports what it needs when it runs."""
+    """--help and a mistake in a flag are answered at once: a verb imports what it needs when it
+    runs."""
     program = "import sys, mujax.main; assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

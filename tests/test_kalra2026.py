@@ -1,4 +1,5 @@
-"""The configs of Kalra & Barkeshli 2026 (2605.21486): complete, of the known sizes and numbers, and they train."""
+"""The configs of Kalra & Barkeshli 2026 (2605.21486): complete, of the known sizes and numbers, and
+they train."""
 
 import csv
 import math
@@ -35,11 +36,17 @@ def tree(which, **axes):
 
 
 def runs_by_case(width):
-    """Name of a file -> run, for each table and change to it among the studies at full scale and this width."""
+    """Name of a file -> run, for each table and change to it among the studies at full scale and
+    this width."""
     runs = {}
     for name in ON_TEXT:
-        one = {"optim__learning_rate": (1.0,), "optim__weight_decay": (0.0,), "model__d_model": (width,)}
-        for field in ("optim__weight_decay", "model__d_model"):  # which some studies set point by point
+        one = {
+            "optim__learning_rate": (1.0,),
+            "optim__weight_decay": (0.0,),
+            "model__d_model": (width,),
+        }
+        for field in ("optim__weight_decay", "model__d_model"):
+            # which some studies set point by point
             if field.replace("__", ".") in get_config(name).sweep.get("points", ({},))[0]:
                 one.pop(field)
         for _, cfg in expand_sweep(tree(name, **one)):
@@ -53,14 +60,20 @@ def runs_by_case(width):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(
     ("name", "is_whole"),
-    [*((name, name != "factorial") for name in STUDIES), pytest.param("factorial", True, marks=pytest.mark.slow)],
+    [
+        *((name, name != "factorial") for name in STUDIES),
+        pytest.param("factorial", True, marks=pytest.mark.slow),
+    ],
 )
 def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
-    """Nothing is allocated or compiled. Of the factorial, the ends of the learning rates stand for all."""
+    """Nothing is allocated or compiled. Of the factorial, the ends of the learning rates stand for
+    all."""
     rates = get_config(f"{name},scale={scale}").sweep.optim.learning_rate
     rates = rates if is_whole else (rates[0], rates[-1])
     points = make_points(tree(f"{name},scale={scale}", optim__learning_rate=rates))
-    widths = (IMAGE_WIDTHS if name not in ON_TEXT else TOKENS_WIDTHS if "tokens" in name else WIDTHS)[scale]
+    widths = (
+        IMAGE_WIDTHS if name not in ON_TEXT else TOKENS_WIDTHS if "tokens" in name else WIDTHS
+    )[scale]
     assert {p.run.cfg.model.d_model for p in points} == set(widths)
     assert len({p.run.group for p in points}) == len({p.run.program for p in points}) == len(widths)
     if name == "factorial":
@@ -68,7 +81,12 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
         assert len({p.run.table_hash for p in points}) == 16 * len(WIDTHS[scale])
     for p in points:
         cfg = p.run.cfg
-        assert (cfg.optim.b1, cfg.optim.b2, cfg.optim.eps, cfg.optim.grad_clip) == (0.9, 0.95, 1e-8, 0)
+        assert (cfg.optim.b1, cfg.optim.b2, cfg.optim.eps, cfg.optim.grad_clip) == (
+            0.9,
+            0.95,
+            1e-8,
+            0,
+        )
         assert cfg.schedule.decay_steps == cfg.train.steps // 5
         assert name == "warmup" or cfg.schedule.warmup_steps == cfg.train.steps // 5
         if scale == "full" and name in ON_TEXT and not name.startswith("fixed_tokens"):
@@ -76,9 +94,11 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
 
 
 def test_the_engine_compiles_once_a_width(tmp_path, text_file):
-    """2 widths x SP and muP, which differ in all switches, x 2 decays: as many compilations as widths."""
+    """2 widths x SP and muP, which differ in all switches, x 2 decays: as many compilations as
+    widths."""
     small = tree(
-        "factorial,scale=desk", model__d_model=(16, 32), parameterization__name=(FACTORIAL[0], FACTORIAL[-1]),
+        "factorial,scale=desk", model__d_model=(16, 32), parameterization__name=(FACTORIAL[0],
+        FACTORIAL[-1]),
         optim__weight_decay=(0.0, 0.1), optim__learning_rate=(0.25,),
     )  # fmt: skip
     small["data"].update(name="text", path=str(text_file), seq_len=16)
@@ -92,14 +112,17 @@ def test_the_engine_compiles_once_a_width(tmp_path, text_file):
 
 
 def num_params(n, layers, context, vocab):
-    """A layer: 4 n^2 of attention, 8 n^2 of the MLP, two gains; then the last gain, tokens, readout and positions."""
+    """A layer: 4 n^2 of attention, 8 n^2 of the MLP, two gains; then the last gain, tokens, readout
+    and positions."""
     return layers * (12 * n**2 + 2 * n) + n + 2 * vocab * n + context * n
 
 
 def test_parameter_counts():
     gpt, desk = (12, 1024, 50_304), (2, 32, 256)
     for case, run in runs_by_case(512).items():
-        assert run.num_params == num_params(512, *gpt) - (50_304 * 512 if case.endswith("tied") else 0)
+        assert run.num_params == num_params(512, *gpt) - (
+            50_304 * 512 if case.endswith("tied") else 0
+        )
     for name, sizes in (("path", gpt), ("path,scale=desk", desk)):
         for p in make_points(tree(name, optim__learning_rate=(1.0,))):
             assert p.run.num_params == num_params(p.run.cfg.model.d_model, *sizes)
@@ -112,18 +135,24 @@ def test_tokens_per_parameter(name, scale, ratio):
     for p in points:
         np.testing.assert_allclose(p.tokens / p.run.num_params, ratio, rtol=0.01)
         if name.endswith("timescale"):
-            np.testing.assert_allclose(p.run.cfg.optim.weight_decay * p.run.cfg.train.steps, 10, rtol=1e-4)
-    # The report draws a curve a table (and decay) across the widths, although steps go along with them
+            np.testing.assert_allclose(
+                p.run.cfg.optim.weight_decay * p.run.cfg.train.steps, 10, rtol=1e-4
+            )
+    # The report draws a curve a table (and decay) across the widths, although steps go along with
+    # them
     rows = [
         {
-            "width": p.run.cfg.model.d_model, "parameterization": p.run.cfg.parameterization.name, "status": "ok",
+            "width": p.run.cfg.model.d_model, "parameterization": p.run.cfg.parameterization.name,
+            "status": "ok",
             "overrides": p.overrides, "learning_rate": 1.0, "final_loss": 1.0, "seed": 0,
         }
         for p in points
     ]  # fmt: skip
     curves = make_curves(rows)
     assert len(curves) == len(points) / len(TOKENS_WIDTHS[scale])
-    assert all([curve.width for curve in study] == list(TOKENS_WIDTHS[scale]) for study in curves.values())
+    assert all(
+        [curve.width for curve in study] == list(TOKENS_WIDTHS[scale]) for study in curves.values()
+    )
 
 
 def expected(switches, tensor, n, layers, d_head=64):
@@ -139,7 +168,8 @@ def expected(switches, tensor, n, layers, d_head=64):
 
 
 def test_scalings_are_those_of_the_paper():
-    """Every tensor of every table at width 512; a step shrinks each matrix by eta lambda, and no gain."""
+    """Every tensor of every table at width 512; a step shrinks each matrix by eta lambda, and no
+    gain."""
     n = 512
     runs = runs_by_case(n)
     assert set(FACTORIAL) < set(runs)
@@ -155,17 +185,25 @@ def test_scalings_are_those_of_the_paper():
             shrink = 0 if tensor.endswith("gain") else 1
             if case.endswith("frozen") and tensor in ("embed", "position"):
                 lr, shrink = 0, 0
-            if "sqrt_decay" in switches:  # m^-1/2 of what it is at the base width of 128, on hidden matrices
+            if "sqrt_decay" in switches:
+                # m^-1/2 of what it is at the base width of 128, on hidden matrices
                 shrink = 0.5 if "/w" in tensor else 0
-            np.testing.assert_allclose((s.init, s.lr, s.lr * s.weight_decay), (init, lr, shrink), 1e-6, err_msg=tensor)
+            np.testing.assert_allclose(
+                (s.init, s.lr, s.lr * s.weight_decay), (init, lr, shrink), 1e-6, err_msg=tensor
+            )
             assert (s.forward, s.eps) == (1, 1)
-    assert runs["factorial"].scalings["unembed"].init == runs["factorial"].scalings["blocks"]["mlp"]["wi"].init
+    assert (
+        runs["factorial"].scalings["unembed"].init
+        == runs["factorial"].scalings["blocks"]["mlp"]["wi"].init
+    )
 
 
 def test_first_layer_of_images():
     """Its rate over eta: 1 / n, n^-1/2, 1; the other kernels' 1 / 9n, the readout's 1 / n."""
     runs = {}
-    for _, cfg in expand_sweep(tree("first_layer", optim__learning_rate=(1.0,), model__d_model=(64,))):
+    for _, cfg in expand_sweep(
+        tree("first_layer", optim__learning_rate=(1.0,), model__d_model=(64,))
+    ):
         runs[cfg.parameterization.name] = make_run(cfg)
     assert {name: run.scalings["first"].lr * 64 for name, run in runs.items()} == {
         "factorial": 1, "factorial+sqrt_embd": 8, "factorial+embd": 64,
@@ -180,7 +218,8 @@ def test_first_layer_of_images():
 
 
 def test_golden_tables(request):
-    """The whole resolved table of each case, at the narrowest and the widest width, to be read as a diff."""
+    """The whole resolved table of each case, at the narrowest and the widest width, to be read as a
+    diff."""
     texts = {}
     for width in (128, 2048):
         for case, run in runs_by_case(width).items():
@@ -198,7 +237,10 @@ def test_the_longer_runs_differ_in_length_alone():
     """Four times the steps of the same slices of the path, and of each phase of the schedule."""
     ours, theirs = (
         {(p.run.cfg.parameterization.name, p.run.cfg.model.d_model): p.run.cfg for p in points}
-        for points in (make_points(tree(f"{n},scale=desk", optim__learning_rate=(1.0,))) for n in ("longer", "path"))
+        for points in (
+            make_points(tree(f"{n},scale=desk", optim__learning_rate=(1.0,)))
+            for n in ("longer", "path")
+        )
     )
     assert len(ours) == 3 * 3
     for key, cfg in ours.items():
@@ -214,10 +256,12 @@ THIRD = ("frozen_embedding", "tied", "fixed_tokens", "first_layer")
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [*((n, 3) for n in THIRD), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in STUDIES)]
+    ("name", "steps"),
+    [*((n, 3) for n in THIRD), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in STUDIES)],
 )
 def test_desk_studies_train(name, steps):
-    """Every point at the narrowest width and eta = 1, on a batch that is repeated: the loss falls."""
+    """Every point at the narrowest width and eta = 1, on a batch that is repeated: the loss
+    falls."""
     cfgs = [cfg for _, cfg in expand_sweep(tree(f"{name},scale=desk", optim__learning_rate=(1.0,)))]
     runs = [make_run(cfg) for cfg in cfgs if cfg.model.d_model == cfgs[0].model.d_model]
     batches, _, _ = load_batches(runs[0].cfg, [0])
@@ -231,7 +275,9 @@ def test_desk_studies_train(name, steps):
             state, metrics = step(state, batches[0][0], run.hps, run.scalings)
             losses.append(float(metrics["loss"]))
         assert losses[-1] < losses[0], run.cfg
-        assert np.array_equal(before, state.params[first]) == bool(run.cfg.parameterization.override)
+        assert np.array_equal(before, state.params[first]) == bool(
+            run.cfg.parameterization.override
+        )
 
 
 def table_of(display):
@@ -271,7 +317,8 @@ def test_one_slice_by_overrides():
     """As the docstring of the config says."""
     done = run_mujax(
         "sweep", "--config=configs/kalra2026/studies.py:factorial,scale=desk", "--dry_run",
-        f"--config.sweep.parameterization.name=('{FACTORIAL[-1]}',)", "--config.sweep.optim.weight_decay=(0.0,)",
+        f"--config.sweep.parameterization.name=('{FACTORIAL[-1]}',)",
+        "--config.sweep.optim.weight_decay=(0.0,)",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "16 points in 4 groups, 4 training programs" in done.stdout

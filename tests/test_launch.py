@@ -1,4 +1,5 @@
-"""Launching: what is rendered, to the letter; and run against stand-ins of the engines' commands."""
+"""Launching: what is rendered, to the letter; and run against stand-ins of the engines'
+commands."""
 
 import fcntl
 import json
@@ -33,10 +34,22 @@ SLURM = ["--engine=slurm"]
 TPU_VM = ["--engine=tpu_vm", "--topology=v4:2x2x1", "--zone=us-central2-b"]
 JOBSET = ["--engine=jobset", "--topology=v5e:2x4", "--image=reg/mujax:1", "--mount=work:/work"]
 CASES = {
-    "slurm": [*SLURM, "--shards=3", "--parallel=2", "--partition=gpu", "--time=04:00:00", "--retries=2"],
+    "slurm": [
+        *SLURM,
+        "--shards=3",
+        "--parallel=2",
+        "--partition=gpu",
+        "--time=04:00:00",
+        "--retries=2",
+    ],
     "slurm-one": SLURM,
     "tpu_vm": [*TPU_VM, "--shards=2", "--spot"],
-    "tpu_vm-type": [*TPU_VM, "--topology=v5litepod-8", "--project=my-project", "--runtime_version=v2-alpha-new"],
+    "tpu_vm-type": [
+        *TPU_VM,
+        "--topology=v5litepod-8",
+        "--project=my-project",
+        "--runtime_version=v2-alpha-new",
+    ],
     "jobset": [*JOBSET, "--shards=2", "--spot", "--queue=tpu", "--parallel=1"],
     "jobset-hosts": [*JOBSET, "--topology=v4:2x2x4"],
 }
@@ -44,7 +57,8 @@ CASES = {
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
-    """Runs `mujax launch`, rendering to tmp_path/out; returns (exit code, what it prints, what it complains)."""
+    """Runs `mujax launch`, rendering to tmp_path/out; returns (exit code, what it prints, what it
+    complains)."""
     monkeypatch.chdir(ROOT)
 
     def run(*flags, out=tmp_path / "out", config="tests/data/six_points.py"):
@@ -63,7 +77,9 @@ def standins(tmp_path, monkeypatch):
     folder.mkdir()
     bin_.mkdir()
     program = bin_ / "standin"
-    program.write_text(f"#!{sys.executable} -IS\n" + (ROOT / "tests/standins/standin.py").read_text())
+    program.write_text(
+        f"#!{sys.executable} -IS\n" + (ROOT / "tests/standins/standin.py").read_text()
+    )
     program.chmod(0o755)
     for tool in TOOLS:
         (bin_ / tool).symlink_to(program)
@@ -81,7 +97,10 @@ def calls(standins: Path, *tools: str) -> list[list[str]]:
 
 def sweeps(standins: Path) -> list[list[str]]:
     """Each time that the job's command itself was called, its arguments."""
-    return [["mujax", *call[3:]] if call[0] == "python" else call for call in calls(standins, "mujax", "python")]
+    return [
+        ["mujax", *call[3:]] if call[0] == "python" else call
+        for call in calls(standins, "mujax", "python")
+    ]
 
 
 def run_out(standins: Path, out: Path, engine: str) -> int:
@@ -108,7 +127,9 @@ def hasten(env: Path) -> None:
     if not small.exists():
         (small / "mujax").mkdir(parents=True)
         for file in env.parent.glob("*.env"):
-            text = file.read_text().replace(f"SOURCE={ROOT}\n", f"SOURCE={shlex.quote(str(small))}\n")
+            text = file.read_text().replace(
+                f"SOURCE={ROOT}\n", f"SOURCE={shlex.quote(str(small))}\n"
+            )
             file.write_text(f"{text}POLL_SECONDS=0.02\n")
 
 
@@ -124,7 +145,9 @@ def wait_for(is_so) -> None:
 def test_golden_files(case, launch, tmp_path, request):
     code, _, err = launch(*CASES[case])
     assert (code, err) == (0, "")
-    written = {f.name: f.read_text().replace(str(ROOT), "@ROOT@") for f in (tmp_path / "out").iterdir()}
+    written = {
+        f.name: f.read_text().replace(str(ROOT), "@ROOT@") for f in (tmp_path / "out").iterdir()
+    }
     written["launch.json"] = written["launch.json"].replace(str(tmp_path), "@TMP@")
     if request.config.getoption("--regenerate-golden"):
         shutil.rmtree(GOLDEN / case, ignore_errors=True)
@@ -135,13 +158,20 @@ def test_golden_files(case, launch, tmp_path, request):
 
 
 def test_shellcheck_finds_nothing():
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    )
     assert shellcheck, "pip install 'mujax[test]' brings shellcheck"
     files = [
-        f for folder in (SCRIPTS, GOLDEN) for f in sorted(folder.rglob("*")) if f.suffix in (".sh", ".sbatch", ".env")
+        f
+        for folder in (SCRIPTS, GOLDEN)
+        for f in sorted(folder.rglob("*"))
+        if f.suffix in (".sh", ".sbatch", ".env")
     ]
     assert len(files) >= 13
-    done = subprocess.run([shellcheck, "-x", "-P", ROOT, *files], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [shellcheck, "-x", "-P", ROOT, *files], cwd=ROOT, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -152,7 +182,8 @@ def test_manifests_are_of_the_published_schema(case):
     for document in documents:
         validator.validate(document)
     job = documents[0]["spec"]["replicatedJobs"][0]["template"]["spec"]
-    job["podFailurePolicy"]["rules"][0]["onExitCode"] = {}  # the schema is not so lenient that it means nothing
+    # the schema is not so lenient that it means nothing
+    job["podFailurePolicy"]["rules"][0]["onExitCode"] = {}
     job["parallelism"] = "1"
     assert len(list(validator.iter_errors(documents[0]))) == 2
 
@@ -175,9 +206,12 @@ ENGINES = {
 
 
 @pytest.mark.parametrize(
-    ("engine", "kind"), [*((e, k) for e in ENGINES for k in HOSTILE if e != "tpu_vm"), ("tpu_vm", "all of them")]
+    ("engine", "kind"),
+    [*((e, k) for e in ENGINES for k in HOSTILE if e != "tpu_vm"), ("tpu_vm", "all of them")],
 )
-def test_hostile_values_reach_the_job_and_no_shell(engine, kind, launch, standins, tmp_path, monkeypatch):
+def test_hostile_values_reach_the_job_and_no_shell(
+    engine, kind, launch, standins, tmp_path, monkeypatch
+):
     """Through a config field, the workdir and the current folder, run to the innermost command."""
     value = HOSTILE.get(kind, "".join(HOSTILE.values())).replace("/", "_")  # it names folders, too
     here = tmp_path / f"here {value}"
@@ -186,9 +220,18 @@ def test_hostile_values_reach_the_job_and_no_shell(engine, kind, launch, standin
     shutil.copy(ROOT / "tests/data/six_points.py", here / "config.py")
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin/python"))
-    workdir = (tmp_path if engine in ("local", "tpu_vm") else Path("/work")) / f"w {value}".replace(",", "")
+    workdir = (tmp_path if engine in ("local", "tpu_vm") else Path("/work")) / f"w {value}".replace(
+        ",", ""
+    )
     field = f"--config.data.path={value}"
-    flags = [*ENGINES[engine], f"--workdir={workdir}", "--name=job", "--config.data.name=text", field, "--shards=2"]
+    flags = [
+        *ENGINES[engine],
+        f"--workdir={workdir}",
+        "--name=job",
+        "--config.data.name=text",
+        field,
+        "--shards=2",
+    ]
     out = None if engine == "local" else tmp_path / f"out {value}"
     code, _, err = launch(*flags, out=out, config="config.py")
     assert (code, err) == (0, "")
@@ -205,7 +248,8 @@ def test_hostile_values_reach_the_job_and_no_shell(engine, kind, launch, standin
             jsonschema.validate(document, SCHEMA)
 
 
-# What mujax does, call by call -> how often it is called, and the exit code that is left; two retries
+# What mujax does, call by call -> how often it is called, and the exit code that is left; two
+# retries
 CODES = {
     "0": (1, 0),
     "3": (1, 0),
@@ -221,7 +265,12 @@ SLOW_CODES = ("3", "1", "2", "137 75 139 75 134 0")  # where a call takes a seco
 
 @pytest.mark.parametrize(
     ("engine", "codes"),
-    [(e, c) for e in ("slurm", "tpu_vm", "jobset", "local") for c in CODES if e != "tpu_vm" or c in SLOW_CODES],
+    [
+        (e, c)
+        for e in ("slurm", "tpu_vm", "jobset", "local")
+        for c in CODES
+        if e != "tpu_vm" or c in SLOW_CODES
+    ],
 )
 def test_exit_codes(engine, codes, launch, standins, tmp_path, monkeypatch):
     (standins / "codes").write_text(codes)
@@ -251,13 +300,22 @@ def test_sigterm_is_handed_on_and_waited_for(shell, standins):
 
 
 @pytest.mark.parametrize("how", ["time limit", "cancelled"])
-def test_slurm_queues_a_job_again_that_was_stopped_but_not_one_that_was_cancelled(how, launch, standins, tmp_path):
+def test_slurm_queues_a_job_again_that_was_stopped_but_not_one_that_was_cancelled(
+    how, launch, standins, tmp_path
+):
     """A second SIGTERM would have mujax stop without saving."""
     (standins / "codes").write_text("term")
     assert launch(*SLURM)[0] == 0
-    slurm = {"ARRAY_TASK_ID": "0", "ARRAY_JOB_ID": "7", "JOB_NAME": "quick", "SUBMIT_DIR": str(tmp_path)}
+    slurm = {
+        "ARRAY_TASK_ID": "0",
+        "ARRAY_JOB_ID": "7",
+        "JOB_NAME": "quick",
+        "SUBMIT_DIR": str(tmp_path),
+    }
     env = {**os.environ, **{f"SLURM_{key}": value for key, value in slurm.items()}}
-    script = subprocess.Popen(["bash", tmp_path / "out/quick.sbatch"], env=env, start_new_session=True)
+    script = subprocess.Popen(
+        ["bash", tmp_path / "out/quick.sbatch"], env=env, start_new_session=True
+    )
     wait_for((standins / "waiting").exists)
     if how == "cancelled":
         os.killpg(script.pid, signal.SIGTERM)
@@ -288,7 +346,9 @@ def test_interrupted_local_jobs_save_and_are_waited_for(standins, tmp_path, monk
 
 def rendered(launch, tmp_path, *flags) -> Path:
     """The NAME.env of one slice, whose results come to tmp_path/w."""
-    code, _, err = launch(*TPU_VM, f"--workdir={tmp_path / 'w'}", "--name=job", "--retries=2", *flags)
+    code, _, err = launch(
+        *TPU_VM, f"--workdir={tmp_path / 'w'}", "--name=job", "--retries=2", *flags
+    )
     assert (code, err) == (0, "")
     env = tmp_path / "out/job.env"
     hasten(env)
@@ -300,8 +360,11 @@ def verbs(standins) -> list[str]:
     return [" ".join(call[4:5]) for call in calls(standins, "gcloud") if call[4] != "list"]
 
 
-def test_a_slice_that_is_taken_away_is_made_again_and_its_results_put_back(launch, standins, tmp_path):
-    env = rendered(launch, tmp_path, "--spot", "--retries=0")  # neither this nor exit code 75 is a failure
+def test_a_slice_that_is_taken_away_is_made_again_and_its_results_put_back(
+    launch, standins, tmp_path
+):
+    # neither this nor exit code 75 is a failure
+    env = rendered(launch, tmp_path, "--spot", "--retries=0")
     env.write_text(env.read_text() + "FETCH_SECONDS=0\n")
     (standins / "codes").write_text("75\npreempt\n3")
     done = recreate(env)
@@ -311,13 +374,28 @@ def test_a_slice_that_is_taken_away_is_made_again_and_its_results_put_back(launc
     kind = ["--type=v4", "--topology=2x2x1", "--runtime-version=tpu-ubuntu2204-base", "--spot"]
     assert (
         creates
-        == [["gcloud", "compute", "tpus", "queued-resources", "create", "job", "--node-id=job", *kind, *common]] * 2
+        == [
+            [
+                "gcloud",
+                "compute",
+                "tpus",
+                "queued-resources",
+                "create",
+                "job",
+                "--node-id=job",
+                *kind,
+                *common,
+            ]
+        ]
+        * 2
     )
     assert len(sweeps(standins)) == 3
     # The second slice goes on from what was fetched of the first
     rows = (tmp_path / "w/results.jsonl").read_text().split()
     assert rows == ["75", "3"]
-    assert calls(standins, "gcloud")[-1][4:6] == ["delete", "job"] and not (standins / "home").exists()
+    assert (
+        calls(standins, "gcloud")[-1][4:6] == ["delete", "job"] and not (standins / "home").exists()
+    )
     assert "SUSPENDED; the slice is created again" in done.stderr
 
 
@@ -346,13 +424,17 @@ def test_a_request_that_fails_is_made_again_but_not_forever(launch, standins, tm
     env = rendered(launch, tmp_path)
     (standins / "next_states").write_text("WAITING_FOR_RESOURCES,FAILED\n" * 9)
     done = recreate(env)
-    assert (done.returncode, verbs(standins)) == (1, ["create", "delete", "create", "delete", "create"])
+    assert (done.returncode, verbs(standins)) == (
+        1,
+        ["create", "delete", "create", "delete", "create"],
+    )
     assert "the request has failed; given up after 2 retries" in done.stderr
     assert not sweeps(standins)
 
 
 def test_exit_codes_of_gcloud_are_not_the_jobs(launch, standins, tmp_path):
-    """Neither when it cannot tell the state, nor when it cannot reach the worker; a request refused is final."""
+    """Neither when it cannot tell the state, nor when it cannot reach the worker; a request refused
+    is final."""
     env = rendered(launch, tmp_path)
     # In turn: list, list, create, list, list, list, list: active; scp, ssh: set up; ssh: run; scp
     (standins / "gcloud_codes").write_text("1 ok ok 2 ok ok ok ok ok 1")
@@ -390,7 +472,14 @@ def test_a_job_outlives_the_connection_and_is_found_again(launch, standins, tmp_
 def test_of_several_workers_the_code_that_counts_most():
     text = (SCRIPTS / "run.sh").read_text()
     choose = text[text.index("worst=0") :]
-    for codes, expected in {"0 0": 0, "0 3": 3, "3 75 0": 75, "137 3": 137, "75 2 137": 2, "0 1": 1}.items():
+    for codes, expected in {
+        "0 0": 0,
+        "0 3": 3,
+        "3 75 0": 75,
+        "137 3": 137,
+        "75 2 137": 2,
+        "0 1": 1,
+    }.items():
         script = f"codes='{codes}'\n{choose}"
         assert subprocess.run(["bash", "-c", script]).returncode == expected, codes
 
@@ -405,15 +494,24 @@ BAD = {
     "no shard": ([*SLURM, "--shards=0"], "--shards=0 must be at least 1"),
     "half a shard": ([*SLURM, "--shards=1.5"], "not a whole number"),
     "more shards than points": ([*SLURM, "--shards=7"], "--shards=7: the sweep has 6 points"),
-    "more shards than curves": ([*SLURM, "--shards=3", "--config.refine.log2_step=0.5"], "stay together"),
+    "more shards than curves": (
+        [*SLURM, "--shards=3", "--config.refine.log2_step=0.5"],
+        "stay together",
+    ),
     "upper case": ([*SLURM, "--name=Quick"], "--name=Quick makes no DNS label"),
     "digit first": ([*SLURM, "--name=1quick"], "makes no DNS label"),
     "newline": ([*SLURM, "--name=quick\n"], "makes no DNS label"),
-    "long with its number": ([*SLURM, f"--name={'q' * 27}", "--shards=2"], "has 29 characters, at most 28"),
+    "long with its number": (
+        [*SLURM, f"--name={'q' * 27}", "--shards=2"],
+        "has 29 characters, at most 28",
+    ),
     "nameless workdir": ([*SLURM, "--workdir=/work/___"], "the workdir's name '___'"),
     "bucket": ([*SLURM, "--workdir=gs://b/quick"], "is not a local folder"),
     "comma": ([*SLURM, "--workdir=/work/a,b"], "comma"),
-    "config": ([*SLURM, "--config.model.width=3"], "--config.model.width: the config has no such field"),
+    "config": (
+        [*SLURM, "--config.model.width=3"],
+        "--config.model.width: the config has no such field",
+    ),
     "impossible config": ([*SLURM, "--config.model.d_head=48"], "d_head"),
     "flagfile": ([*SLURM, "--flagfile=/dev/null"], "takes no --flagfile"),
     "partition": ([*SLURM, "--partition=a\n#SBATCH --wrap=x"], "is no name of partitions"),
@@ -425,8 +523,14 @@ BAD = {
     "shape": ([*TPU_VM, "--topology=v4:2x2"], "3 numbers, e.g. v4:2x2x1"),
     "cores": ([*TPU_VM, "--topology=v4-7"], "2 cores a chip"),
     "hosts": ([*TPU_VM, "--topology=v4:3x3x3"], "not a whole number of hosts"),
-    "mesh": ([*TPU_VM, "--config.mesh.fsdp=8"], "mesh.data * mesh.fsdp * mesh.tensor = 8 is more than the 4 devices"),
-    "slices": ([*JOBSET, "--config.mesh.slices=2", "--config.mesh.data=2"], "mesh.slices = 2: each job has one slice"),
+    "mesh": (
+        [*TPU_VM, "--config.mesh.fsdp=8"],
+        "mesh.data * mesh.fsdp * mesh.tensor = 8 is more than the 4 devices",
+    ),
+    "slices": (
+        [*JOBSET, "--config.mesh.slices=2", "--config.mesh.data=2"],
+        "mesh.slices = 2: each job has one slice",
+    ),
     "no shape": ([*JOBSET, "--topology=v4-8"], "names no shape"),
     "workdir elsewhere": ([*JOBSET, "--workdir=/workdirs/quick"], "is not under /work"),
     "mount": ([*JOBSET, "--mount=/work"], "--mount=/work is not CLAIM:/PATH"),
@@ -464,11 +568,17 @@ def test_out_is_a_new_folder_or_this_launchs_own(launch, tmp_path):
     for content in (b"", b"\xff\x00", b"[]", b"null", b'{"launch": '):
         mark.write_bytes(content)
         code, _, err = launch(*CASES["slurm"])
-        assert (code, "launch.json" in err, err.count("\n")) == (2, True, 1), (content[:9], err[:300])
+        assert (code, "launch.json" in err, err.count("\n")) == (2, True, 1), (
+            content[:9],
+            err[:300],
+        )
         assert mark.read_bytes() == content
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").touch()
-    for folder, message in ((tmp_path / "full", "holds other files"), (tmp_path / "full/mine", "is a file")):
+    for folder, message in (
+        (tmp_path / "full", "holds other files"),
+        (tmp_path / "full/mine", "is a file"),
+    ):
         code, _, err = launch(*SLURM, out=folder)
         assert (code, message in err) == (2, True)
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine"]
@@ -509,7 +619,9 @@ def test_what_is_said_is_what_there_is_to_do(launch, tmp_path):
 def test_commands_of_the_guide_render(launch, tmp_path):
     guide = ROOT / "docs/tpu.md"
     text = guide.read_text()
-    commands = [shlex.split(c) for c in re.findall(r"^mujax launch (.*)$", text.replace("\\\n", ""), re.M)]
+    commands = [
+        shlex.split(c) for c in re.findall(r"^mujax launch (.*)$", text.replace("\\\n", ""), re.M)
+    ]
     assert len(commands) == 3
     for i, flags in enumerate(commands):
         code, printed, err = launch(*flags, f"--out={tmp_path}/{i}")
@@ -523,7 +635,8 @@ def test_rendering_starts_no_device_and_no_tensorflow(tmp_path):
     """A process that holds a TPU would keep it from the jobs that it starts."""
     program = (
         "import sys; from mujax import main; from jax._src import xla_bridge as bridge;"
-        f"code = main.run(['launch', '--config=tests/data/six_points.py', '--workdir={tmp_path}/w', '--engine=slurm',"
+        "code = main.run(['launch', '--config=tests/data/six_points.py', "
+        f"'--workdir={tmp_path}/w', '--engine=slurm',"
         f" '--out={tmp_path}/out']);"
         "assert code == 0 and not bridge.backends_are_initialized();"
         "assert not {'tensorflow', 'seqio'} & set(sys.modules)"
@@ -539,7 +652,12 @@ def test_local_jobs_finish_a_sweep(launch, text_file, tmp_path, monkeypatch):
         "    c.sweep.optim = {'learning_rate': (0.01, 0.02)}\n    return c\n"
     )
     small = ["train.steps=3", "schedule.warmup_steps=1", "train.eval_batches=1", "data.name=text"]
-    flags = ["--engine=local", "--shards=2", f"--workdir={tmp_path / 'w'}", f"--config.data.path={text_file}"]
+    flags = [
+        "--engine=local",
+        "--shards=2",
+        f"--workdir={tmp_path / 'w'}",
+        f"--config.data.path={text_file}",
+    ]
     fields = [f"--config.{field}" for field in small]
     code, printed, err = launch(*flags, *fields, out=None, config=tmp_path / "config.py")
     assert (code, err) == (0, "")

@@ -1,4 +1,5 @@
-"""Laws recovered from draws of known ones: no bias, intervals that cover, flags where there is nothing to know."""
+"""Laws recovered from draws of known ones: no bias, intervals that cover, flags where there is
+nothing to know."""
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_exact_laws():
     for kind, name in KINDS.items():
         assert abs(laws[kind].exponent.value - TRUTH[name]) < 1e-4
     np.testing.assert_allclose(
-        (laws["loss"].limit.value, laws["loss"].scale, laws["optimum"].limit.value, laws["curvature"].scale),
+        (laws["loss"].limit.value, laws["loss"].scale, laws["optimum"].limit.value,
+        laws["curvature"].scale),
         (2, 10, -7.5, 0.12), rtol=1e-3,
     )  # fmt: skip
     assert abs(kappa(laws, optima).value - (0.4 - 1.2 + 0.05)) < 1e-3
@@ -41,7 +43,8 @@ def check_coverage(num, num_widths, num_lrs, sigma, given, low=0.58, high=0.84, 
         estimates["kappa"], estimates["l_inf"] = kappa(laws, optima), laws["loss"].limit
         for name, e in estimates.items():
             seen.setdefault(name, []).append(e)
-    # The optimum may be of a lopsided curve, which these are not: its intervals are a little wide here
+    # The optimum may be of a lopsided curve, which these are not: its intervals are a little wide
+    # here
     truth = TRUTH | {"kappa": TRUTH["alpha"] - 2 * TRUTH["beta"] + TRUTH["gamma"]}
     for name, estimates in seen.items():
         good = [e for e in estimates if not e.flags]
@@ -87,7 +90,12 @@ def test_degenerate_truths_are_flagged(name, num=30):
 
 @pytest.mark.parametrize(
     ("changes", "widths"),
-    [({"h_0": 0.0}, WIDTHS[5]), ({"x_inf": -1.5, "b": 0.0}, WIDTHS[5]), ({}, [256]), ({}, [256, 512])],
+    [
+        ({"h_0": 0.0}, WIDTHS[5]),
+        ({"x_inf": -1.5, "b": 0.0}, WIDTHS[5]),
+        ({}, [256]),
+        ({}, [256, 512]),
+    ],
     ids=["flat", "edge", "one width", "two widths"],
 )
 def test_what_cannot_be_judged_is_undecided(changes, widths):
@@ -113,7 +121,10 @@ def test_bootstrap_agrees_with_the_profile():
     optima, laws = measure(widths, grid, losses)
     drawn = bootstrap(widths, optima)
     assert bootstrap_intervals(drawn)["beta"] == tuple(np.percentile(drawn["beta"], (16, 84)))
-    for name, e in {**{n: laws[k].exponent for k, n in KINDS.items()}, "kappa": kappa(laws, optima)}.items():
+    for name, e in {
+        **{n: laws[k].exponent for k, n in KINDS.items()},
+        "kappa": kappa(laws, optima),
+    }.items():
         low, high = np.percentile(drawn[name], (16, 84))
         assert 0.5 < (high - low) / (e.interval[1] - e.interval[0]) < 2, name
         assert abs(np.median(drawn[name]) - e.value) < (high - low) / 2, name
@@ -125,7 +136,14 @@ def test_joint_law():
     (losses,) = draws(1, widths, grid, 0.003)
     _, laws = measure(widths, grid, losses)
     joint = fit_joint(widths, [grid] * 7, losses, laws)
-    for name, rtol in {"l_inf": 0.01, "a": 0.1, "alpha": 0.05, "x_inf": 0.02, "beta": 0.1, "h_0": 0.2}.items():
+    for name, rtol in {
+        "l_inf": 0.01,
+        "a": 0.1,
+        "alpha": 0.05,
+        "x_inf": 0.02,
+        "beta": 0.1,
+        "h_0": 0.2,
+    }.items():
         assert abs(getattr(joint, name) / TRUTH[name] - 1) < rtol, name
     assert abs(joint.gamma - TRUTH["gamma"]) < 0.03
     assert 0.7 * 0.003**2 < joint.mse < 1.3 * 0.003**2
@@ -134,18 +152,22 @@ def test_joint_law():
 
 
 def test_joint_intervals_cover(num=40):
-    """Those of the parameters the truth, that of E its mean over draws: sigma^2 times (1 - 8 parameters / points)."""
+    """Those of the parameters the truth, that of E its mean over draws: sigma^2 times (1 - 8
+    parameters / points)."""
     widths, grid, sigma = WIDTHS[5], GRIDS[17], 0.003
     joints = []
     for losses in draws(num, widths, grid, sigma):
         _, laws = measure(widths, grid, losses)
         joints.append(fit_joint(widths, [grid] * 5, losses, laws))
     assert not any(j.flags for j in joints)
-    # The optimum may be of a lopsided curve, which these are not: its intervals are a little wide here
+    # The optimum may be of a lopsided curve, which these are not: its intervals are a little wide
+    # here
     truth = TRUTH | {"kappa": TRUTH["alpha"] - 2 * TRUTH["beta"] + TRUTH["gamma"]}
     truth["mse"] = sigma**2 * (1 - 8 / joints[0].num_points)
     for name, ends in joints[0].intervals.items():
-        covered = np.mean([j.intervals[name][0] <= truth[name] <= j.intervals[name][1] for j in joints])
+        covered = np.mean(
+            [j.intervals[name][0] <= truth[name] <= j.intervals[name][1] for j in joints]
+        )
         assert 0.5 <= covered <= 0.86, (name, covered)
         assert ends[0] < getattr(joints[0], name) < ends[1]
     centre = np.median([sum(j.intervals["mse"]) / 2 / j.mse for j in joints])
@@ -154,7 +176,9 @@ def test_joint_intervals_cover(num=40):
 
 def test_joint_law_of_few_points_and_at_its_bound():
     widths, grid = WIDTHS[5], GRIDS[17]
-    (losses,) = draws(1, widths, grid, 0.003, seeds=1, b=0.0, x_inf=-6.0, l_inf=0.0, alpha=0.1, a=6.0)
+    (losses,) = draws(
+        1, widths, grid, 0.003, seeds=1, b=0.0, x_inf=-6.0, l_inf=0.0, alpha=0.1, a=6.0
+    )
     _, laws = measure(widths, grid, losses)
     joint = fit_joint(widths, [grid] * 5, losses, laws)
     assert joint.flags == ("l_inf at its bound",)
@@ -169,7 +193,9 @@ def test_joint_law_of_few_points_and_at_its_bound():
 def test_regret_against_the_envelope():
     widths = WIDTHS[5]
     good, bad = ([limit + 10 * n**-0.4 for n in widths] for limit in (2.0, 2.3))
-    reference = reference_envelope(widths, [bad, [*good[:4], None], [*([None] * 4), good[4]]], 0.001)
+    reference = reference_envelope(
+        widths, [bad, [*good[:4], None], [*([None] * 4), good[4]]], 0.001
+    )
     np.testing.assert_allclose(regret(widths, bad, reference), 0.3, atol=1e-3)
     left = asymptotic_regret(fit_law("loss", widths, bad, [0.001] * 5), reference)
     assert left.interval[0] < 0.3 < left.interval[1]
@@ -177,7 +203,8 @@ def test_regret_against_the_envelope():
 
 
 def test_tradeoff_and_flagged_estimates():
-    """Transfer wins at a large budget on one side of beta = alpha/2 and loses on the other (arXiv 2512.22768)."""
+    """Transfer wins at a large budget on one side of beta = alpha/2 and loses on the other (arXiv
+    2512.22768)."""
     for beta, wins in ((0.8, True), (0.2, False)):
         found = tradeoff(1.0, beta)
         assert (found.transfer > found.direct) == wins

@@ -1,4 +1,5 @@
-"""The configs of Lingle 2024 (2404.05728): complete, of the published sizes and numbers, and they train."""
+"""The configs of Lingle 2024 (2404.05728): complete, of the published sizes and numbers, and they
+train."""
 
 import csv
 import math
@@ -38,7 +39,8 @@ def first_runs(which, **overrides):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_config_resolves(name):
-    """Both profiles at both scales; nothing is allocated or compiled. Tokens are the published ones."""
+    """Both profiles at both scales; nothing is allocated or compiled. Tokens are the published
+    ones."""
     for profile in ("paper", "head"):
         points = make_points(tree(f"{name},profile={profile}"))
         large = name.startswith("combined")
@@ -52,7 +54,8 @@ def test_every_config_resolves(name):
 
 @pytest.mark.parametrize("name", REASONS)
 def test_a_reason_is_asked_at_desk_scale_alone(name):
-    """There it is what it asks about but for what its line names; the published runs have no such study."""
+    """There it is what it asks about but for what its line names; the published runs have no such
+    study."""
     about = name.rpartition("_")[0]
     (ours, theirs) = (make_points(tree(f"{n},scale=desk")) for n in (name, about))
     assert [(p.run.cfg.model.d_model, p.run.cfg.optim.learning_rate) for p in ours] == [
@@ -64,14 +67,18 @@ def test_a_reason_is_asked_at_desk_scale_alone(name):
 
 
 def test_published_meshes():
-    """128 x 1 up to width 1024, 32 x 4 at 2048 and 4096, 64 x 4 at 8192; at desk scale there is nothing to split."""
+    """128 x 1 up to width 1024, 32 x 4 at 2048 and 4096, 64 x 4 at 8192; at desk scale there is
+    nothing to split."""
     points = make_points(tree("combined,profile=head,mesh=paper"))
     found = {p.run.cfg.model.d_model: p.run.cfg.mesh for p in points}
     assert len(points) == 3 * 7 and all(mesh.data == 1 for mesh in found.values())
     assert {w: (mesh.fsdp, mesh.tensor) for w, mesh in found.items()} == {
-        **dict.fromkeys((128, 256, 512, 1024), (128, 1)), 2048: (32, 4), 4096: (32, 4), 8192: (64, 4),
+        **dict.fromkeys((128, 256, 512, 1024), (128, 1)), 2048: (32, 4), 4096: (32, 4), 8192: (64,
+        4),
     }  # fmt: skip
-    assert all(p.run.cfg.mesh.num_devices == 1 for p in make_points(tree("baseline,scale=desk,mesh=paper")))
+    assert all(
+        p.run.cfg.mesh.num_devices == 1 for p in make_points(tree("baseline,scale=desk,mesh=paper"))
+    )
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -92,7 +99,8 @@ def test_parameter_counts_are_the_published_ones():
 
 
 def expected(name, tensor, M):
-    """(init, lr) of a tensor in units of the base rate, from the paper's tables; P = 128, F the MLP's hidden size."""
+    """(init, lr) of a tensor in units of the base rate, from the paper's tables; P = 128, F the
+    MLP's hidden size."""
     P, last = 128, tensor.rpartition("/")[2]
     F = {"swiglu": 2.5, "mqa": 5}.get(name, 4) * M
     rule = "sp" if name.startswith("sp") else "abs" if name.endswith("_abs") else "mup"
@@ -110,7 +118,8 @@ def expected(name, tensor, M):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_scalings_are_those_of_the_paper(name, request):
-    """Closed forms of init and learning rate; and the whole resolved table as a file, to be read as a diff."""
+    """Closed forms of init and learning rate; and the whole resolved table as a file, to be read as
+    a diff."""
     text = []
     for profile in ("paper", "head") if name in HEAD_OF else ("paper",):
         for width, run in first_runs(f"{name},profile={profile}").items():
@@ -119,8 +128,12 @@ def test_scalings_are_those_of_the_paper(name, request):
                 continue
             scale = 128**-0.5 if name in ("sp", "sp_simple", "qkscale") else 1 / 128
             assert math.isclose(run.hps.attention_scale, scale, rel_tol=1e-6)
-            for path, s in jax.tree_util.tree_leaves_with_path(run.scalings, is_leaf=lambda x: hasattr(x, "init")):
-                init, lr = expected(name, jax.tree_util.keystr(path, simple=True, separator="/"), width)
+            for path, s in jax.tree_util.tree_leaves_with_path(
+                run.scalings, is_leaf=lambda x: hasattr(x, "init")
+            ):
+                init, lr = expected(
+                    name, jax.tree_util.keystr(path, simple=True, separator="/"), width
+                )
                 np.testing.assert_allclose((s.init, s.lr), (init, lr), rtol=1e-6, err_msg=str(path))
                 assert (s.forward, s.eps, s.weight_decay) == (1, 1, 1)
     file = GOLDEN / f"{name}.txt"
@@ -137,17 +150,24 @@ def test_the_profiles_differ_in_no_scaling_but_of_the_large_run():
             assert {paper[width].table for width in paper} == {head[width].table for width in paper}
 
 
-@pytest.mark.parametrize(("width", "published"), [(128, 10.3805), pytest.param(2048, 10.3769, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("width", "published"), [(128, 10.3805), pytest.param(2048, 10.3769, marks=pytest.mark.slow)]
+)
 def test_initial_loss_is_the_published_one(width, published):
-    """ln(V) + 1 / (2 M), what a diverged cell of the tables shows; one layer, as the final norm forgets the others."""
-    run = first_runs("baseline", model__num_layers=1, model__dtype="float32", data__eos_id=-1)[width]
+    """ln(V) + 1 / (2 M), what a diverged cell of the tables shows; one layer, as the final norm
+    forgets the others."""
+    run = first_runs("baseline", model__num_layers=1, model__dtype="float32", data__eos_id=-1)[
+        width
+    ]
     assert abs(math.log(V) + 1 / (2 * width) - published) < 1e-4
     fns = make_train_fns(run.program)
     rows = np.random.default_rng(0).integers(0, V, (16, 65), dtype=np.uint16)
 
     @jax.jit
     def initial_loss(seed):
-        return fns.evaluate(fns.init(seed, run.hps, run.scalings).params, rows, run.hps, run.scalings)
+        return fns.evaluate(
+            fns.init(seed, run.hps, run.scalings).params, rows, run.hps, run.scalings
+        )
 
     losses = [float(initial_loss(seed)) for seed in range(3 if width == 128 else 1)]
     assert abs(np.mean(losses) - published) < 0.002
@@ -157,7 +177,8 @@ SOME = ("emb_norm", "mqa", "wd_indep_n4", "sp", "combined")
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [*((n, 3) for n in SOME), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in ABLATIONS)]
+    ("name", "steps"),
+    [*((n, 3) for n in SOME), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in ABLATIONS)],
 )
 def test_desk_configs_train(name, steps):
     """The loss falls on a batch that is repeated."""

@@ -1,4 +1,5 @@
-"""The tables of Lingle 2024: the published verdicts from the published losses, and ours beside them, gaps and all."""
+"""The tables of Lingle 2024: the published verdicts from the published losses, and ours beside
+them, gaps and all."""
 
 import itertools
 import json
@@ -33,7 +34,10 @@ def test_published_optima_and_verdicts():
     assert studies.keys() == PAPER.keys()
     for name, expected in PAPER.items():
         study = studies[name]
-        assert [(study.cells[width][x][0], x) for width, (_, x) in zip(study.widths, expected, strict=True)] == expected
+        assert [
+            (study.cells[width][x][0], x)
+            for width, (_, x) in zip(study.widths, expected, strict=True)
+        ] == expected
         verdict = study.argmin()
         assert list(verdict.best) == [x for _, x in expected]
         assert verdict.word == tables.published_verdicts()[name]
@@ -49,10 +53,12 @@ def test_a_diverged_cell_is_no_loss():
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Makes the workdir of a sweep whose losses are a parabola: its minimum is at 2^-6, and moves by `drift` a doubling
-    of width."""
+    """Makes the workdir of a sweep whose losses are a parabola: its minimum is at 2^-6, and moves
+    by `drift` a doubling of width."""
 
-    def write(name, leave_out=(), diverged=(), drift=0.0, seeds=1, rates=(-10, -8, -6, -4, -2), **changes):
+    def write(
+        name, leave_out=(), diverged=(), drift=0.0, seeds=1, rates=(-10, -8, -6, -4, -2), **changes
+    ):
         config = get_config(f"{name},scale=desk").to_dict()
         config["train"] |= changes
         root = tmp_path / name
@@ -64,11 +70,30 @@ def sweep(tmp_path):
                 if (width, x) in leave_out:
                     continue
                 is_ok, best = (width, x) not in diverged, -6 + drift * math.log2(width / 32)
-                loss = 2 + 8 / width + (x - best) ** 2 / 20 + (seeds > 1) * rng.normal(0, 0.002) if is_ok else None
-                row = {"id": f"{width}@{x}, {seed}", "width": width, "learning_rate": 2.0**x, "seed": seed}
+                loss = (
+                    2 + 8 / width + (x - best) ** 2 / 20 + (seeds > 1) * rng.normal(0, 0.002)
+                    if is_ok
+                    else None
+                )
+                row = {
+                    "id": f"{width}@{x}, {seed}",
+                    "width": width,
+                    "learning_rate": 2.0**x,
+                    "seed": seed,
+                }
                 row |= {"overrides": {}}
-                row |= {"status": "ok" if is_ok else "diverged", "diverged_at_step": None if is_ok else 7}
-                rows.append({**row, "parameterization": name, "final_loss": loss and loss + 1, "best_loss": loss})
+                row |= {
+                    "status": "ok" if is_ok else "diverged",
+                    "diverged_at_step": None if is_ok else 7,
+                }
+                rows.append(
+                    {
+                        **row,
+                        "parameterization": name,
+                        "final_loss": loss and loss + 1,
+                        "best_loss": loss,
+                    }
+                )
         (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return root
 
@@ -85,7 +110,8 @@ def printed(*arguments):
 def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     """Two ablations that agree with the paper, and one that does not: their optima were made so."""
     folders = [
-        sweep("biases", seeds=3, rates=range(-10, -1)), sweep("sp", drift=-1.0, seeds=3, rates=range(-11, -2)),
+        sweep("biases", seeds=3, rates=range(-10, -1)), sweep("sp", drift=-1.0, seeds=3,
+        rates=range(-11, -2)),
         sweep("cosine", drift=-0.5, seeds=2, rates=range(-11, -2)),
     ]  # fmt: skip
     out, _, code = printed(*folders, f"--out={tmp_path / 'out'}")
@@ -97,24 +123,39 @@ def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     found = {line[0]: line for line in reversed(lines) if line and line[0] in tables.ABLATIONS}
     assert found["biases"][1:5] == ["Yes", "-6", "-6", "-6"]
     drifts = {}
-    for name, word, rest in (("biases", "transfers", "yes Yes 3 3 3 3"), ("sp", "drifts", "yes No? 3 3 3 3")):
-        line = next(line for line in out.splitlines() if line.startswith(f"{name} ") and word in line)
+    for name, word, rest in (
+        ("biases", "transfers", "yes Yes 3 3 3 3"),
+        ("sp", "drifts", "yes No? 3 3 3 3"),
+    ):
+        line = next(
+            line for line in out.splitlines() if line.startswith(f"{name} ") and word in line
+        )
         assert " ".join(line.split()).endswith(rest)
         drifts[name] = float(line.split(word)[1].split("(")[0].split()[-1])
     assert abs(drifts["biases"]) < 0.02 and abs(drifts["sp"] + 1) < 0.02
     cosine = next(line for line in out.splitlines() if line.startswith("cosine "))
     assert "drifts" in cosine and cosine.split()[-6:] == "no No? 2 2 2 2".split()
     cost, end = map(float, re.search(r"(\S+) \((\S+)\) +no", cosine).groups())
-    assert cost == pytest.approx(1.5**2 / 20, rel=0.05) and cost <= end < 2 * cost  # of three doublings
+    # of three doublings
+    assert cost == pytest.approx(1.5**2 / 20, rel=0.05) and cost <= end < 2 * cost
     assert "lion No -10 -8 -8".split() == found["lion"][:5] and found["lion"][-2:] == ["not", "run"]
     assert "\nbiases (profile paper, scale desk)\n" in out
     ours = next(line for line in lines if line[:2] == ["64", "ours"])
-    assert [round(float(loss), 2) for loss in ours[2:11:2]] == pytest.approx([2.92, 2.32, 2.12, 2.32, 2.92], abs=0.011)
-    assert "512 published 3.108 2.986 2.947 2.970 3.557 2^-6".split() in [line[:8] for line in lines]
+    assert [round(float(loss), 2) for loss in ours[2:11:2]] == pytest.approx(
+        [2.92, 2.32, 2.12, 2.32, 2.92], abs=0.011
+    )
+    assert "512 published 3.108 2.986 2.947 2.970 3.557 2^-6".split() in [
+        line[:8] for line in lines
+    ]
 
 
 def test_gaps_are_marked_and_decide_nothing(sweep):
-    root = sweep("baseline", leave_out=[(w, -8) for w in (32, 64, 128, 256)], diverged=[(128, -2), (128, -4)], steps=20)
+    root = sweep(
+        "baseline",
+        leave_out=[(w, -8) for w in (32, 64, 128, 256)],
+        diverged=[(128, -2), (128, -4)],
+        steps=20,
+    )
     study = tables.load_study(str(root))
     assert study.notes == ("profile paper, scale desk", "train.steps: 256 -> 20")
     assert study.argmin().word == "undecided"  # though every width lacks the same cell of the grid
@@ -128,8 +169,14 @@ def test_gaps_are_marked_and_decide_nothing(sweep):
 
 
 def test_learning_rates_of_a_refinement_are_no_part_of_the_papers_rule(sweep):
-    """A width has more of them than another; Yes by the grid that all share, though the best of all move."""
-    root = sweep("qinit", leave_out=[(w, x) for w in (32, 64) for x in (-7,)], drift=-0.2, rates=(-8, -7, -6, -4))
+    """A width has more of them than another; Yes by the grid that all share, though the best of all
+    move."""
+    root = sweep(
+        "qinit",
+        leave_out=[(w, x) for w in (32, 64) for x in (-7,)],
+        drift=-0.2,
+        rates=(-8, -7, -6, -4),
+    )
     study = tables.load_study(str(root))
     assert study.argmin().word == "Yes"
     assert study.best() == [-6, -6, -6, -7]

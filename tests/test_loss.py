@@ -1,4 +1,5 @@
-"""The loss in parts against the plain one: the same value and gradients, in a fraction of the memory."""
+"""The loss in parts against the plain one: the same value and gradients, in a fraction of the
+memory."""
 
 import importlib.util
 
@@ -20,22 +21,35 @@ def naive(weights, x_BTD, targets_BT, eos_id):
 
 
 def in_parts(weights, x_BTD, targets_BT, eos_id):
-    return mean_cross_entropy(lambda x: x @ weights["w"] + weights["b"], x_BTD, targets_BT, V, eos_id)
+    return mean_cross_entropy(
+        lambda x: x @ weights["w"] + weights["b"], x_BTD, targets_BT, V, eos_id
+    )
 
 
 def example(dtype):
     keys = jax.random.split(jax.random.key(0), 4)
-    weights = {"w": jax.random.normal(keys[0], (D, V), dtype) / 4, "b": jax.random.normal(keys[1], (1, 1, V), dtype)}
-    return weights, jax.random.normal(keys[2], (B, T, D), dtype), jax.random.randint(keys[3], (B, T), 0, 64)
+    weights = {
+        "w": jax.random.normal(keys[0], (D, V), dtype) / 4,
+        "b": jax.random.normal(keys[1], (1, 1, V), dtype),
+    }
+    return (
+        weights,
+        jax.random.normal(keys[2], (B, T, D), dtype),
+        jax.random.randint(keys[3], (B, T), 0, 64),
+    )
 
 
 @pytest.mark.parametrize("eos_id", [None, 7])
-@pytest.mark.parametrize(("dtype", "parts", "tolerance"), [("float32", 4, 1e-5), ("bfloat16", 4, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "parts", "tolerance"), [("float32", 4, 1e-5), ("bfloat16", 4, 2e-2)]
+)
 def test_value_and_gradients(dtype, parts, tolerance, eos_id):
     example_of = example(jnp.dtype(dtype))
 
     def thrice(f):
-        return jax.value_and_grad(lambda w, x: 3 * f(w, x, example_of[2], eos_id), (0, 1))(*example_of[:2])
+        return jax.value_and_grad(lambda w, x: 3 * f(w, x, example_of[2], eos_id), (0, 1))(
+            *example_of[:2]
+        )
 
     assert str(jax.make_jaxpr(lambda: thrice(in_parts))()).count(f"length={parts}") == 1
     (found, of_found), (expected, of_expected) = thrice(in_parts), thrice(naive)
@@ -73,9 +87,13 @@ def test_memory_is_at_most_a_quarter():
     assert parts <= plain / 4, (parts, plain)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform"
+)
 def test_memory_in_bfloat16_on_a_tpu():
-    plain, parts = loss_bytes((8, 256), 128, 32_100, "bfloat16", load_topology("v4:2x2x1").devices[0])
+    plain, parts = loss_bytes(
+        (8, 256), 128, 32_100, "bfloat16", load_topology("v4:2x2x1").devices[0]
+    )
     assert plain >= 4 * 8 * 256 * 32_100
     assert parts <= plain / 4, (parts, plain)
 
@@ -86,7 +104,9 @@ def loss_bytes(num_tokens, width, vocab, dtype, device):
     def bytes_of(f):
         where = jax.sharding.SingleDeviceSharding(device)
         shapes = (((width, vocab), dtype), ((*num_tokens, width), dtype), (num_tokens, "int32"))
-        arrays = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where) for shape, dtype in shapes)
+        arrays = (
+            jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where) for shape, dtype in shapes
+        )
         compiled = jax.jit(jax.value_and_grad(f, (0, 1))).lower(*arrays).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

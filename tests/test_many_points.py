@@ -1,4 +1,5 @@
-"""A sweep of many points is resolved by what differs between them, with the same result as each config whole."""
+"""A sweep of many points is resolved by what differs between them, with the same result as each
+config whole."""
 
 import copy
 import dataclasses
@@ -17,7 +18,8 @@ from mujax.sweep.grid import axis, chain, expand_sweep, product, zipped
 from mujax.sweep.points import group_points, make_points
 from mujax.training.run import make_run
 
-# Fields of several sections, whole sections, equal numbers of other types, and a section with a field set in it
+# Fields of several sections, whole sections, equal numbers of other types, and a section with a
+# field set in it
 MIXED = chain(
     product(
         axis("model.d_model", (16, 32)),
@@ -27,12 +29,19 @@ MIXED = chain(
         axis("data.eos_id", (-1, 1)),
     ),
     product(
-        axis("parameterization.name", ("sp", "mup")), zipped(axis("train.steps", (13, 14)), axis("mesh.fsdp", (1, 2)))
+        axis("parameterization.name", ("sp", "mup")),
+        zipped(axis("train.steps", (13, 14)), axis("mesh.fsdp", (1, 2))),
     ),
     product(
-        axis("parameterization.override", (("unembed.lr=0.5",), ["input=sp"])), axis("optim.name", ("sgd", "lion"))
+        axis("parameterization.override", (("unembed.lr=0.5",), ["input=sp"])),
+        axis("optim.name", ("sgd", "lion")),
     ),
-    [{"schedule": {"name": "wsd", "warmup_steps": 1, "decay_steps": 3, "final_ratio": 0.0}, "schedule.decay_steps": 4}],
+    [
+        {
+            "schedule": {"name": "wsd", "warmup_steps": 1, "decay_steps": 3, "final_ratio": 0.0},
+            "schedule.decay_steps": 4,
+        }
+    ],
     axis("model.norm_gain", ("vector",)),
 )
 BAD = (
@@ -61,7 +70,9 @@ BAD = (
 
 def set_in_full(tree, overrides):
     """The tree of one point, by a copy of all of it."""
-    tree = copy.deepcopy({key: value for key, value in tree.items() if key not in ("sweep", "refine")})
+    tree = copy.deepcopy(
+        {key: value for key, value in tree.items() if key not in ("sweep", "refine")}
+    )
     for field, value in overrides.items():
         *sections, last = field.split(".")
         node = tree
@@ -72,14 +83,17 @@ def set_in_full(tree, overrides):
 
 
 def test_points_together_are_each_point_alone():
-    """Ids, groups and tables: of the whole config's JSON, as they were defined before any of it was shared."""
+    """Ids, groups and tables: of the whole config's JSON, as they were defined before any of it was
+    shared."""
     tree = {**tiny_tree(), "sweep": {"points": MIXED}}
     points = make_points(tree)
     assert len(points) == len(MIXED) > 80
     wholes = []
     for point, overrides in zip(points, MIXED, strict=True):
         cfg = make_run_config(set_in_full(tree, overrides))
-        whole = json.dumps({k: v for k, v in cfg.as_dict().items() if k not in OPERATION_SECTIONS}, sort_keys=True)
+        whole = json.dumps(
+            {k: v for k, v in cfg.as_dict().items() if k not in OPERATION_SECTIONS}, sort_keys=True
+        )
         assert point.id == cfg.id == hashlib.sha256(whole.encode()).hexdigest()[:12]
         assert point.run.cfg == cfg
         assert {key: type(value) for key, value in vars(point.run.cfg.optim).items()} == {
@@ -89,19 +103,32 @@ def test_points_together_are_each_point_alone():
     for point, cfg in list(zip(points, wholes, strict=True))[::7]:
         run = make_run(cfg)
         # A group has names where the program holds a class and an optimizer
-        program = dataclasses.asdict(run.program) | {"model_name": cfg.model_name, "optimizer": cfg.optim.name}
+        program = dataclasses.asdict(run.program) | {
+            "model_name": cfg.model_name,
+            "optimizer": cfg.optim.name,
+        }
         assert program.pop("model_class") is MODELS[cfg.model_name][1]
         assert run.program.optimizer is OPTIMIZERS[cfg.optim.name]
-        shared = json.dumps([program, dataclasses.asdict(cfg.train), dataclasses.asdict(cfg.data)], sort_keys=True)
+        shared = json.dumps(
+            [program, dataclasses.asdict(cfg.train), dataclasses.asdict(cfg.data)], sort_keys=True
+        )
         assert point.run.group == run.group == hashlib.sha256(shared.encode()).hexdigest()[:12]
-        assert (point.run.hps, point.run.table_hash, point.run.program) == (run.hps, run.table_hash, run.program)
-    members = {p.id: tuple(sorted(q.id for q in group)) for group in group_points(points) for p in group}
+        assert (point.run.hps, point.run.table_hash, point.run.program) == (
+            run.hps,
+            run.table_hash,
+            run.program,
+        )
+    members = {
+        p.id: tuple(sorted(q.id for q in group)) for group in group_points(points) for p in group
+    }
     assert len(set(members.values())) == len(
         {(p.run.program, p.run.cfg.train, p.run.cfg.data, p.run.cfg.mesh) for p in points}
     )
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{'+'.join(bad)}={shown(list(bad.values())[-1])}")
+@pytest.mark.parametrize(
+    "bad", BAD, ids=lambda bad: f"{'+'.join(bad)}={shown(list(bad.values())[-1])}"
+)
 def test_what_is_wrong_with_a_point_is_said_as_if_it_were_alone(bad):
     """After points that share its sections, and alone: the same words."""
 
@@ -115,8 +142,12 @@ def test_what_is_wrong_with_a_point_is_said_as_if_it_were_alone(bad):
 
 
 def test_equal_points_are_found():
-    """Also where they are written otherwise: 1 and 1.0, or a mesh, which is no part of what a run is."""
-    for points in ([{"optim.weight_decay": 1}, {"optim.weight_decay": 1.0}], [{"seed": 0}, {"mesh.fsdp": 2}]):
+    """Also where they are written otherwise: 1 and 1.0, or a mesh, which is no part of what a run
+    is."""
+    for points in (
+        [{"optim.weight_decay": 1}, {"optim.weight_decay": 1.0}],
+        [{"seed": 0}, {"mesh.fsdp": 2}],
+    ):
         with pytest.raises(UserError, match="one point twice"):
             expand_sweep({**tiny_tree(), "sweep": {"points": points}})
 
@@ -124,7 +155,12 @@ def test_equal_points_are_found():
 def test_what_a_point_sets_is_not_seen_by_another():
     """Also where a whole section is set, and a field in it."""
     section = {**tiny_tree()["optim"], "learning_rate": 0.25}
-    points = [{"optim": section, "optim.b1": 0.5}, {"optim": section}, {"optim.b1": 0.25}, {"seed": 3}]
+    points = [
+        {"optim": section, "optim.b1": 0.5},
+        {"optim": section},
+        {"optim.b1": 0.25},
+        {"seed": 3},
+    ]
     tree = {**tiny_tree(), "sweep": {"points": points}}
     before = copy.deepcopy(tree)
     found = [(cfg.optim.learning_rate, cfg.optim.b1) for _, cfg in expand_sweep(tree)]
@@ -141,11 +177,14 @@ def test_sections_are_all_of_a_config():
 
 
 def test_many_points_take_no_longer_each_than_few():
-    """Far below what a whole config takes, which is 20 times as much as this bound on one quiet core."""
+    """Far below what a whole config takes, which is 20 times as much as this bound on one quiet
+    core."""
     tree = {
         **tiny_tree(),
         "sweep": {
-            "points": product(axis("seed", range(30)), axis("optim.learning_rate", [2.0**-k for k in range(30)]))
+            "points": product(
+                axis("seed", range(30)), axis("optim.learning_rate", [2.0**-k for k in range(30)])
+            )
         },
     }
     make_points({**tree, "sweep": {"seed": (0,)}})  # what is traced once

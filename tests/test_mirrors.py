@@ -35,7 +35,11 @@ def read_events(file) -> list:
 
 def curves(events) -> list:
     values = [(event.step, value) for event in events for value in event.summary.value]
-    return [(step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")]
+    return [
+        (step, value.tag, value.simple_value)
+        for step, value in values
+        if value.HasField("simple_value")
+    ]
 
 
 def test_tensorboard_holds_the_record_once(tmp_path):
@@ -67,10 +71,21 @@ def test_tensorboard_hparams(tmp_path):
     mirror.point({**ROW, "status": "diverged", "final_loss": None}, RECORDS, CONFIG)
     events = read_events(tmp_path / "tensorboard" / ROW["id"] / "events.out.tfevents")
     assert "final_loss" not in [tag for _, tag, _ in curves(events)]
-    contents = {value.tag: value.metadata.plugin_data.content for event in events for value in event.summary.value}
-    start = HParamsPluginData.FromString(contents["_hparams_/session_start_info"]).session_start_info.hparams
+    contents = {
+        value.tag: value.metadata.plugin_data.content
+        for event in events
+        for value in event.summary.value
+    }
+    start = HParamsPluginData.FromString(
+        contents["_hparams_/session_start_info"]
+    ).session_start_info.hparams
     found = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.items()}
-    assert found == {"learning_rate": 0.25, "weight_decay": 0.0, "width": 64, "parameterization": "mup"}
+    assert found == {
+        "learning_rate": 0.25,
+        "weight_decay": 0.0,
+        "width": 64,
+        "parameterization": "mup",
+    }
     experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
     assert [metric.name.tag for metric in experiment.metric_infos] == ["final_loss"]
 
@@ -138,7 +153,13 @@ def test_wandb_runs_are_the_points(tmp_path, fake_wandb, capsys):
     mirror.point(ROW, RECORDS, CONFIG)
     mirror.point({**ROW, "id": "another", "status": "diverged", "final_loss": None}, [], CONFIG)
     run, diverged = wandb.runs
-    identity = {"id": ROW["id"], "group": "study", "project": "mujax", "mode": "offline", "resume": None}
+    identity = {
+        "id": ROW["id"],
+        "group": "study",
+        "project": "mujax",
+        "mode": "offline",
+        "resume": None,
+    }
     assert identity.items() <= run.settings.items()
     assert run.settings["config"] == CONFIG and run.settings["dir"] == str(tmp_path)
     assert run.settings["reinit"] == "create_new"
@@ -160,7 +181,9 @@ def test_wandb_out_of_reach_costs_a_line_and_one_wait(tmp_path, fake_wandb, caps
     (mirror,) = open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="online")
     mirror.point(ROW, RECORDS, CONFIG)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"W&B mirror, point {ROW['id']}: ") and "OSError: no route to host" in line
+    assert (
+        line.startswith(f"W&B mirror, point {ROW['id']}: ") and "OSError: no route to host" in line
+    )
     mirror.point({**ROW, "id": "next"}, RECORDS, CONFIG)
     tried = [tuple(run.settings[name] for name in ("id", "mode", "resume")) for run in wandb.runs]
     assert tried == [(ROW["id"], "online", "allow"), ("next", "offline", None)]
@@ -184,7 +207,11 @@ def test_real_wandb_accepts_this_and_prints_nothing(tmp_path, capfd):
     ],
 )
 def test_what_is_missing_is_said_at_the_start(tmp_path, monkeypatch, tensorboard, mode, message):
-    for name in ("tensorboardX", "wandb", *(name for name in sys.modules if name.startswith("tensorboardX."))):
+    for name in (
+        "tensorboardX",
+        "wandb",
+        *(name for name in sys.modules if name.startswith("tensorboardX.")),
+    ):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=message):
         open_mirrors(tmp_path, "study", tensorboard, mode)

@@ -1,4 +1,5 @@
-"""What a run says of itself: norms and sizes of tensors against NumPy, speed and memory, peaks of devices, profiles."""
+"""What a run says of itself: norms and sizes of tensors against NumPy, speed and memory, peaks of
+devices, profiles."""
 
 import json
 
@@ -20,8 +21,14 @@ from mujax.training.steps import make_train_fns
 
 
 def test_tensors_and_updates(tiny, tmp_path):
-    """At the interval: the root mean square of every tensor, of its update and as the module sees it."""
-    tree = tiny(train__steps=4, monitor__tensor_interval=2, parameterization__name="mup_table9", model__d_model=32)
+    """At the interval: the root mean square of every tensor, of its update and as the module sees
+    it."""
+    tree = tiny(
+        train__steps=4,
+        monitor__tensor_interval=2,
+        parameterization__name="mup_table9",
+        model__d_model=32,
+    )
     train(tree, tmp_path)
     records = {r["step"]: r for r in read_jsonl(tmp_path / "metrics.jsonl") if "tensors" in r}
     assert list(records) == [0, 2]
@@ -30,7 +37,11 @@ def test_tensors_and_updates(tiny, tmp_path):
     fns = make_train_fns(run.program)
     batches, _, _ = load_batches(run.cfg, [0])
     is_scaling = lambda s: hasattr(s, "forward")  # noqa: E731
-    forward = dict(jax.tree.leaves_with_path(jax.tree.map(lambda s: s.forward, run.scalings, is_leaf=is_scaling)))
+    forward = dict(
+        jax.tree.leaves_with_path(
+            jax.tree.map(lambda s: s.forward, run.scalings, is_leaf=is_scaling)
+        )
+    )
     state = jax.jit(fns.init)(np.uint32(0), run.hps, run.scalings)
     step = jax.jit(fns.step)
     for t in range(3):
@@ -41,7 +52,10 @@ def test_tensors_and_updates(tiny, tmp_path):
         old = dict(jax.tree.leaves_with_path(before.params))
         for path, w in jax.tree.leaves_with_path(state.params):
             name = "/".join(str(key.key) for key in path)
-            w, update = np.asarray(w, np.float64), np.asarray(w, np.float64) - np.asarray(old[path], np.float64)
+            w, update = (
+                np.asarray(w, np.float64),
+                np.asarray(w, np.float64) - np.asarray(old[path], np.float64),
+            )
             found = records[t]["tensors"].pop(name)
             expected = {
                 "rms": np.sqrt(np.mean(w**2)),
@@ -75,12 +89,16 @@ def test_a_profile_that_cannot_be_written(tiny, tmp_path, monkeypatch):
 
 
 def test_watching_changes_nothing(tiny, tmp_path):
-    rows = [train(tiny(monitor__tensor_interval=interval), tmp_path / str(interval)) for interval in (0, 3)]
+    rows = [
+        train(tiny(monitor__tensor_interval=interval), tmp_path / str(interval))
+        for interval in (0, 3)
+    ]
     assert rows[0]["id"] == rows[1]["id"] and rows[0]["eval_losses"] == rows[1]["eval_losses"]
 
 
 def test_speed(tiny, tmp_path, monkeypatch, capsys):
-    """Tokens a second, MFU and percentiles from the times of steps alone; of a device of unknown peak no number."""
+    """Tokens a second, MFU and percentiles from the times of steps alone; of a device of unknown
+    peak no number."""
     times = iter([*range(0, 100, 1), 1000, *range(2000, 2003)])
     monkeypatch.setattr(logs.time, "perf_counter", lambda: float(next(times)))
     timer = StepTimer(tokens_per_step=64, flops_per_step=1e12, num_devices=4)
@@ -89,9 +107,18 @@ def test_speed(tiny, tmp_path, monkeypatch, capsys):
         timer.step_ended()
     record = timer.report(100)
     seconds = record["step_seconds"]
-    assert (seconds["p50"], seconds["p90"], seconds["max"], record["tokens_per_second"]) == (1, 1, 901, 64)
+    assert (seconds["p50"], seconds["p90"], seconds["max"], record["tokens_per_second"]) == (
+        1,
+        1,
+        901,
+        64,
+    )
     assert 1 <= seconds["p99"] < 901
-    assert record["mfu"] is None and record["peak_flops"] is None and record["device"] == jax.devices()[0].device_kind
+    assert (
+        record["mfu"] is None
+        and record["peak_flops"] is None
+        and record["device"] == jax.devices()[0].device_kind
+    )
     timer.pause()  # an evaluation is no step
     for _ in range(3):
         timer.step_ended()
@@ -111,10 +138,13 @@ def test_speed(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "kind, peak",
     [
-        ("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12),
-        ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("TPU7x", 1153e12), ("NVIDIA H100 80GB HBM3", 989e12),
+        ("TPU v2", 22.5e12), ("TPU v3", 61.5e12), ("TPU v4", 275e12), ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("TPU7x", 1153e12), ("NVIDIA H100 80GB HBM3",
+        989e12),
         ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12), ("Tesla V100-SXM2-16GB", 125e12), ("NVIDIA GB200", 2500e12), ("NVIDIA B200", 2250e12),
+        ("NVIDIA L40S", 362e12), ("Tesla V100-SXM2-16GB", 125e12), ("NVIDIA GB200", 2500e12),
+        ("NVIDIA B200", 2250e12),
         ("cpu", None), ("TPU v9", None), ("NVIDIA X4000", None),
     ],
 )  # fmt: skip

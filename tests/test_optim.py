@@ -13,11 +13,15 @@ from mujax.schedules import SCHEDULES
 
 HPS = Hps(
     learning_rate=0.1, weight_decay=0.03, b1=0.8, b2=0.95, eps=0.01, grad_clip=1.5,
-    warmup_steps=4, decay_steps=5, total_steps=20, final_ratio=0.1, attention_scale=0.0, residual_scale=0.0,
+    warmup_steps=4, decay_steps=5, total_steps=20, final_ratio=0.1, attention_scale=0.0,
+    residual_scale=0.0,
     logits_scale=0.0, embedding_scale=0.0,
 )  # fmt: skip
 # Stored weights of `a` are half of the effective ones, and their gradients twice as large
-SCALINGS = {"a": Scaling(forward=2.0, lr=0.25, eps=0.5, weight_decay=2.0), "b": Scaling(lr=3.0, eps=4.0)}
+SCALINGS = {
+    "a": Scaling(forward=2.0, lr=0.25, eps=0.5, weight_decay=2.0),
+    "b": Scaling(lr=3.0, eps=4.0),
+}
 DIMS = {"embed": 3, "mlp": 4, "vocab": 5, "layers": 2, "heads": 2, "head_dim": 2}
 METAS = {"a": signature("hidden", "embed -> mlp", DIMS), "b": signature("vector", "-> vocab", DIMS)}
 
@@ -28,7 +32,8 @@ def by_effective(grads):
 
 
 def numpy_adamw(params, grads_per_step, multipliers, decay_form):
-    """Textbook AdamW, one tensor and one step at a time; no trick for eps; clip and decay see effective weights."""
+    """Textbook AdamW, one tensor and one step at a time; no trick for eps; clip and decay see
+    effective weights."""
     params = {k: v.copy() for k, v in params.items()}
     m = {k: np.zeros_like(v) for k, v in params.items()}
     v = {k: np.zeros_like(x) for k, x in params.items()}
@@ -59,13 +64,19 @@ def test_adamw_equals_numpy(decay_form):
     shapes = {"a": (3, 4), "b": (5,)}
     params = {k: rng.normal(size=s) for k, s in shapes.items()}
     # From far below the clip norm to far above it, and from below eps to above it
-    grads = [{k: rng.normal(size=s) * 10.0 ** (i / 2 - 2) for k, s in shapes.items()} for i in range(8)]
+    grads = [
+        {k: rng.normal(size=s) * 10.0 ** (i / 2 - 2) for k, s in shapes.items()} for i in range(8)
+    ]
     multipliers = np.linspace(0.2, 1.0, 8)
     with jax.enable_x64(True):
-        state = make_optimizer(OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, 0.0).init(params)
+        state = make_optimizer(OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, 0.0).init(
+            params
+        )
         ours = params
         for g, multiplier in zip(grads, multipliers, strict=True):
-            chain = make_optimizer(OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, multiplier)
+            chain = make_optimizer(
+                OPTIMIZERS["adamw"], decay_form, METAS, HPS, SCALINGS, multiplier
+            )
             updates, state = chain.update(by_effective(g), state, ours)
             ours = optax.apply_updates(ours, updates)
         for name, expected in numpy_adamw(params, grads, multipliers, decay_form).items():
@@ -73,7 +84,8 @@ def test_adamw_equals_numpy(decay_form):
 
 
 def one_step(name, params, grads, metas, **scaling):
-    """-update / learning rate of each tensor, no clip, no decay, at the first step from `params`."""
+    """-update / learning rate of each tensor, no clip, no decay, at the first step from
+    `params`."""
     scalings = dict.fromkeys(params, Scaling(**scaling))
     hps = HPS._replace(learning_rate=1.0, weight_decay=0.0, grad_clip=np.inf, eps=1e-12)
     chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0)
@@ -82,7 +94,8 @@ def one_step(name, params, grads, metas, **scaling):
 
 
 def test_muon_orthogonalizes_logical_matrices():
-    """By singular values: each layer of a stack by itself, heads merged into one side; the rest is Adam's."""
+    """By singular values: each layer of a stack by itself, heads merged into one side; the rest is
+    Adam's."""
     rng = np.random.default_rng(0)
     metas = {
         "wo": signature("hidden", "layers | heads head_dim -> embed", DIMS),
@@ -97,13 +110,14 @@ def test_muon_orthogonalizes_logical_matrices():
         ours = updates["wo"][layer].reshape(4, 3)
         values = np.diag(u.T @ ours @ vt.T)  # the same singular vectors ...
         np.testing.assert_allclose(ours, u @ np.diag(values) @ vt, atol=1e-12)
-        assert np.all((values > 0.6) & (values < 1.3))  # ... all values near 1, as Newton-Schulz leaves them
+        # ... all values near 1, as Newton-Schulz leaves them
+        assert np.all((values > 0.6) & (values < 1.3))
     np.testing.assert_allclose(updates["unembed"], np.sign(grads["unembed"]), rtol=1e-6)
 
 
 def test_muon_decays_every_matrix_alike():
-    """As KellerJordan/Muon, whose factor for shape multiplies the update alone: at a gradient of 0, 1 to 4 and 4 to 1
-    shrink by learning rate x weight decay."""
+    """As KellerJordan/Muon, whose factor for shape multiplies the update alone: at a gradient of 0,
+    1 to 4 and 4 to 1 shrink by learning rate x weight decay."""
     sizes = {"embed": 4, "mlp": 16, "vocab": 8, "heads": 2, "head_dim": 2, "kv_heads": 1}
     metas = {
         "wi": signature("hidden", "embed -> mlp", sizes),
@@ -118,17 +132,23 @@ def test_muon_decays_every_matrix_alike():
         chain = make_optimizer(OPTIMIZERS["muon"], "decoupled", metas, HPS, scalings, 0.5)
         updates, _ = chain.update(zero, chain.init(params), params)
     for name, update in updates.items():
-        np.testing.assert_allclose(update, -0.5 * HPS.learning_rate * HPS.weight_decay * params[name], err_msg=name)
+        np.testing.assert_allclose(
+            update, -0.5 * HPS.learning_rate * HPS.weight_decay * params[name], err_msg=name
+        )
     for name, meta in metas.items():  # the learning rate keeps the factor for shape
         shape = (meta.fan_out / meta.fan_in) ** 0.5 if meta.role in ("hidden", "kv") else 1
         assert np.isclose(scalings[name].lr, shape)
 
 
 def test_adafactor_factors_each_logical_matrix():
-    """First step, written out: g / sqrt(row mean x column mean / mean), clipped to RMS 1, times RMS of the weight."""
+    """First step, written out: g / sqrt(row mean x column mean / mean), clipped to RMS 1, times RMS
+    of the weight."""
     rng = np.random.default_rng(0)
     metas = {"wo": signature("hidden", "layers | heads head_dim -> embed", DIMS)}
-    grads, params = ({"wo": rng.normal(size=(2, 2, 2, 3)) * np.array([1.0, 50.0]).reshape(2, 1, 1, 1)} for _ in "gp")
+    grads, params = (
+        {"wo": rng.normal(size=(2, 2, 2, 3)) * np.array([1.0, 50.0]).reshape(2, 1, 1, 1)}
+        for _ in "gp"
+    )
     with jax.enable_x64(True):
         ours = one_step("adafactor", params, grads, metas, forward=1.0)["wo"]
         half = one_step("adafactor", {"wo": params["wo"] / 2}, grads, metas, forward=2.0)["wo"]
@@ -138,7 +158,8 @@ def test_adafactor_factors_each_logical_matrix():
         u = g / np.sqrt(v)
         u /= max(1.0, np.sqrt((u**2).mean()))
         np.testing.assert_allclose(ours[layer].reshape(4, 3), u * np.sqrt((w**2).mean()), rtol=1e-6)
-    np.testing.assert_allclose(2 * half, ours, rtol=1e-10)  # the effective update, whatever is stored
+    # the effective update, whatever is stored
+    np.testing.assert_allclose(2 * half, ours, rtol=1e-10)
 
 
 def test_lion_and_sgd_equal_textbook():
@@ -148,7 +169,9 @@ def test_lion_and_sgd_equal_textbook():
     hps = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
     with jax.enable_x64(True):
         for name in ("lion", "sgd"):
-            state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, SCALINGS, 1.0).init(params)
+            state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, SCALINGS, 1.0).init(
+                params
+            )
             momentum = jax.tree.map(np.zeros_like, params)
             for g in grads:
                 chain = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, SCALINGS, 1.0)
@@ -160,17 +183,27 @@ def test_lion_and_sgd_equal_textbook():
                     else:
                         expected = np.sign(hps.b1 * momentum[k] + (1 - hps.b1) * g[k])
                         momentum[k] = hps.b2 * momentum[k] + (1 - hps.b2) * g[k]
-                    np.testing.assert_allclose(updates[k], -hps.learning_rate * s.lr * expected, rtol=1e-12)
+                    np.testing.assert_allclose(
+                        updates[k], -hps.learning_rate * s.lr * expected, rtol=1e-12
+                    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
-    """Each fact in OPTIMIZERS against updates: of three steps, and with one thing changed at a time."""
+    """Each fact in OPTIMIZERS against updates: of three steps, and with one thing changed at a
+    time."""
     optimizer, rng = OPTIMIZERS[name], np.random.default_rng(0)
-    texts = {"hidden": "embed -> mlp", "kv": "embed -> mlp", "input": "vocab -> mlp", "output": "embed -> vocab"}
+    texts = {
+        "hidden": "embed -> mlp",
+        "kv": "embed -> mlp",
+        "input": "vocab -> mlp",
+        "output": "embed -> vocab",
+    }
     metas = {role: signature(role, text, DIMS) for role, text in texts.items()}
     metas["vector"] = signature("vector", "-> mlp", DIMS)
-    params, *grads = ({role: rng.normal(size=meta.sizes) for role, meta in metas.items()} for _ in range(4))
+    params, *grads = (
+        {role: rng.normal(size=meta.sizes) for role, meta in metas.items()} for _ in range(4)
+    )
     plain = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
     scalings = dict.fromkeys(metas, Scaling())
 
@@ -178,7 +211,9 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
         chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0, dtype)
         state = chain.init(params)
         for each in grads:
-            updates, state = chain.update({role: factor * grad for role, grad in each.items()}, state, params)
+            updates, state = chain.update(
+                {role: factor * grad for role, grad in each.items()}, state, params
+            )
         return updates, state
 
     with jax.enable_x64(True):
@@ -188,7 +223,8 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
         for role, meta in metas.items():
             if meta.ins:
                 values = np.linalg.svd(-updates[role] / plain.learning_rate, compute_uv=False)
-                is_orthogonal = 0.6 < values.min() and values.max() < 1.3  # as Newton-Schulz leaves them
+                # as Newton-Schulz leaves them
+                is_orthogonal = 0.6 < values.min() and values.max() < 1.3
                 assert is_orthogonal == optimizer.orthogonalizes(meta), (role, values)
         small = plain._replace(eps=1e-12)
         (before, _), (larger, _), (heavier, _) = (
@@ -202,7 +238,9 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
             np.testing.assert_allclose(found, by_gauge, rtol=1e-5, err_msg=role)
         for field in ("b1", "b2", "eps"):
             changed, _ = run(hps=plain._replace(**{field: 0.5 * getattr(plain, field)}))
-            is_read = any(not np.allclose(changed[role], updates[role], rtol=1e-9) for role in metas)
+            is_read = any(
+                not np.allclose(changed[role], updates[role], rtol=1e-9) for role in metas
+            )
             assert is_read == (field in optimizer.hps), field
 
 
@@ -212,11 +250,13 @@ def test_every_optimizer_lowers_a_quadratic():
         start = params
         hps = jax.tree.map(np.float32, HPS._replace(learning_rate=0.02, weight_decay=0.0))
         scalings = jax.tree.map(np.float32, dict.fromkeys(params, Scaling()))
-        state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).init(params)
+        state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).init(
+            params
+        )
         for _ in range(5):
-            updates, state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).update(
-                params, state, params
-            )
+            updates, state = make_optimizer(
+                OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0
+            ).update(params, state, params)
             params = optax.apply_updates(params, updates)
         assert all(np.abs(params[k]).sum() < np.abs(start[k]).sum() for k in params), name
 
@@ -224,7 +264,10 @@ def test_every_optimizer_lowers_a_quadratic():
 def test_decay_forms_differ():
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=3), "b": rng.normal(size=3)}
-    ends = [numpy_adamw(params, [{"a": np.ones(3), "b": np.ones(3)}] * 3, [0.5] * 3, form)["a"] for form in DECAY_FORMS]
+    ends = [
+        numpy_adamw(params, [{"a": np.ones(3), "b": np.ones(3)}] * 3, [0.5] * 3, form)["a"]
+        for form in DECAY_FORMS
+    ]
     assert all(not np.allclose(x, y) for i, x in enumerate(ends) for y in ends[:i])
 
 
@@ -247,7 +290,9 @@ def test_schedules_equal_optax_after_warmup():
     linear = optax.linear_schedule(1.0, 0.1, 16)
     cosine = optax.cosine_decay_schedule(1.0, 16, alpha=0.1)
     for name, theirs in (("linear", linear), ("cosine", cosine)):
-        np.testing.assert_allclose(SCHEDULES[name](steps, HPS), jax.vmap(theirs)(steps - 4), rtol=1e-5)
+        np.testing.assert_allclose(
+            SCHEDULES[name](steps, HPS), jax.vmap(theirs)(steps - 4), rtol=1e-5
+        )
 
 
 def test_no_warmup_starts_at_the_peak():

@@ -1,4 +1,5 @@
-"""Local parabolas: right on exact curves, covering on noisy ones, flagged where they say nothing."""
+"""Local parabolas: right on exact curves, covering on noisy ones, flagged where they say
+nothing."""
 
 import numpy as np
 import pytest
@@ -46,11 +47,15 @@ def test_exact_parabola(step):
 
 
 def test_the_window_is_not_pulled_by_a_lopsided_curve():
-    """Slow below, a wall above: the local vertex stays near the minimum, that of all that the paper keeps does not."""
+    """Slow below, a wall above: the local vertex stays near the minimum, that of all that the paper
+    keeps does not."""
     grid = np.arange(-14, -2, 0.5)
     u = LN2 * (grid + 6)
     losses = 2.5 + 0.05 * (np.exp(u) - 1 - u)
-    local, kept = fit_optimum(grid, losses.tolist(), 0.01).parabola.vertex, losses <= 1.35 * losses.min()
+    local, kept = (
+        fit_optimum(grid, losses.tolist(), 0.01).parabola.vertex,
+        losses <= 1.35 * losses.min(),
+    )
     curvature, slope, _ = np.polyfit(grid[kept], losses[kept], 2)
     wide = -slope / (2 * curvature)
     assert abs(local + 6) < 0.7 * abs(wide + 6)
@@ -59,17 +64,25 @@ def test_the_window_is_not_pulled_by_a_lopsided_curve():
 @pytest.mark.parametrize(("sigma", "step"), [(0.003, 1), (0.01, 0.5)])
 @pytest.mark.parametrize("given", [True, False])
 def test_vertex_intervals_cover(sigma, step, given):
-    """Three seeds; each has luck that is common to its learning rates, and an optimum of its own."""
+    """Three seeds; each has luck that is common to its learning rates, and an optimum of its
+    own."""
     rng, grid, hits = np.random.default_rng(1), np.arange(-10, -1.9, step), []
     for _ in range(60):
         vertices, curves = rng.uniform(-7, -5, 3), []
         for vertex in vertices:
             own = vertex + 0.2 * rng.standard_normal(3)
             luck = 0.02 * rng.standard_normal(3)
-            runs = np.array([bowl(grid, at) for at in own]).T + luck + sigma * rng.standard_normal((len(grid), 3))
+            runs = (
+                np.array([bowl(grid, at) for at in own]).T
+                + luck
+                + sigma * rng.standard_normal((len(grid), 3))
+            )
             curves.append([tuple(cell) for cell in runs.tolist()])
         optima = fit_optima([grid] * 3, curves, sigma if given else None)
-        hits += [o.interval[0] <= vertex <= o.interval[1] for o, vertex in zip(optima, vertices, strict=True)]
+        hits += [
+            o.interval[0] <= vertex <= o.interval[1]
+            for o, vertex in zip(optima, vertices, strict=True)
+        ]
     assert 0.6 <= np.mean(hits) <= 0.78
 
 
@@ -82,11 +95,16 @@ def test_noise_comes_from_the_caller_the_seeds_or_the_residuals():
     optima = [fit_optimum(GRID, losses, noise) for losses, noise in cases]
     found = [o.noise for o in optima]
     assert [n.source for n in found] == ["given", "seeds", "residuals"]
-    # By hand: what is left of the seeds' losses without their means, their luck, and a shift of their optima
-    near = np.array([cell for x, cell in zip(GRID, seeds, strict=True) if abs(x - optima[1].log2_lr) <= 3])
+    # By hand: what is left of the seeds' losses without their means, their luck, and a shift of
+    # their optima
+    near = np.array(
+        [cell for x, cell in zip(GRID, seeds, strict=True) if abs(x - optima[1].log2_lr) <= 3]
+    )
     left = near - near.mean(1, keepdims=True)
     slope = np.array([x + 6.2 for x in GRID if abs(x - optima[1].log2_lr) <= 3])
-    left = left - np.stack([np.polyval(np.polyfit(slope, column, 1), slope) for column in left.T], 1)
+    left = left - np.stack(
+        [np.polyval(np.polyfit(slope, column, 1), slope) for column in left.T], 1
+    )
     dof = (len(near) - 2) * 4
     assert found[1].dof == dof
     assert found[1].sigma == pytest.approx(np.sqrt((left**2).sum() / dof), rel=0.01)
@@ -101,9 +119,11 @@ def test_noise_comes_from_the_caller_the_seeds_or_the_residuals():
 
 
 def test_few_seeds_have_wide_tails():
-    """With two degrees of freedom a 95% interval is 3.3 times the 68% one, by Student's quantiles, and not twice."""
+    """With two degrees of freedom a 95% interval is 3.3 times the 68% one, by Student's quantiles,
+    and not twice."""
     e = Estimate(0.0, (-1.0, 1.0), (), 2)
-    assert e.within()[1] == pytest.approx(4.303 / 1.321, rel=1e-3)  # t tables: 0.975 and 0.8413 at 2 degrees
+    # t tables: 0.975 and 0.8413 at 2 degrees
+    assert e.within()[1] == pytest.approx(4.303 / 1.321, rel=1e-3)
     assert Estimate(0.0, (-1.0, 1.0)).within()[1] == pytest.approx(1.96, abs=0.001)
 
 
@@ -128,18 +148,24 @@ def test_diverged_points_do_not_enter():
     hurt = [None if x > -4.4 else y for x, y in zip(GRID, losses, strict=True)]
     assert abs(fit_optimum(GRID, hurt, 0.01).vertex + 6.2) < 1e-3
     assert fit_optimum(GRID, [None] * 17) is None
-    again = fit_parabolas(GRID, np.array([losses, [np.nan if y is None else y for y in hurt]]), np.ones(17))
+    again = fit_parabolas(
+        GRID, np.array([losses, [np.nan if y is None else y for y in hurt]]), np.ones(17)
+    )
     np.testing.assert_allclose(again.summaries()[0][:, 1], -6.2)
 
 
 def test_flat_curves_are_flagged():
     rng = np.random.default_rng(3)
-    flagged = [bool(fit_optimum(GRID, (2.5 + 0.01 * rng.standard_normal(17)).tolist(), 0.01).flags) for _ in range(200)]
+    flagged = [
+        bool(fit_optimum(GRID, (2.5 + 0.01 * rng.standard_normal(17)).tolist(), 0.01).flags)
+        for _ in range(200)
+    ]
     assert np.mean(flagged) >= 0.95
 
 
 def test_a_fit_that_contradicts_the_points_is_flagged():
-    """A plateau beside the lowest point, in noise that is known to be small: no valley fits, and it is said."""
+    """A plateau beside the lowest point, in noise that is known to be small: no valley fits, and it
+    is said."""
     grid = [-10.0, -9.0, -8.0, -7.0, -6.0, -5.0, -4.0]
     losses = [2.60, 2.58, 2.56, 2.30, 2.55, 2.57, 2.59]
     sharp, smooth = fit_optimum(grid, losses, 0.001), fit_optimum(grid, bowl(grid), 0.001)

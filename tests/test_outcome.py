@@ -1,4 +1,5 @@
-"""When a run ends: by a loss that is not sound, by the rule of giving up, or with all its steps done and evaluated."""
+"""When a run ends: by a loss that is not sound, by the rule of giving up, or with all its steps
+done and evaluated."""
 
 import dataclasses
 import math
@@ -46,8 +47,14 @@ def test_when_it_is_evaluated():
 )
 def test_ends_at_an_evaluation(train, losses, ended, diverged_at, stopped_at):
     outcome = evaluated(train, *losses)
-    assert (outcome.has_ended, outcome.diverged_at, outcome.stopped_at) == (ended, diverged_at, stopped_at)
-    expected = "ok" if diverged_at == stopped_at else "stopped" if diverged_at is None else "diverged"
+    assert (outcome.has_ended, outcome.diverged_at, outcome.stopped_at) == (
+        ended,
+        diverged_at,
+        stopped_at,
+    )
+    expected = (
+        "ok" if diverged_at == stopped_at else "stopped" if diverged_at is None else "diverged"
+    )
     assert outcome.status == expected
 
 
@@ -62,7 +69,9 @@ def test_ends_in_training(loss):
 
 def test_a_lane_is_frozen_by_the_same_rule():
     losses = [19.0, 20.0, 20.5, math.nan, math.inf]
-    assert is_sound(np.float32(losses), np.float32(20.0)).tolist() == [is_sound(loss, 20.0) for loss in losses]
+    assert is_sound(np.float32(losses), np.float32(20.0)).tolist() == [
+        is_sound(loss, 20.0) for loss in losses
+    ]
 
 
 def test_the_best_evaluation():

@@ -34,7 +34,11 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def run_at(width, name, base_width=32, model="transformer", **overrides):
     tree = tiny_tree(
-        model, model__d_model=width, parameterization__name=name, parameterization__base_width=base_width, **overrides
+        model,
+        model__d_model=width,
+        parameterization__name=name,
+        parameterization__base_width=base_width,
+        **overrides,
     )
     tree.pop("sweep")
     return make_run(make_run_config(tree))
@@ -45,12 +49,14 @@ OTHER_MODELS = {"moe": HEADS, "recurrent": {}, "mlp": {}}
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [*((name, "transformer") for name in PARAMETERIZATIONS), *(("mup", m) for m in OTHER_MODELS)]
+    ("name", "model"),
+    [*((name, "transformer") for name in PARAMETERIZATIONS), *(("mup", m) for m in OTHER_MODELS)],
 )
 def test_golden_table(name, model, request):
     """Every tensor, at widths 128 and 512 over a base of 32, two layers over one, d_head 16 over 8.
 
-    Regenerate with pytest --regenerate-golden and review the diff against the source that the file names.
+    Regenerate with pytest --regenerate-golden and review the diff against the source that the file
+    names.
     """
     table = PARAMETERIZATIONS[name]
     blocks = [table.source]
@@ -63,15 +69,23 @@ def test_golden_table(name, model, request):
         base_metas = abstract_metas(run.program.model_class, run.cfg.base_model)
         lines = []
         for tensor, row in named_leaves(run.rows).items():
-            by_column = {column: named_leaves(_resolve(run, base_metas, column)) for column in row.lr}
+            by_column = {
+                column: named_leaves(_resolve(run, base_metas, column)) for column in row.lr
+            }
             numbers = by_column["adam"][tensor]
-            rates = "  ".join(f"{column}={float(by_column[column][tensor].lr):<9.6g}" for column in row.lr)
+            rates = "  ".join(
+                f"{column}={float(by_column[column][tensor].lr):<9.6g}" for column in row.lr
+            )
             lines.append(
-                f"{tensor:<26} {named_leaves(run.metas)[tensor].role:<7} init={numbers.init:<10.6g} "
-                f"forward={numbers.forward:<10.6g} eps={numbers.eps:<11.6g} decay={numbers.weight_decay:<9.6g} "
+                f"{tensor:<26} {named_leaves(run.metas)[tensor].role:<7} "
+                f"init={numbers.init:<10.6g} "
+                f"forward={numbers.forward:<10.6g} eps={numbers.eps:<11.6g} "
+                f"decay={numbers.weight_decay:<9.6g} "
                 f"lr: {rates}".rstrip()
             )
-        scales = "  ".join(f"{scale}={float(value):.6g}" for scale, value in run.scales._asdict().items())
+        scales = "  ".join(
+            f"{scale}={float(value):.6g}" for scale, value in run.scales._asdict().items()
+        )
         blocks.append("\n".join([f"width {width}", *lines, scales]))
     text = "\n\n".join(blocks) + "\n"
     file = GOLDEN / f"{name}.txt" if model == "transformer" else GOLDEN / "models" / f"{model}.txt"
@@ -81,7 +95,8 @@ def test_golden_table(name, model, request):
 
 
 def _resolve(run, base_metas, column):
-    """The scalings of another column of learning rates; ones where a tensor's rule has no such column."""
+    """The scalings of another column of learning rates; ones where a tensor's rule has no such
+    column."""
     rows = map_params(lambda _, r: r if column in r.lr else r.replace(lr={column: ONE}), run.rows)
     return resolve(rows, run.metas, base_metas, column)
 
@@ -106,7 +121,9 @@ def test_mup_is_table_3_of_2203_03466(width):
         "gain": (scalings["final_norm"]["gain"], 1, 1, 1 / m),
     }
     for name, (scaling, init, lr, eps) in expected.items():
-        assert np.allclose([scaling.init, scaling.lr, scaling.eps], [init, lr, eps], rtol=1e-6), name
+        assert np.allclose([scaling.init, scaling.lr, scaling.eps], [init, lr, eps], rtol=1e-6), (
+            name
+        )
         assert scaling.forward == scaling.weight_decay == 1
 
 
@@ -150,14 +167,17 @@ def test_relative_tables_are_sp_at_the_base_width(width):
 def effective_numbers(run):
     """Per tensor, what training sees: init, rate and eps of the effective weight."""
     return jax.tree.map(
-        lambda s: tuple(round(float(x), 6) for x in (s.init * s.forward, s.lr * s.forward, s.eps / s.forward)),
+        lambda s: tuple(
+            round(float(x), 6) for x in (s.init * s.forward, s.lr * s.forward, s.eps / s.forward)
+        ),
         run.scalings,
         is_leaf=is_scaling,
     )
 
 
 def test_eps_follows_the_measured_gradient():
-    """Slope of log gradient RMS against log width after 10 steps, per tensor, near the eps exponent of the table."""
+    """Slope of log gradient RMS against log width after 10 steps, per tensor, near the eps exponent
+    of the table."""
     widths = (64, 256)
     logs = []
     for width in widths:
@@ -175,12 +195,15 @@ def test_eps_follows_the_measured_gradient():
         logs.append(jax.tree.map(lambda *s: 0.5 * np.log2(np.mean(s)), *squares))
     slopes = jax.tree.map(lambda *y: np.polyfit(np.log2(widths), y, 1)[0], *logs)
     narrow, wide = (run_at(width, "mup", model__norm_gain="vector").scalings for width in (32, 64))
-    exponents = jax.tree.map(lambda a, b: float(np.log2(b.eps / a.eps)), narrow, wide, is_leaf=is_scaling)
+    exponents = jax.tree.map(
+        lambda a, b: float(np.log2(b.eps / a.eps)), narrow, wide, is_leaf=is_scaling
+    )
     for name, slope in named_leaves(slopes).items():
         assert abs(slope - named_leaves(exponents)[name]) < 0.25, name
 
 
-# Tables that store other weights and train the same effective ones (2203.03466, Tables 3, 8, 9 and appendix J.2.1;
+# Tables that store other weights and train the same effective ones (2203.03466, Tables 3, 8, 9 and
+# appendix J.2.1;
 # 2407.05872, section 2)
 ONE_TRAJECTORY = (
     ("mup", "mup_table8", "mup_table9", "mean_field_full", "everett_mup_full"),
@@ -205,16 +228,19 @@ ONE_TRAJECTORY = (
     ],
 )
 def test_symmetry_of_every_table(optimizer, decay_form):
-    """Rescaling what is stored, by hand or by another form of a table, changes no loss of 10 steps (fp64, 1e-12).
+    """Rescaling what is stored, by hand or by another form of a table, changes no loss of 10 steps
+    (fp64, 1e-12).
 
-    With a clip that bites and with decay. A table without rates for the optimizer is run at its Adam rates: the
-    symmetry does not depend on them.
+    With a clip that bites and with decay. A table without rates for the optimizer is run at its
+    Adam rates: the symmetry does not depend on them.
     """
     rate = {"sgd": 0.05, "adafactor": 0.02}.get(optimizer, 2.0**-8)
     with jax.enable_x64(True):
         common = dict(
-            model__norm_gain="vector", model__dtype="float32", optim__name="adamw", optim__decay_form=decay_form,
-            optim__weight_decay=0.1, optim__grad_clip=0.5, optim__eps=1e-5, optim__learning_rate=rate,
+            model__norm_gain="vector", model__dtype="float32", optim__name="adamw",
+            optim__decay_form=decay_form,
+            optim__weight_decay=0.1, optim__grad_clip=0.5, optim__eps=1e-5,
+            optim__learning_rate=rate,
         )  # fmt: skip
         runs = {name: run_at(32, name, base_width=16, **common) for name in PARAMETERIZATIONS}
         base_metas = abstract_metas(runs["sp"].program.model_class, runs["sp"].cfg.base_model)
@@ -235,7 +261,9 @@ def test_symmetry_of_every_table(optimizer, decay_form):
         def numbers(name):
             column = OPTIMIZERS[optimizer].column
             has_it = all(column in row.lr for row in named_leaves(runs[name].rows).values())
-            return resolve(runs[name].rows, runs[name].metas, base_metas, column if has_it else "adam")
+            return resolve(
+                runs[name].rows, runs[name].metas, base_metas, column if has_it else "adam"
+            )
 
         thetas = iter(np.exp(np.random.default_rng(0).uniform(-2, 2, 10_000)))
         plain = {name: losses(run, numbers(name)) for name, run in runs.items()}
@@ -246,7 +274,9 @@ def test_symmetry_of_every_table(optimizer, decay_form):
         for first, *others in ONE_TRAJECTORY:
             for other in others:
                 if optimizer != "muon" or other.startswith("mup"):
-                    np.testing.assert_allclose(plain[other], plain[first], rtol=1e-12, err_msg=f"{other}, {first}")
+                    np.testing.assert_allclose(
+                        plain[other], plain[first], rtol=1e-12, err_msg=f"{other}, {first}"
+                    )
         assert np.max(np.abs(plain["mup"] / plain["sp"] - 1)) > 1e-6  # other tables are other runs
 
 
@@ -256,8 +286,14 @@ def test_a_table_must_be_whole():
     without = {role: row for role, row in rows.items() if role != "vector"}
     for changes, message in (
         ({"rows": without}, "no row for role 'vector'"),
-        ({"rows": {**rows, "hiden": rows["hidden"]}}, "'hiden', which is no role; did you mean hidden"),
-        ({"rows": {**rows, "input": Row("x", lr={"adamw": ONE})}}, "'adamw' is no column; did you mean adam"),
+        (
+            {"rows": {**rows, "hiden": rows["hidden"]}},
+            "'hiden', which is no role; did you mean hidden",
+        ),
+        (
+            {"rows": {**rows, "input": Row("x", lr={"adamw": ONE})}},
+            "'adamw' is no column; did you mean adam",
+        ),
         ({"intends": {"decays": "x"}}, "intends 'decays'"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -267,7 +303,10 @@ def test_a_table_must_be_whole():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (("embedd=sp",), "matches no tensor, role or forward scale of the model; did you mean embed?"),
+        (
+            ("embedd=sp",),
+            "matches no tensor, role or forward scale of the model; did you mean embed?",
+        ),
         (("kv=sp",), "matches no tensor"),
         (("hidden=sp", "blocks/*/wq.lr=0.5"), "both set blocks/attention/wq's lr"),
         (("unembed=sp", "output=sp"), "both set unembed's init"),
@@ -293,10 +332,23 @@ def test_overrides_that_cannot_be(override, message):
 
 
 def test_overrides():
-    """Rows, patterns, numbers and scales from other tables or as numbers; the rest is left alone."""
+    """Rows, patterns, numbers and scales from other tables or as numbers; the rest is left
+    alone."""
     plain, sp = (named_leaves(run_at(64, name).scalings) for name in ("mup", "sp"))
-    override = ("input=sp", "*/wq.lr=0.5", "unembed=mup_table8", "blocks/mlp/wi.init=sp.output", "attention=sp")
-    run = run_at(64, "mup", model__d_head=16, parameterization__base_d_head=8, parameterization__override=override)
+    override = (
+        "input=sp",
+        "*/wq.lr=0.5",
+        "unembed=mup_table8",
+        "blocks/mlp/wi.init=sp.output",
+        "attention=sp",
+    )
+    run = run_at(
+        64,
+        "mup",
+        model__d_head=16,
+        parameterization__base_d_head=8,
+        parameterization__override=override,
+    )
     ours = named_leaves(run.scalings)
     assert ours["embed"] == sp["embed"] != plain["embed"]
     assert ours["blocks/attention/wq"] == plain["blocks/attention/wq"]._replace(lr=0.5)
@@ -308,7 +360,11 @@ def test_overrides():
 
 
 def test_override_takes_the_row_that_the_other_table_has_for_the_tensor():
-    override = ("*/wq=lingle_mup_qzero", "blocks/mlp/wo=factorial", "blocks/attention/wo=factorial.hidden")
+    override = (
+        "*/wq=lingle_mup_qzero",
+        "blocks/mlp/wo=factorial",
+        "blocks/attention/wo=factorial.hidden",
+    )
     ours = named_leaves(run_at(64, "mup", parameterization__override=override).scalings)
     assert ours["blocks/attention/wq"].init == 0
     assert np.isclose(ours["blocks/mlp/wo"].init, (2 * 2 * 64) ** -0.5)
@@ -316,9 +372,12 @@ def test_override_takes_the_row_that_the_other_table_has_for_the_tensor():
 
 
 def test_depth_needs_a_stack():
-    """Rules for depth where no tensor says how deep it is, and a base depth where layers are not stacked."""
+    """Rules for depth where no tensor says how deep it is, and a base depth where layers are not
+    stacked."""
     flat = {"w": signature("hidden", "embed -> mlp", {"embed": 8, "mlp": 8})}
-    stacked = {"w": signature("hidden", "layers | embed -> mlp", {"layers": 4, "embed": 8, "mlp": 8})}
+    stacked = {
+        "w": signature("hidden", "layers | embed -> mlp", {"layers": 4, "embed": 8, "mlp": 8})
+    }
     table = PARAMETERIZATIONS["completep_half"]
     for metas, dims, is_right in (
         ({**stacked}, {"layers": 4}, True),
@@ -338,27 +397,44 @@ def test_depth_needs_a_stack():
 def test_a_base_depth_that_no_rule_reads_is_refused():
     """Depth as such (L) is no comparison; an override may bring the rule that is."""
     for name in ("sp", "mup", "u_mup", "factorial", "lingle_mup"):
-        with pytest.raises(UserError, match=f"base_num_layers = 1: '{name}' has no rule .* set it to 0, .*: completep"):
+        with pytest.raises(
+            UserError,
+            match=f"base_num_layers = 1: '{name}' has no rule .* set it to 0, .*: completep",
+        ):
             run_at(32, name, parameterization__base_num_layers=1)
     for override in ("residual=completep", "blocks/*/wq=completep_half.hidden"):
-        assert run_at(32, "mup", parameterization__base_num_layers=1, parameterization__override=(override,))
+        assert run_at(
+            32, "mup", parameterization__base_num_layers=1, parameterization__override=(override,)
+        )
 
 
 @pytest.mark.parametrize("depth", [2, 8])
 def test_completep_is_the_code_of_its_authors(depth):
-    """EleutherAI/nanoGPT-mup, branch completep, whose embedding is tied: group by group, at m_N = 4 over 1 layer.
+    """EleutherAI/nanoGPT-mup, branch completep, whose embedding is tied: group by group, at m_N = 4
+    over 1 layer.
 
     Their attention is 1 / d_head; a relative table has the constant of sp at the base.
     """
     run = run_at(
-        128, "completep", model__tied=True, model__norm="layer", model__norm_gain="vector", model__bias=True,
+        128, "completep", model__tied=True, model__norm="layer", model__norm_gain="vector",
+        model__bias=True,
         model__num_layers=depth, model__d_head=32, parameterization__base_num_layers=1,
     )  # fmt: skip
     width, blocks = 4, run.scalings["blocks"]
     groups = {  # rate, eps, decay times rate
         "embedding": ([run.scalings["embed"]], 1, 1 / width, 1),
-        "matrices": ([blocks["attention"]["wq"], blocks["mlp"]["wo"]], 1 / width, 1 / width / depth, 1),
-        "gains and biases": ([blocks["attention_norm"]["gain"], blocks["mlp"]["bi"]], 1, 1 / width / depth, 0),
+        "matrices": (
+            [blocks["attention"]["wq"], blocks["mlp"]["wo"]],
+            1 / width,
+            1 / width / depth,
+            1,
+        ),
+        "gains and biases": (
+            [blocks["attention_norm"]["gain"], blocks["mlp"]["bi"]],
+            1,
+            1 / width / depth,
+            0,
+        ),
         "final norm": ([run.scalings["final_norm"]["gain"]], 1, 1 / width, 0),
     }
     for name, (scalings, lr, eps, shrink) in groups.items():
@@ -369,15 +445,21 @@ def test_completep_is_the_code_of_its_authors(depth):
     assert np.isclose(run.scales.logits / base.scales.logits, 1 / width)
     assert np.isclose(run.scales.residual, 1 / depth)
     assert np.isclose(run.scales.attention, 32**-0.5)
-    theirs = run_at(128, "completep", model__d_head=32, parameterization__override=("attention=mup_abs",))
+    theirs = run_at(
+        128, "completep", model__d_head=32, parameterization__override=("attention=mup_abs",)
+    )
     assert np.isclose(theirs.scales.attention, 1 / 32)
 
 
 def test_everything_of_the_factorials_sp_trains_at_eta_over_the_width():
-    """2605.21486's gauge, whatever a tensor's own sizes are: gains of queries and keys, biases of MLP and logits."""
-    options = dict(model__qk_norm=True, model__norm="layer", model__norm_gain="vector", model__bias=True)
+    """2605.21486's gauge, whatever a tensor's own sizes are: gains of queries and keys, biases of
+    MLP and logits."""
+    options = dict(
+        model__qk_norm=True, model__norm="layer", model__norm_gain="vector", model__bias=True
+    )
     for gain, table, expected in (
-        ("vector", "factorial", 1 / 64), ("scalar", "factorial", 1 / 64), ("vector", "factorial+ln", 1),
+        ("vector", "factorial", 1 / 64), ("scalar", "factorial", 1 / 64), ("vector", "factorial+ln",
+        1),
     ):  # fmt: skip
         run = run_at(64, table, **options | {"model__norm_gain": gain})
         rates = {
@@ -388,29 +470,42 @@ def test_everything_of_the_factorials_sp_trains_at_eta_over_the_width():
         assert rates == dict.fromkeys(rates, expected), table
         assert len(rates) > 10
     no_width = {"w": signature("vector", "-> mlp", {"mlp": 8})}
-    with pytest.raises(UserError, match="w: the rule .* goes by the width, which is the size of the axis 'embed'"):
+    with pytest.raises(
+        UserError, match="w: the rule .* goes by the width, which is the size of the axis 'embed'"
+    ):
         resolve(assign_rows(PARAMETERIZATIONS["factorial"], no_width), no_width, no_width, "adam")
 
 
 def test_features_without_a_rule_are_refused():
-    """Tied embeddings, shared keys, experts and optimizers that a table says nothing about: what to declare."""
+    """Tied embeddings, shared keys, experts and optimizers that a table says nothing about: what to
+    declare."""
     for overrides, message in (
         ({"model__tied": True}, "'ntk_full' has no row for role 'tied' of embed; declare"),
-        ({"model__num_kv_heads": 2}, "'ntk_full' has no row for role 'kv' of blocks/attention/wk; declare"),
+        (
+            {"model__num_kv_heads": 2},
+            "'ntk_full' has no row for role 'kv' of blocks/attention/wk; declare",
+        ),
         ({"optim__name": "muon"}, "no learning rate for the muon family"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             run_at(64, "ntk_full", **overrides)
-    assert run_at(64, "ntk_full", model__tied=True, parameterization__override=("tied=mup",)).scalings["embed"]
-    metas = {"w": signature("hidden", "experts | embed -> mlp", {"experts": 4, "embed": 8, "mlp": 16})}
-    with pytest.raises(UserError, match="w is repeated over 'experts', for which parameterization 'lingle_mup' "):
+    assert run_at(
+        64, "ntk_full", model__tied=True, parameterization__override=("tied=mup",)
+    ).scalings["embed"]
+    metas = {
+        "w": signature("hidden", "experts | embed -> mlp", {"experts": 4, "embed": 8, "mlp": 16})
+    }
+    with pytest.raises(
+        UserError, match="w is repeated over 'experts', for which parameterization 'lingle_mup' "
+    ):
         assign_rows(PARAMETERIZATIONS["lingle_mup"], metas)
     rows, _ = apply_overrides(PARAMETERIZATIONS["lingle_mup"], ("w=mup",), metas, PARAMETERIZATIONS)
     assert resolve(rows, metas, metas, "adam")["w"].init == 8**-0.5
 
 
 def test_tied_embedding_and_shared_keys():
-    """Tied: an embedding of unit variance, and logits x base^-1/2 / m; keys: as hidden, SGD's rate by fan_out too."""
+    """Tied: an embedding of unit variance, and logits x base^-1/2 / m; keys: as hidden, SGD's rate
+    by fan_out too."""
     run = run_at(128, "mup", model__tied=True, model__num_kv_heads=2, optim__name="sgd")
     assert "unembed" not in run.scalings
     assert run.scalings["embed"].init == 1 and run.scalings["embed"].lr == 4

@@ -17,14 +17,18 @@ from mujax.training.steps import abstract_metas, abstract_state
 
 DIMS = {"embed": 6, "heads": 3, "head_dim": 2, "mlp": 10, "vocab": 7, "layers": 5, "experts": 4}
 TRANSFORMER = make_run_config(
-    tiny_tree(model__d_model=24, model__num_layers=3, model__mlp_ratio=2.5, model__norm_gain="vector")
+    tiny_tree(
+        model__d_model=24, model__num_layers=3, model__mlp_ratio=2.5, model__norm_gain="vector"
+    )
 ).model
 
 
 def draw(model, config):
     """The boxed parameters of a real init."""
     hps = Hps(*(0.0 for _ in Hps._fields))
-    return jax.jit(MODELS[model][1](config).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32), hps)["params"]
+    return jax.jit(MODELS[model][1](config).init)(
+        jax.random.key(1), jnp.zeros((1, 1), jnp.int32), hps
+    )["params"]
 
 
 def test_fans_are_logical():
@@ -40,7 +44,12 @@ def test_fans_are_logical():
 @pytest.mark.parametrize(
     ("role", "text", "dist", "complaint"),
     [
-        ("hiden", "embed -> mlp", "normal", "'hiden', the role of 'embed -> mlp', is no role; did you mean hidden"),
+        (
+            "hiden",
+            "embed -> mlp",
+            "normal",
+            "'hiden', the role of 'embed -> mlp', is no role; did you mean hidden",
+        ),
         ("hidden", "embed mlp", "normal", "no '->'"),
         ("hidden", "embed -> mpl", "normal", "no size for axis 'mpl'"),
         ("hidden", "embed -> embed", "normal", "repeats an axis"),
@@ -83,7 +92,8 @@ def test_parameter_without_a_role_is_named():
 
 
 def test_a_fork_that_keeps_its_name_is_another_program(monkeypatch):
-    """As one edited in a notebook does: nothing that was found or compiled for the first serves the second."""
+    """As one edited in a notebook does: nothing that was found or compiled for the first serves the
+    second."""
     tree = tiny_tree("mlp")
     tree.pop("sweep")
     cfg = make_run_config(tree)
@@ -100,5 +110,7 @@ def test_a_fork_that_keeps_its_name_is_another_program(monkeypatch):
     monkeypatch.setitem(MODELS, "mlp", (MODELS["mlp"][0], MLPLanguageModel))
     second = make_run(cfg)
     assert second.program != first.program and second.metas.keys() - first.metas.keys() == {"extra"}
-    assert abstract_state(second.program).params.keys() - abstract_state(first.program).params.keys() == {"extra"}
+    assert abstract_state(second.program).params.keys() - abstract_state(
+        first.program
+    ).params.keys() == {"extra"}
     assert second.group == first.group  # of what the config says

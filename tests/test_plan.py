@@ -1,4 +1,5 @@
-"""The plan: costs read from HLO against sums by hand; and, where libtpu is, real compilations for TPUs."""
+"""The plan: costs read from HLO against sums by hand; and, where libtpu is, real compilations for
+TPUs."""
 
 import dataclasses
 import importlib.util
@@ -23,8 +24,8 @@ from mujax.sweep.grid import expand_sweep
 from mujax.training.run import make_run
 from mujax.training.sharding import make_layout
 
-# A loop of 5 whose body computes 100 + 7 cycles and gathers; a loop of unknown length; an asynchronous gather; a
-# fused all-reduce with slice; a call without estimate
+# A loop of 5 whose body computes 100 + 7 cycles and gathers; a loop of unknown length; an
+# asynchronous gather; a fused all-reduce with slice; a call without estimate
 HLO = """\
 HloModule step, is_scheduled=true
 
@@ -83,7 +84,8 @@ ENTRY %main (m: f32[8], n: bf16[64,8]) -> f32[8] {
 
 def test_cost_of_a_step_by_hand():
     cost = read_cost(HLO, num_devices=8)
-    assert cost.cycles == 6 * (100 + 50) + 11  # 5 and 1 times the body; what a fusion holds is in its own estimate
+    # 5 and 1 times the body; what a fusion holds is in its own estimate
+    assert cost.cycles == 6 * (100 + 50) + 11
     assert cost.loops_of_unknown_length == 1
     gathers = 6 * (4 * 32) * 3 / 4  # float32 [8] of each of 4, in groups of 4
     assert cost.sent == {
@@ -104,7 +106,11 @@ def test_bytes_of_types():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("v9:2x2", "no TPU generation 'v9'"), ("v4", "two or three numbers, e.g. v4:4x8x8"), ("v4:2xx1", "two or three")],
+    [
+        ("v9:2x2", "no TPU generation 'v9'"),
+        ("v4", "two or three numbers, e.g. v4:4x8x8"),
+        ("v4:2xx1", "two or three"),
+    ],
 )
 def test_a_topology_that_is_none(name, message):
     with pytest.raises(UserError, match=message):
@@ -130,7 +136,8 @@ def test_usage_errors_end_with_2():
 
 
 def test_search_splits_a_run_over_its_share_of_the_devices():
-    """The largest part that divides the batch: 16 of 25 for 5 runs on 128, which 1024 rows go into."""
+    """The largest part that divides the batch: 16 of 25 for 5 runs on 128, which 1024 rows go
+    into."""
     c = get_config("baseline")
     run = make_run(next(cfg for _, cfg in expand_sweep(c.to_dict())))
     meshes = {(other.cfg.mesh.data, other.cfg.mesh.fsdp) for other in candidates(run, 128, 5)}
@@ -140,28 +147,41 @@ def test_search_splits_a_run_over_its_share_of_the_devices():
     assert {other.cfg.mesh.data % 2 for other in candidates(on_two_slices, 128, 1)} == {0}
 
 
-aot = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform")
+aot = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu has no wheel for this platform"
+)
 TINY = ["--config=configs/base.py", "--config.model.dtype=bfloat16", "--config.train.batch_size=32"]
 
 
 @aot
 def test_plan_of_a_small_sweep(tmp_path):
     done = run_mujax(
-        "plan", "--config=configs/quickstart.py", "--config.model.dtype=bfloat16", "--topology=v4:2x2x1",
-        f"--workdir={tmp_path / 'p'}", "--config.mesh.fsdp=2", "--config.sweep.model.d_model=(128, 256)",
-        "--config.sweep.parameterization.name=('mup',)", "--config.sweep.optim.learning_rate=(0.01, 0.02, 0.04)",
+        "plan", "--config=configs/quickstart.py", "--config.model.dtype=bfloat16",
+        "--topology=v4:2x2x1",
+        f"--workdir={tmp_path / 'p'}", "--config.mesh.fsdp=2",
+        "--config.sweep.model.d_model=(128, 256)",
+        "--config.sweep.parameterization.name=('mup',)",
+        "--config.sweep.optim.learning_rate=(0.01, 0.02, 0.04)",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "p/plan.json").read_text())
     assert [g["width"] for g in told["groups"]] == [128, 256]
     for group in told["groups"]:
-        assert group["num_points"] == 3 and group["mesh"] == {"sweep": 2, "data": 1, "fsdp": 2, "tensor": 1}
+        assert group["num_points"] == 3 and group["mesh"] == {
+            "sweep": 2,
+            "data": 1,
+            "fsdp": 2,
+            "tensor": 1,
+        }
         assert group["lanes"] == 4  # two slots of two devices, two lanes in each
         assert 0 < group["memory_bytes"] < group["hbm_bytes"] == 32 * 2**30
         compute, sent = group["compute_cycles"] / 1.05e9, sum(group["collectives"].values()) / 300e9
         assert compute <= group["step_s"] <= (compute + sent) * (1 + 1e-9)
         assert group["mfu"] == pytest.approx(
-            4 * group["tokens_per_step"] * flops_per_token(group) / (4 * TPUS["v4"].peak * group["step_s"])
+            4
+            * group["tokens_per_step"]
+            * flops_per_token(group)
+            / (4 * TPUS["v4"].peak * group["step_s"])
         )
         assert group["chip_hours"] == pytest.approx(4 * 150 * group["step_s"] / 3600)
         assert {"all-gather"} <= set(group["collectives"])
@@ -176,17 +196,24 @@ def flops_per_token(group):
 @aot
 def test_what_does_not_fit_ends_with_1_and_says_what_to_change():
     done = run_mujax(
-        "plan", *TINY, "--topology=v5e:2x2", "--config.model.d_model=16384", "--config.model.num_layers=8",
+        "plan", *TINY, "--topology=v5e:2x2", "--config.model.d_model=16384",
+        "--config.model.num_layers=8",
         "--config.parameterization.base_width=16384",
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert re.search(r"width 16384 does not fit \(out of memory.*\): try mesh.fsdp=2, model.remat=dots", done.stdout)
+    assert re.search(
+        r"width 16384 does not fit \(out of memory.*\): try mesh.fsdp=2, model.remat=dots",
+        done.stdout,
+    )
 
 
 @aot
 @pytest.mark.parametrize(
     ("shape", "said"),
-    [("3x5x7", "knows no such shape, e.g. v4:4x8x8"), ("3x5x7x9", "two or three numbers, e.g. v4:4x8x8")],
+    [
+        ("3x5x7", "knows no such shape, e.g. v4:4x8x8"),
+        ("3x5x7x9", "two or three numbers, e.g. v4:4x8x8"),
+    ],
 )
 def test_a_shape_that_no_slice_has_ends_with_2(shape, said):
     done = run_mujax("plan", *TINY, f"--topology=v4:{shape}")
@@ -215,7 +242,8 @@ def planned(name, width, topology):
     [
         ("baseline", 128, "v3:8x8", 0.013),
         pytest.param("baseline", 2048, "v3:8x8", 0.36, marks=pytest.mark.slow),
-        pytest.param("combined", 8192, "v4:4x8x8", 2.6, marks=pytest.mark.slow),  # 10B parameters, 2^21 tokens a step
+        # 10B parameters, 2^21 tokens a step
+        pytest.param("combined", 8192, "v4:4x8x8", 2.6, marks=pytest.mark.slow),
     ],
 )
 def test_full_scale_fits_and_is_fast(name, width, topology, bound):
@@ -251,11 +279,13 @@ def test_slots_need_not_fill_the_slice(slots, data):
 @aot
 @pytest.mark.slow
 def test_narrow_runs_packed_by_the_sweep_axis():
-    """32 runs of width 128 on 4 cores each: at least 1.3 times the tokens a second of one run on all 128, and nothing
-    between runs."""
+    """32 runs of width 128 on 4 cores each: at least 1.3 times the tokens a second of one run on
+    all 128, and nothing between runs."""
     c = get_config("baseline")
     c.mesh.update(data=4, fsdp=1)
-    c.sweep.update(model={"d_model": (128,)}, optim={"learning_rate": tuple(2.0**-k for k in range(32))})
+    c.sweep.update(
+        model={"d_model": (128,)}, optim={"learning_rate": tuple(2.0**-k for k in range(32))}
+    )
     run = make_run(next(cfg for _, cfg in expand_sweep(c.to_dict())))
     packed = estimate(run, load_topology("v3:8x8"), 32)
     assert (packed.slots, packed.lanes) == (32, 32) and set(packed.collectives) == {"all-reduce"}
@@ -272,14 +302,18 @@ def test_a_committed_plan_of_every_config():
         for name, (config, slices) in configs.items():
             groups = COMMITTED[paper][name]["groups"]
             tree = config(name).to_dict()
-            assert {g["width"] for g in groups} == {cfg.model.d_model for _, cfg in expand_sweep(tree)}
+            assert {g["width"] for g in groups} == {
+                cfg.model.d_model for _, cfg in expand_sweep(tree)
+            }
             assert COMMITTED[paper][name]["topology"] == slices
             assert all(g["fits"] and g["step_s"] > 0 for g in groups)
 
 
 @aot
 @pytest.mark.slow
-@pytest.mark.parametrize(("paper", "name"), [(paper, name) for paper in CONFIGS for name in CONFIGS[paper]])
+@pytest.mark.parametrize(
+    ("paper", "name"), [(paper, name) for paper in CONFIGS for name in CONFIGS[paper]]
+)
 def test_every_config_fits_as_committed(paper, name):
     """Compiled again: an hour and more, for all."""
     config, topology = CONFIGS[paper][name]

@@ -1,4 +1,5 @@
-"""Shards hold what an independent tokenization of the same documents gives, however often their making was killed."""
+"""Shards hold what an independent tokenization of the same documents gives, however often their
+making was killed."""
 
 import bz2
 import gzip
@@ -33,10 +34,12 @@ VOCAB = 400
 
 
 def documents(count: int = 60) -> list[str]:
-    """Real words in documents of 0 to 400 of them; one is empty, some have characters of several bytes."""
+    """Real words in documents of 0 to 400 of them; one is empty, some have characters of several
+    bytes."""
     rng = random.Random(0)
     return [
-        " ".join(rng.choices(WORDS, k=min(400, int(rng.expovariate(0.02)) + 1))) + "\n\N{SNOWMAN} é" * (i % 7 == 0)
+        " ".join(rng.choices(WORDS, k=min(400,
+        int(rng.expovariate(0.02)) + 1))) + "\n\N{SNOWMAN} é" * (i % 7 == 0)
         if i != 5 else "" for i in range(count)
     ]  # fmt: skip
 
@@ -50,7 +53,11 @@ def pieces(tmp_path_factory) -> Path:
 
 
 def write_jsonl(file: Path, texts, field: str = "text") -> None:
-    with gzip.open(file, "wt") if file.suffix == ".gz" else open(file, "w", encoding="utf-8") as stream:
+    with (
+        gzip.open(file, "wt")
+        if file.suffix == ".gz"
+        else open(file, "w", encoding="utf-8") as stream
+    ):
         stream.writelines(json.dumps({"url": "a", field: text}) + "\n" for text in texts)
 
 
@@ -80,8 +87,12 @@ def expected_ids(pieces: Path, texts) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_packed_rows_are_the_documents_and_their_ends(kind, sources, pieces, tmp_path):
-    """Every token once; the first 20 documents for validation, though they are of several parts; rows of any length."""
-    made = prepare(Recipe(sources[kind], f"sentencepiece:{pieces}", "packed", validation="head:30"), tmp_path / "out")
+    """Every token once; the first 20 documents for validation, though they are of several parts;
+    rows of any length."""
+    made = prepare(
+        Recipe(sources[kind], f"sentencepiece:{pieces}", "packed", validation="head:30"),
+        tmp_path / "out",
+    )
     ids = expected_ids(pieces, documents())
     for split, own in (("validation", ids[:30]), ("train", ids[30:])):
         expected = [i for document in own for i in [*document, 1]]
@@ -99,16 +110,20 @@ def test_packed_rows_are_the_documents_and_their_ends(kind, sources, pieces, tmp
         assert np.array_equal(rows[:, 1:].reshape(-1), stream[1 : 1 + len(rows) * seq_len])
         assert np.array_equal(rows[1:, 0], rows[:-1, -1])
     assert corpus.bits_per_byte(1.0) == pytest.approx(
-        made["splits"]["validation"]["tokens"] / sum(len(t.encode()) for t in texts[:30]) / np.log(2)
+        made["splits"]["validation"]["tokens"]
+        / sum(len(t.encode()) for t in texts[:30])
+        / np.log(2)
     )
 
 
 def test_a_document_a_row(sources, pieces, tmp_path):
-    """As in 2404.05728: an id 0 first, since there is no BOS; cut to 31 tokens and an end, padded with ends; and the
-    loss of what comes after the first end is not counted."""
+    """As in 2404.05728: an id 0 first, since there is no BOS; cut to 31 tokens and an end, padded
+    with ends; and the loss of what comes after the first end is not counted."""
     from mujax.training.loss import until_first
 
-    recipe = Recipe(sources["jsonl"], f"sentencepiece:{pieces}", "document", seq_len=32, validation="head:30")
+    recipe = Recipe(
+        sources["jsonl"], f"sentencepiece:{pieces}", "document", seq_len=32, validation="head:30"
+    )
     made = prepare(recipe, tmp_path / "out", num_processes=2)
     ids = expected_ids(pieces, documents())
     corpus = load_shards(tmp_path / "out", 32, VOCAB, 1, -1, batch_size=4)
@@ -119,11 +134,15 @@ def test_a_document_a_row(sources, pieces, tmp_path):
         assert until_first(1, row[None, 1:]).sum() == len(kept) + 1
     counts = made["splits"]["train"]
     assert counts["cut_documents"] == sum(len(document) > 31 for document in ids[30:]) > 0
-    # What the loss counts, and what it does not; a start begins each row. Cutting leaves the tokenizer as dense.
+    # What the loss counts, and what it does not; a start begins each row. Cutting leaves the
+    # tokenizer as dense.
     stream = stream_of(tmp_path / "out", "train").reshape(-1, 33)
     assert counts["tokens"] == until_first(1, stream[:, 1:]).sum()
     assert counts["tokens"] + counts["padding"] + len(stream) == stream.size
-    assert counts["tokens_per_byte"] == sum(len(document) + 1 for document in ids[30:]) / counts["text_bytes"]
+    assert (
+        counts["tokens_per_byte"]
+        == sum(len(document) + 1 for document in ids[30:]) / counts["text_bytes"]
+    )
 
 
 def test_by_hash_whatever_the_order(sources, pieces, tmp_path):
@@ -136,7 +155,9 @@ def test_by_hash_whatever_the_order(sources, pieces, tmp_path):
         ends = stream_of(tmp_path / str(i), "validation").astype(np.uint8).tobytes().split(b"\0")
         held_out.append(sorted(end.decode() for end in ends if end))
     assert held_out[0] == held_out[1]
-    lowest = [t for t in texts if t and hashlib.sha256(t.encode()).digest() < bytes([int(0.3 * 256) + 1])]
+    lowest = [
+        t for t in texts if t and hashlib.sha256(t.encode()).digest() < bytes([int(0.3 * 256) + 1])
+    ]
     assert 8 < len(held_out[0]) < 30 and set(held_out[0]) <= set(lowest)
 
 
@@ -154,14 +175,18 @@ def test_the_embedded_text_as_bytes_is_what_the_corpus_trains_on(tmp_path):
 
 def test_tokenizers_lose_nothing_and_are_what_they_say(pieces):
     model = pieces.read_bytes()
-    assert tokenizers.train([Path(os.__file__).read_text()], VOCAB) == model  # the same text, the same bytes
+    # the same text, the same bytes
+    assert tokenizers.train([Path(os.__file__).read_text()], VOCAB) == model
     made = [
-        tokenizers.make("sentencepiece", model, {"extra_ids": "100"}), tokenizers.make("bytes", b"", {}),
+        tokenizers.make("sentencepiece", model, {"extra_ids": "100"}), tokenizers.make("bytes", b"",
+        {}),
         tokenizers.make("byte_vocabulary", b"", {}),
     ]  # fmt: skip
     assert made[0].vocab_size == VOCAB + 100
     rng = random.Random(1)
-    odd = "".join(chr(rng.choice([9, 10, 32, 32, 97, 233, 0x2603, 0x1F600, 0x10FFFF])) for _ in range(500))
+    odd = "".join(
+        chr(rng.choice([9, 10, 32, 32, 97, 233, 0x2603, 0x1F600, 0x10FFFF])) for _ in range(500)
+    )
     texts = ["", " a  b ", "\n\nx\t\r\n", odd, *documents(10)]
     for tokenizer in made:
         for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
@@ -170,7 +195,8 @@ def test_tokenizers_lose_nothing_and_are_what_they_say(pieces):
 
 
 def test_hugging_face_tokenizers(tmp_path):
-    """A BPE trained here: the ids of the library, one document at a time, and the end by its name."""
+    """A BPE trained here: the ids of the library, one document at a time, and the end by its
+    name."""
     import tokenizers as library
 
     tokenizer = library.Tokenizer(library.models.BPE())
@@ -178,24 +204,34 @@ def test_hugging_face_tokenizers(tmp_path):
     tokenizer.decoder = library.decoders.ByteLevel()
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
     trainer = library.trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCAB,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(documents(), trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_jsonl(tmp_path / "a.jsonl", documents(), field="content")
     which = f"huggingface:{tmp_path}/tokenizer.json"
-    recipe = Recipe(f"jsonl:{tmp_path}/a.jsonl", which, "packed", validation="head:3", field="content")
+    recipe = Recipe(
+        f"jsonl:{tmp_path}/a.jsonl", which, "packed", validation="head:3", field="content"
+    )
     prepare(recipe, tmp_path / "out")
     expected = [i for text in documents() if text for i in [*tokenizer.encode(text).ids, 0]]
     made = [*stream_of(tmp_path / "out", "validation"), *stream_of(tmp_path / "out", "train")]
     assert made == expected
-    loaded = tokenizers.of_dataset(tmp_path / "out", read_description(tmp_path / "out")["tokenizer"])
+    loaded = tokenizers.of_dataset(
+        tmp_path / "out", read_description(tmp_path / "out")["tokenizer"]
+    )
     assert loaded.decode(made[: expected.index(0)]) == documents()[0]
     spelled = "web text spells <|endoftext|> too"
     (ids,) = loaded.encode([spelled])
     assert 0 not in ids and loaded.decode(list(ids)) == spelled
     with pytest.raises(UserError, match="has no <end>"):
-        prepare(Recipe(recipe.source, f"{which},eos=<end>", "packed", 0, "head:3", field="content"), tmp_path / "b")
+        prepare(
+            Recipe(recipe.source, f"{which},eos=<end>", "packed", 0, "head:3", field="content"),
+            tmp_path / "b",
+        )
 
 
 def test_ids_pass_through(tmp_path):
@@ -203,14 +239,18 @@ def test_ids_pass_through(tmp_path):
     lists = [[i, 70_000 - i, 2] for i in range(3, 50)]
     write_jsonl(tmp_path / "a.jsonl", lists)
     made = prepare(
-        Recipe(f"jsonl:{tmp_path}/a.jsonl", "ids:70000,eos_id=1", "packed", validation="head:5"), tmp_path / "o"
+        Recipe(f"jsonl:{tmp_path}/a.jsonl", "ids:70000,eos_id=1", "packed", validation="head:5"),
+        tmp_path / "o",
     )
     assert made["dtype"] == "uint32" and made["splits"]["train"]["tokens_per_byte"] is None
-    assert stream_of(tmp_path / "o", "train").tolist() == [i for ids in lists[5:] for i in [*ids, 1]]
+    assert stream_of(tmp_path / "o", "train").tolist() == [
+        i for ids in lists[5:] for i in [*ids, 1]
+    ]
 
 
 def test_pieces_of_any_text_are_made_once(tmp_path, monkeypatch, capsys):
-    """data.name = 'text' with a larger vocabulary: trained on the spot, cached by what the text is, and trained on."""
+    """data.name = 'text' with a larger vocabulary: trained on the spot, cached by what the text is,
+    and trained on."""
     monkeypatch.setenv("MUJAX_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text").mkdir()
     for i in range(30):
@@ -227,18 +267,36 @@ def test_pieces_of_any_text_are_made_once(tmp_path, monkeypatch, capsys):
 
 def train_args(folder: Path, workdir: Path, **fields) -> list[str]:
     fields = {"name": "shards", "path": folder, "seq_len": 16, "vocab_size": VOCAB, **fields}
-    sizes = {"model.d_model": 16, "model.d_head": 8, "parameterization.base_width": 16, "schedule.warmup_steps": 2}
-    sizes |= {"train.steps": 8, "train.batch_size": 4, "train.eval_interval": 4, "train.eval_batches": 2}
+    sizes = {
+        "model.d_model": 16,
+        "model.d_head": 8,
+        "parameterization.base_width": 16,
+        "schedule.warmup_steps": 2,
+    }
+    sizes |= {
+        "train.steps": 8,
+        "train.batch_size": 4,
+        "train.eval_interval": 4,
+        "train.eval_batches": 2,
+    }
     flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
     flags += [f"--config.{name}={value}" for name, value in sizes.items()]
     return ["train", f"--config={ROOT}/configs/base.py", f"--workdir={workdir}", *flags]
 
 
 def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
-    """The commands that a user types, paths with spaces and quotes among them; bits a byte beside nats."""
+    """The commands that a user types, paths with spaces and quotes among them; bits a byte beside
+    nats."""
     data, run = tmp_path / "the 'data'", tmp_path / "run"
-    args = [f"--source={sources['parquet']}", f"--tokenizer=sentencepiece:{pieces}", f"--workdir={data}"]
-    assert main.run(["prepare", *args, "--layout=packed", "--validation=head:20", "--processes=1"]) == 0
+    args = [
+        f"--source={sources['parquet']}",
+        f"--tokenizer=sentencepiece:{pieces}",
+        f"--workdir={data}",
+    ]
+    assert (
+        main.run(["prepare", *args, "--layout=packed", "--validation=head:20", "--processes=1"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "train: 39 documents" in said and f"--config.data.path={data}" in said
     assert main.run([*train_args(data, run), "--config.model.boundary_id=1"]) == 0
@@ -250,11 +308,16 @@ def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
     assert f"({row['bits_per_byte']:.4f} bits/byte)" in capsys.readouterr().out
     assert main.run(["sample", f"--workdir={run}", "--prompt=import os", "--num_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith("import os")
-    assert main.run(["prepare", *args, "--layout=packed", "--validation=head:20"]) == 0  # left alone
+    # left alone
+    assert main.run(["prepare", *args, "--layout=packed", "--validation=head:20"]) == 0
     assert main.run(["prepare", *args, "--layout=packed", "--validation=head:21"]) == 2
     assert "holds another dataset: validation: head:20 -> head:21" in capsys.readouterr().err
     # What the data has become is no longer what the checkpoint was trained on
-    (data / "dataset.json").unlink(), [f.unlink() for f in data.glob("*.bin")], (data / "tokenizer.model").unlink()
+    (
+        (data / "dataset.json").unlink(),
+        [f.unlink() for f in data.glob("*.bin")],
+        (data / "tokenizer.model").unlink(),
+    )
     assert main.run(["prepare", *args, "--layout=packed", "--validation=head:21"]) == 0
     capsys.readouterr()
     assert main.run([*train_args(data, run), "--config.model.boundary_id=1"]) == 2
@@ -276,15 +339,25 @@ def test_killed_at_random_times(num_kills, tmp_path):
     texts = documents(600)
     for i in range(30):
         write_jsonl(tmp_path / f"{i}.jsonl", texts[20 * i : 20 * i + 20] * 40)
-    args = [f"--source=jsonl:{tmp_path}/*.jsonl", "--tokenizer=train:400", "--layout=packed", "--validation=hash:0.1"]
+    args = [
+        f"--source=jsonl:{tmp_path}/*.jsonl",
+        "--tokenizer=train:400",
+        "--layout=packed",
+        "--validation=hash:0.1",
+    ]
     command = [sys.executable, "-m", "mujax", "prepare", *args, "--processes=2"]
     start = time.monotonic()
-    subprocess.run([*command, f"--workdir={tmp_path}/whole"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [*command, f"--workdir={tmp_path}/whole"], cwd=ROOT, check=True, capture_output=True
+    )
     marked = {**os.environ, "KILLED_IN": str(tmp_path)}
     seconds, rng, killed = time.monotonic() - start, random.Random(num_kills), 0
     while killed < num_kills:
         process = subprocess.Popen(
-            [*command, f"--workdir={tmp_path}/killed"], cwd=ROOT, stderr=subprocess.DEVNULL, env=marked
+            [*command, f"--workdir={tmp_path}/killed"],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            env=marked,
         )
         try:
             process.wait(rng.uniform(0.3, 1.0) * seconds)
@@ -293,12 +366,19 @@ def test_killed_at_random_times(num_kills, tmp_path):
             killed += 1
         if process.wait() == 0:  # once more from the beginning
             subprocess.run(["rm", "-r", f"{tmp_path}/killed"], check=True)
-    subprocess.run([*command, f"--workdir={tmp_path}/killed"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [*command, f"--workdir={tmp_path}/killed"], cwd=ROOT, check=True, capture_output=True
+    )
     left = finished(tmp_path / "killed")
-    left.pop(".verified.json", None)  # killed after its last file: the same command again has only checked them
+    # killed after its last file: the same command again has only checked them
+    left.pop(".verified.json", None)
     assert left == finished(tmp_path / "whole")
     deadline = time.monotonic() + 20
-    while any(f"KILLED_IN={tmp_path}" in environment_of(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+    while any(
+        f"KILLED_IN={tmp_path}" in environment_of(pid)
+        for pid in os.listdir("/proc")
+        if pid.isdigit()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -312,17 +392,28 @@ def environment_of(pid: str) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_a_full_disk(tmp_path):
-    """Writes fail in the middle of a file: one line, exit code 2, and with room the same command ends as if nothing
-    had been."""
+    """Writes fail in the middle of a file: one line, exit code 2, and with room the same command
+    ends as if nothing had been."""
     for i in range(4):
         write_jsonl(tmp_path / f"{i}.jsonl", documents(10 * (i + 1)))
-    args = [f"--source=jsonl:{tmp_path}/*.jsonl", "--tokenizer=bytes", "--layout=packed", "--validation=hash:0.2"]
+    args = [
+        f"--source=jsonl:{tmp_path}/*.jsonl",
+        "--tokenizer=bytes",
+        "--layout=packed",
+        "--validation=hash:0.2",
+    ]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
     program = f"{limit}; import sys; from mujax import main; sys.exit(main.run(sys.argv[1:]))"
     for processes in (1, 2):
         flags = ["prepare", *args, f"--workdir={tmp_path}/full", f"--processes={processes}"]
-        done = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", program, *flags], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 2
+            and "File too large" in done.stderr
+            and "Traceback" not in done.stderr
+        ), done.stderr
     assert not (tmp_path / "full" / "dataset.json").exists()
     assert main.run(["prepare", *args, f"--workdir={tmp_path}/full", "--processes=1"]) == 0
     assert main.run(["prepare", *args, f"--workdir={tmp_path}/whole", "--processes=1"]) == 0
@@ -368,10 +459,19 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "has in it the id that ends documents, 1": ("jsonl:lists.jsonl", "ids:10,eos_id=1"),
         "negative.jsonl, line 1: text has -4, which is no id": ("jsonl:negative.jsonl", "ids:9"),
         "half.jsonl, line 1: text is no text that UTF-8 can hold": ("jsonl:half.jsonl", "bytes"),
-        "nul.jsonl: a document has in it the id that ends documents, 0": ("jsonl:nul.jsonl", "bytes"),
+        "nul.jsonl: a document has in it the id that ends documents, 0": (
+            "jsonl:nul.jsonl",
+            "bytes",
+        ),
         "deep.jsonl, line 1 is not JSON": ("jsonl:deep.jsonl", "bytes"),
-        "gzip.jsonl is compressed (gzip) without the suffix by which mujax knows it": ("jsonl:gzip.jsonl", "bytes"),
-        "z.jsonl.zst is compressed (zstd), which mujax does not read": ("jsonl:z.jsonl.zst", "bytes"),
+        "gzip.jsonl is compressed (gzip) without the suffix by which mujax knows it": (
+            "jsonl:gzip.jsonl",
+            "bytes",
+        ),
+        "z.jsonl.zst is compressed (zstd), which mujax does not read": (
+            "jsonl:z.jsonl.zst",
+            "bytes",
+        ),
         "b.jsonl is compressed (bzip2), which mujax does not read": ("jsonl:b.jsonl", "bytes"),
         "z.parquet is compressed as a whole (gzip)": ("parquet:z.parquet", "bytes"),
         "a.txt is compressed (xz): decompress it": ("text:packed", "bytes"),
@@ -379,7 +479,10 @@ def bad_sources(folder: Path) -> dict[str, tuple[str, str]]:
         "key.jsonl, line 1 has no field 'text' but: a whole document": ("jsonl:key.jsonl", "bytes"),
         "it holds lists of ids, not text": ("jsonl:lists.jsonl", "bytes"),
         "it is text where --tokenizer=ids expects": ("jsonl:good.jsonl", "ids:9"),
-        "'words' is not one of: bytes, byte_vocabulary, sentencepiece": ("jsonl:good.jsonl", "words:3"),
+        "'words' is not one of: bytes, byte_vocabulary, sentencepiece": (
+            "jsonl:good.jsonl",
+            "words:3",
+        ),
         "no such": ("text:nowhere", "bytes"),
         "cannot be read: No such file": ("jsonl:good.jsonl", "sentencepiece:nowhere.model"),
         "is no SentencePiece model": ("jsonl:good.jsonl", "sentencepiece:good.jsonl"),
@@ -396,9 +499,24 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     for complaint, (source, tokenizer) in bad_sources(tmp_path).items():
         field = "words" if "'words' but" in complaint else "text"
         own = "own" if source.startswith("text") else "head:1"
-        args = [f"--source={source}", f"--tokenizer={tokenizer}", f"--field={field}", f"--validation={own}"]
+        args = [
+            f"--source={source}",
+            f"--tokenizer={tokenizer}",
+            f"--field={field}",
+            f"--validation={own}",
+        ]
         args = [arg for arg in args if not arg.endswith("=")]
-        assert main.run(["prepare", *args, "--layout=packed", f"--workdir=out-{tokenizer[:5]}-{source[-9:]}"]) == 2
+        assert (
+            main.run(
+                [
+                    "prepare",
+                    *args,
+                    "--layout=packed",
+                    f"--workdir=out-{tokenizer[:5]}-{source[-9:]}",
+                ]
+            )
+            == 2
+        )
         said = capsys.readouterr().err
         assert complaint in said and "Traceback" not in said and len(said) < 600, said
     assert not list(tmp_path.glob("out*/dataset.json"))
@@ -407,10 +525,14 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
         "--layout=packed --workdir=a": "sets nothing aside; use own:WHERE, head:N or hash:SHARE",
         "--layout=packed --workdir=b --validation=head:9": "the source ends 5 documents before",
         "--layout=packed --workdir=c --validation=hash:2": "--validation=hash:2 is none of",
-        "--layout=rows --workdir=d --validation=head:1": "--layout=rows is not one of: document, packed",
-        "--layout=packed --seq_len=8 --workdir=e --validation=head:1": "rows of `packed` are cut when",
+        "--layout=rows --workdir=d --validation=head:1": "--layout=rows is not one of: document, "
+        "packed",
+        (
+            "--layout=packed --seq_len=8 --workdir=e --validation=head:1"
+        ): "rows of `packed` are cut when",
         "--layout=document --workdir=f --validation=head:1": "`document` needs the tokens of a row",
-        "--layout=packed --workdir=folder --validation=head:1": "holds something else (a.txt); choose a new folder",
+        "--layout=packed --workdir=folder --validation=head:1": "holds something else (a.txt); "
+        "choose a new folder",
         "--layout=packed --workdir=gs://b/c --validation=head:1": "is not a local folder",
     }.items():
         assert main.run([*good, *flags.split()]) == 2
@@ -436,7 +558,8 @@ def test_a_source_that_has_changed_is_not_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_a_finished_dataset_says_that_its_source_has_changed(tmp_path, capsys):
-    """Also where the size is the same; it stays as it is, and nothing is said of a source that was taken away."""
+    """Also where the size is the same; it stays as it is, and nothing is said of a source that was
+    taken away."""
     for i in range(2):
         write_jsonl(tmp_path / f"{i}.jsonl", ["abc", "def"])
     args = ["prepare", f"--source=jsonl:{tmp_path}/*.jsonl", "--tokenizer=bytes", "--layout=packed"]
@@ -452,7 +575,9 @@ def test_a_finished_dataset_says_that_its_source_has_changed(tmp_path, capsys):
     write_jsonl(tmp_path / "1.jsonl", ["abc", "xyz"])
     os.utime(tmp_path / "1.jsonl", (2e9, 2e9))
     write_jsonl(tmp_path / "2.jsonl", ["new"])
-    assert re.search(r"the source changed: \S*1.jsonl has changed, \S*2.jsonl is new; it stays as it was", said())
+    assert re.search(
+        r"the source changed: \S*1.jsonl has changed, \S*2.jsonl is new; it stays as it was", said()
+    )
     for i in range(3):
         (tmp_path / f"{i}.jsonl").unlink()
     assert "source" not in said()
@@ -460,7 +585,8 @@ def test_a_finished_dataset_says_that_its_source_has_changed(tmp_path, capsys):
 
 
 def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
-    """Cut, edited, missing, or a dataset.json that was edited; read again only if they have changed."""
+    """Cut, edited, missing, or a dataset.json that was edited; read again only if they have
+    changed."""
     data = tmp_path / "data"
     prepare(Recipe(sources["jsonl"], "bytes", "packed", validation="head:20"), data)
     read = {"name": "shards", "path": data, "vocab_size": 256}
@@ -482,7 +608,10 @@ def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
     assert f"{shard} is missing" in complaint()
     shard.write_bytes(content)
     described = (data / "dataset.json").read_text()
-    for old, new in (('"eos_id": 0', '"eos_id": 7'), ('"tokens_per_byte": 1', '"tokens_per_byte": 9')):
+    for old, new in (
+        ('"eos_id": 0', '"eos_id": 7'),
+        ('"tokens_per_byte": 1', '"tokens_per_byte": 9'),
+    ):
         assert old in described
         (data / "dataset.json").write_text(described.replace(old, new))
         assert "dataset.json was edited" in complaint()
@@ -491,22 +620,51 @@ def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
 
 
 def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
-    prepare(Recipe(sources["jsonl"], "byte_vocabulary", "packed", validation="head:20"), tmp_path / "packed")
-    recipe = Recipe(sources["jsonl"], "byte_vocabulary", "document", seq_len=16, validation="head:20")
+    prepare(
+        Recipe(sources["jsonl"], "byte_vocabulary", "packed", validation="head:20"),
+        tmp_path / "packed",
+    )
+    recipe = Recipe(
+        sources["jsonl"], "byte_vocabulary", "document", seq_len=16, validation="head:20"
+    )
     prepare(recipe, tmp_path / "rows")
     for layout, fields, complaint in [
-        ("packed", {"vocab_size": 256}, "data.vocab_size = 256: .* has 259 ids; set that, or up to"),
+        (
+            "packed",
+            {"vocab_size": 256},
+            "data.vocab_size = 256: .* has 259 ids; set that, or up to",
+        ),
         ("packed", {"vocab_size": 385}, "data.vocab_size = 385"),
-        ("packed", {"vocab_size": 259, "eos_id": 1}, "is packed, and the loss counts all of a row: set -1"),
-        ("packed", {"vocab_size": 259, "seq_len": 100_000}, "its train split has 0 rows of 100000 tokens"),
+        (
+            "packed",
+            {"vocab_size": 259, "eos_id": 1},
+            "is packed, and the loss counts all of a row: set -1",
+        ),
+        (
+            "packed",
+            {"vocab_size": 259, "seq_len": 100_000},
+            "its train split has 0 rows of 100000 tokens",
+        ),
         ("rows", {"vocab_size": 259, "eos_id": 1, "seq_len": 32}, "a document a row, cut to 16"),
         ("rows", {"vocab_size": 259, "eos_id": -1}, "padded with 1, which the loss must not count"),
-        ("rows", {"vocab_size": 259, "path": "gs://b/c"}, "are read from a local disk; copy them first"),
+        (
+            "rows",
+            {"vocab_size": 259, "path": "gs://b/c"},
+            "are read from a local disk; copy them first",
+        ),
     ]:
-        assert main.run(train_args(tmp_path / layout, tmp_path / "run", **{"path": tmp_path / layout, **fields})) == 2
+        assert (
+            main.run(
+                train_args(
+                    tmp_path / layout, tmp_path / "run", **{"path": tmp_path / layout, **fields}
+                )
+            )
+            == 2
+        )
         said = capsys.readouterr().err
         assert re.search(complaint, said), said
-    args = train_args(tmp_path / "packed", tmp_path / "run", vocab_size=384)  # rounded up to a multiple of 128
+    # rounded up to a multiple of 128
+    args = train_args(tmp_path / "packed", tmp_path / "run", vocab_size=384)
     assert main.run([*args, "--config.model.boundary_id=3"]) == 2
     assert "documents of" in capsys.readouterr().err
     assert main.run([*args, "--config.model.boundary_id=1"]) == 0
@@ -515,9 +673,11 @@ def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
 def test_training_imports_no_tensorflow():
     """Nor does mujax prepare, unless its source is one of TensorFlow's."""
     program = (
-        "import sys, mujax.training.loop, mujax.sweep.study, mujax.sample, mujax.plan.plan, mujax.check.run\n"
+        "import sys, mujax.training.loop, mujax.sweep.study, mujax.sample, mujax.plan.plan, "
+        "mujax.check.run\n"
         "import mujax.data.prepare.dataset\n"
-        "assert not {'tensorflow', 'seqio', 'tensorflow_datasets', 'pyarrow', 'tokenizers'} & set(sys.modules)"
+        "assert not {'tensorflow', 'seqio', 'tensorflow_datasets', 'pyarrow', 'tokenizers'} & "
+        "set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
@@ -552,12 +712,15 @@ def stopped_after_a_part(recipe: Recipe, folder: Path, monkeypatch) -> None:
 
 
 def test_what_has_changed_in_between(tmp_path, pieces, monkeypatch):
-    """A tokenizer file that is another one now; a folder that was just begun; what a killed process has left."""
+    """A tokenizer file that is another one now; a folder that was just begun; what a killed process
+    has left."""
     for i in range(2):
         write_jsonl(tmp_path / f"{i}.jsonl", documents(9))
     model = tmp_path / "m.model"
     model.write_bytes(pieces.read_bytes())
-    recipe = Recipe(f"jsonl:{tmp_path}/*.jsonl", f"sentencepiece:{model}", "packed", validation="head:3")
+    recipe = Recipe(
+        f"jsonl:{tmp_path}/*.jsonl", f"sentencepiece:{model}", "packed", validation="head:3"
+    )
     stopped_after_a_part(recipe, tmp_path / "out", monkeypatch)
     model.write_bytes(tokenizers.train([" ".join(documents())], VOCAB))
     with pytest.raises(UserError, match="was begun with another tokenizer"):
@@ -574,15 +737,21 @@ def test_what_has_changed_in_between(tmp_path, pieces, monkeypatch):
 
 
 def test_no_document_is_read_twice(tmp_path, monkeypatch):
-    """Patterns that spell the same files in two ways; a folder for shards inside that of the text."""
+    """Patterns that spell the same files in two ways; a folder for shards inside that of the
+    text."""
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b", "val"):
         write_jsonl(tmp_path / f"{name}.jsonl", documents(9))
-    made = prepare(Recipe("jsonl:*.jsonl", "bytes", "packed", validation=f"own:{tmp_path}/val.jsonl"), tmp_path / "out")
+    made = prepare(
+        Recipe("jsonl:*.jsonl", "bytes", "packed", validation=f"own:{tmp_path}/val.jsonl"),
+        tmp_path / "out",
+    )
     assert [made["splits"][split]["documents"] for split in ("train", "validation")] == [16, 8]
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("a" * 100)
-    with pytest.raises(UserError, match="is inside the source, which has .*lock; choose a folder elsewhere"):
+    with pytest.raises(
+        UserError, match="is inside the source, which has .*lock; choose a folder elsewhere"
+    ):
         prepare(Recipe("text:text", "bytes", "packed"), tmp_path / "text" / "out")
 
 
@@ -590,7 +759,9 @@ def test_ids_with_holes(tmp_path):
     """The vocabulary is as large as its largest id needs, not as it has entries."""
     import tokenizers as library
 
-    tokenizer = library.Tokenizer(library.models.WordLevel({"[UNK]": 0, "a": 3, "<|endoftext|>": 1, "b": 9}, "[UNK]"))
+    tokenizer = library.Tokenizer(
+        library.models.WordLevel({"[UNK]": 0, "a": 3, "<|endoftext|>": 1, "b": 9}, "[UNK]")
+    )
     tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -1,4 +1,5 @@
-"""Several processes are one run: the same numbers, files written once, and an end together, however it comes."""
+"""Several processes are one run: the same numbers, files written once, and an end together, however
+it comes."""
 
 import json
 import os
@@ -22,7 +23,13 @@ from mujax.errors import UserError
 from mujax.storage.files import read_jsonl
 from mujax.training import distributed
 
-MESH = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "train__steps": 20, "checkpoint__interval": 5}
+MESH = {
+    "mesh__data": 2,
+    "mesh__fsdp": 2,
+    "mesh__tensor": 2,
+    "train__steps": 20,
+    "checkpoint__interval": 5,
+}
 
 
 class Processes:
@@ -35,9 +42,11 @@ class Processes:
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
         self.members = [
             subprocess.Popen(
-                [sys.executable, *program, *args, f"--coordinator=localhost:{port}", "--num_processes=2"]
+                [sys.executable, *program, *args, f"--coordinator=localhost:{port}",
+                "--num_processes=2"]
                 + [f"--process_id={i}", *(of_second if i else ())],
-                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True,
             )
             for i in range(2)
         ]  # fmt: skip
@@ -64,14 +73,17 @@ def wait_for(path: Path) -> None:
 
 def losses(workdir: Path) -> np.ndarray:
     """Of the first 20 steps, with evaluations."""
-    records = [r for r in read_jsonl(workdir / "metrics.jsonl") if r["step"] < 20 and "tensors" not in r]
+    records = [
+        r for r in read_jsonl(workdir / "metrics.jsonl") if r["step"] < 20 and "tensors" not in r
+    ]
     assert [r["step"] for r in records if "loss" in r] == [*range(20)]
     return np.array([r.get("loss", r.get("eval_loss")) for r in records])
 
 
 def test_two_processes_are_one_run(text_file, tmp_path, capsys):
-    """FSDP and tensor axes on: as one process with the same eight devices; after one of two was killed, and later asked
-    to stop, bit by bit as if nothing had been; and what they save goes on on other numbers of processes and devices."""
+    """FSDP and tensor axes on: as one process with the same eight devices; after one of two was
+    killed, and later asked to stop, bit by bit as if nothing had been; and what they save goes on
+    on other numbers of processes and devices."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     args = flags_of(text_file, killed, **MESH)
     assert [code for code, *_ in Processes(flags_of(text_file, whole, **MESH)).end()] == [0, 0]
@@ -96,7 +108,8 @@ def test_two_processes_are_one_run(text_file, tmp_path, capsys):
     wait_for(killed / "heartbeat.json")
     pair.members[1].send_signal(signal.SIGINT)
     time.sleep(0.2)
-    pair.members[0].send_signal(signal.SIGSTOP)  # JAX looks once a second whether there was a signal
+    # JAX looks once a second whether there was a signal
+    pair.members[0].send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     pair.members[0].send_signal(signal.SIGCONT)
     ends = pair.end()
@@ -123,7 +136,12 @@ def test_two_processes_are_one_run(text_file, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_divergence_ends_all_with_3(text_file, tmp_path):
-    mesh = {"mesh__fsdp": 8, "train__batch_size": 8, "optim__learning_rate": 1e4, "optim__grad_clip": 0}
+    mesh = {
+        "mesh__fsdp": 8,
+        "train__batch_size": 8,
+        "optim__learning_rate": 1e4,
+        "optim__grad_clip": 0,
+    }
     ends = Processes(flags_of(text_file, tmp_path / "run", **mesh)).end()
     assert [code for code, *_ in ends] == [3, 3], ends
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
@@ -139,7 +157,8 @@ print(main.run([*first, *sys.argv[2:]]), main.run(second))
 
 
 def test_mistakes_are_told_by_all(text_file, tmp_path, capsys):
-    """A mesh that is not all devices, a workdir of another run, another command for one: exit code 2 on both."""
+    """A mesh that is not all devices, a workdir of another run, another command for one: exit code
+    2 on both."""
     args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("{}")
@@ -152,7 +171,10 @@ def test_mistakes_are_told_by_all(text_file, tmp_path, capsys):
     ends = Processes(flags_of(text_file, tmp_path / "run", **MESH), other).end()
     assert [code for code, *_ in ends] == [2, 2], ends
     assert "process 1 of this run cannot go on" in ends[0][2]
-    assert "process 1 was given another command than process 0: checkpoint.keep: 2 -> 3, data.path: " in ends[1][2]
+    assert (
+        "process 1 was given another command than process 0: checkpoint.keep: 2 -> 3, data.path: "
+        in ends[1][2]
+    )
     assert main.run([*args, "--coordinator=localhost:1"]) == 2
     assert "--num_processes is missing" in capsys.readouterr().err
     for coordinator, message in (
@@ -160,9 +182,14 @@ def test_mistakes_are_told_by_all(text_file, tmp_path, capsys):
         ("localhost:x", "is not HOST:PORT"),
         ("no-such-host.invalid:1", "there is no such host"),
     ):
-        assert main.run([*args, f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1"]) == 2
+        assert (
+            main.run([*args, f"--coordinator={coordinator}", "--num_processes=2", "--process_id=1"])
+            == 2
+        )
         assert f"--coordinator={coordinator}" in (err := capsys.readouterr().err) and message in err
-    assert main.run([*args, "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]) == 2
+    assert (
+        main.run([*args, "--coordinator=localhost:1", "--num_processes=2", "--process_id=2"]) == 2
+    )
     assert "--process_id=2 must be at least 0, at most 1" in capsys.readouterr().err
 
 
@@ -196,17 +223,28 @@ def test_what_may_pass_is_so_for_all(here, there, kind, monkeypatch):
             return type(e)
 
     assert kind_of(distributed.everywhere) is kind
-    of_primary = None if here is None else ConnectionError if isinstance(here, ConnectionError) else UserError
+    of_primary = (
+        None
+        if here is None
+        else ConnectionError
+        if isinstance(here, ConnectionError)
+        else UserError
+    )
     assert kind_of(distributed.agreed) is of_primary
 
 
 def test_stopping_with_others(monkeypatch):
-    """Ctrl-C is SIGTERM, which JAX tells the others; the grace ends with the run, and Python's handler is back."""
+    """Ctrl-C is SIGTERM, which JAX tells the others; the grace ends with the run, and Python's
+    handler is back."""
     received, ended = [], []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed.multihost_utils, "reached_preemption_sync_point", lambda step: bool(received))
+    monkeypatch.setattr(
+        distributed.multihost_utils, "reached_preemption_sync_point", lambda step: bool(received)
+    )
     monkeypatch.setattr(distributed.os, "_exit", ended.append)
-    handlers = [signal.signal(signum, lambda *args: received.append(args[0])) for signum in STOPPING]
+    handlers = [
+        signal.signal(signum, lambda *args: received.append(args[0])) for signum in STOPPING
+    ]
     try:
         before = signal.getsignal(signal.SIGINT)
         with distributed.stop_requests(grace_seconds=0.2) as is_stopping:
@@ -224,7 +262,12 @@ def test_stopping_with_others(monkeypatch):
 
 
 STOPPING = signal.SIGINT, signal.SIGTERM
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-4]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+}
 
 
 @pytest.mark.parametrize(
@@ -246,7 +289,9 @@ def test_the_environment_says_who_is_there(environment, joins, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
     distributed.initialize()
     assert len(calls) == joins and all("coordinator_address" not in options for options in calls)
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    monkeypatch.setattr(
+        distributed.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else []
+    )
     distributed.initialize()  # on a TPU VM JAX asks its metadata
     assert len(calls) == joins + 1
 

@@ -1,4 +1,5 @@
-"""README: it is short, its tree is the rooms on disk, its commands run and, slowly, find what it says they find."""
+"""README: it is short, its tree is the rooms on disk, its commands run and, slowly, find what it
+says they find."""
 
 import json
 import re
@@ -20,7 +21,8 @@ def test_it_is_short():
 
 
 def test_stated_tables_are_the_committed_ones():
-    """Word for word, verdicts too: the mean of three seeds at the top, and both in the account of the experiment."""
+    """Word for word, verdicts too: the mean of three seeds at the top, and both in the account of
+    the experiment."""
     account = ROOT / "experiments" / "quickstart"
     one, three = ((account / name).read_text() for name in ("report.txt", "seeds/report.txt"))
     assert f"```\n{three}```" in TEXT
@@ -34,7 +36,9 @@ def test_its_tree_is_the_rooms_in_the_order_of_their_imports():
     rooms = [name for name, _ in found]
     package = ROOT / "mujax"
     folders = {f"{init.parent.name}/" for init in package.glob("*/__init__.py")}
-    assert sorted(rooms) == sorted(folders | {file.name for file in package.glob("*.py")} - {"__init__.py"})
+    assert sorted(rooms) == sorted(
+        folders | {file.name for file in package.glob("*.py")} - {"__init__.py"}
+    )
     order = [room.removesuffix("/").removesuffix(".py") for room in rooms]
     for i, (room, name) in enumerate(zip(order, rooms, strict=True)):
         for file in (package / name).rglob("*.py") if name.endswith("/") else [package / name]:
@@ -43,12 +47,17 @@ def test_its_tree_is_the_rooms_in_the_order_of_their_imports():
 
 
 def test_its_table_of_sp_and_mup_is_what_explain_says(capsys):
-    """Each cell, such as `init fan_in^-1/2 m^-1/2, lr 1/m`, against the resolved numbers at four base widths."""
+    """Each cell, such as `init fan_in^-1/2 m^-1/2, lr 1/m`, against the resolved numbers at four
+    base widths."""
     sizes = {"m": 4, "d_head": 32, "base_d_head": 16}
 
     def value(cell, fan_in=0):
         of = sizes | {"fan_in": fan_in}
-        factors = re.sub(r"([a-z]\w*)(?:\^(-?\d)/(\d))?", lambda f: f"{of[f[1]]}**({f[2] or 1}/{f[3] or 1})", cell)
+        factors = re.sub(
+            r"([a-z]\w*)(?:\^(-?\d)/(\d))?",
+            lambda f: f"{of[f[1]]}**({f[2] or 1}/{f[3] or 1})",
+            cell,
+        )
         return eval(factors.replace(" / ", "/").replace(" ", "*"))
 
     config = ["--config=configs/base.py", "--config.model.d_model=128", "--config.model.d_head=32"]
@@ -57,14 +66,18 @@ def test_its_table_of_sp_and_mup_is_what_explain_says(capsys):
     rows = re.findall(r"^\| [\w ,]+ \| (\w*) *\| ([^|]+) \| ([^|]+) \|$", TEXT, re.M)[1:]
     assert [role for role, *_ in rows] == ["input", "hidden", "output", "vector", ""]
     for column, table in enumerate(("sp", "mup")):
-        assert main.run(["explain", *config, f"--config.parameterization.name={table}", "--json"]) == 0
+        assert (
+            main.run(["explain", *config, f"--config.parameterization.name={table}", "--json"]) == 0
+        )
         (found,) = json.loads(capsys.readouterr().out)["runs"]
         for role, *cells in rows:
             if not role:
                 assert value(cells[column]) == pytest.approx(found["scales"]["attention"]["value"])
                 continue
             told = {"eps": "1"} | dict(entry.split(" ", 1) for entry in cells[column].split(", "))
-            for tensor in (tensor for tensor in found["tensors"].values() if tensor["role"] == role):
+            for tensor in (
+                tensor for tensor in found["tensors"].values() if tensor["role"] == role
+            ):
                 actual = {
                     "init": tensor["init"] * tensor["forward"],
                     "lr": tensor["learning_rate"],
@@ -80,27 +93,37 @@ def test_every_command_is_one_we_know():
     assert ["report", "--workdir=runs/quickstart"] in MUJAX
 
 
-@pytest.mark.parametrize("group", grouped(MUJAX), ids=lambda group: "-".join(verb for verb, *_ in group))
+@pytest.mark.parametrize(
+    "group", grouped(MUJAX), ids=lambda group: "-".join(verb for verb, *_ in group)
+)
 def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys, quick_processes):
     run_group(group, tmp_path, monkeypatch, capsys)
 
 
 def test_make_quickstart_is_the_two_commands():
-    recipe = subprocess.run(["make", "-n", "quickstart"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    recipe = subprocess.run(
+        ["make", "-n", "quickstart"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     lines = [line.partition("bin/mujax ")[2] for line in recipe.splitlines() if "bin/mujax" in line]
     assert [shlex.split(line) for line in lines] == MUJAX
 
 
 @pytest.mark.slow
 def test_quickstart_finds_what_it_says(tmp_path):
-    """The real thing, some minutes: muP's optimum moves at most one grid step, SP's falls by about 4x."""
+    """The real thing, some minutes: muP's optimum moves at most one grid step, SP's falls by about
+    4x."""
     for verb, *flags in MUJAX:
         done = run_mujax(
-            verb, *[flag for flag in flags if "workdir" not in flag], f"--workdir={tmp_path}", timeout=1200
+            verb,
+            *[flag for flag in flags if "workdir" not in flag],
+            f"--workdir={tmp_path}",
+            timeout=1200,
         )
         assert done.returncode == 0, done.stderr[-500:]
     summary = json.loads((tmp_path / "transfer.json").read_text())["studies"]
-    moves = {name: s["optima"][-1]["log2_lr"] - s["optima"][0]["log2_lr"] for name, s in summary.items()}
+    moves = {
+        name: s["optima"][-1]["log2_lr"] - s["optima"][0]["log2_lr"] for name, s in summary.items()
+    }
     assert abs(moves["mup"]) <= 1
     assert -3 <= moves["sp"] <= -2
 

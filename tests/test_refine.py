@@ -1,4 +1,5 @@
-"""Refinement: from a coarse grid to a bracketed optimum, bounded, and the same again after an interruption."""
+"""Refinement: from a coarse grid to a bracketed optimum, bounded, and the same again after an
+interruption."""
 
 import math
 
@@ -30,7 +31,8 @@ def settle(loss, grid, log2_step=0.5, max_extension=4.0):
 @pytest.mark.parametrize("optimum", [-6.3, -5.0, -4.01, -8.7, -1.2])
 @pytest.mark.parametrize("log2_step", [1.0, 0.5, 0.125])
 def test_finds_the_vertex_of_a_parabola(optimum, log2_step):
-    """From a grid of -7, -5, -3, also where the vertex lies outside of it; off by at most half a step."""
+    """From a grid of -7, -5, -3, also where the vertex lies outside of it; off by at most half a
+    step."""
     losses, note = settle(lambda x: (x - optimum) ** 2, (-7, -5, -3), log2_step)
     xs = sorted(losses)
     i = min(range(len(xs)), key=lambda k: losses[xs[k]])
@@ -60,17 +62,28 @@ def test_divergence_brackets_from_above_but_is_no_optimum():
 
 
 def test_refinement_of_a_sweep_and_the_same_again(tiny, tmp_path, capsys):
-    """Two tables, a grid too low: extended, bracketed, recorded; a second call adds nothing and recomputes nothing."""
+    """Two tables, a grid too low: extended, bracketed, recorded; a second call adds nothing and
+    recomputes nothing."""
     tree = tiny("mlp")
-    tree["sweep"] = {"optim": {"learning_rate": (2.0**-12, 2.0**-11)}, "parameterization": {"name": ("sp", "mup")}}
+    tree["sweep"] = {
+        "optim": {"learning_rate": (2.0**-12, 2.0**-11)},
+        "parameterization": {"name": ("sp", "mup")},
+    }
     engine = Engine(bowl)
     coarse = sweep(tree, tmp_path, train_runs=engine)
-    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 2.0, "max_extension": 3.0, "num_seeds": 0}
+    tree["refine"] = {
+        "field": "optim.learning_rate",
+        "log2_step": 2.0,
+        "max_extension": 3.0,
+        "num_seeds": 0,
+    }
     rows = sweep(tree, tmp_path, train_runs=engine)
     assert rows[:4] == coarse  # a second pass over a finished sweep keeps it
     assert "extended to 2^-10" in capsys.readouterr().err
     for name in ("sp", "mup"):
-        lrs = sorted(math.log2(row["learning_rate"]) for row in rows if row["parameterization"] == name)
+        lrs = sorted(
+            math.log2(row["learning_rate"]) for row in rows if row["parameterization"] == name
+        )
         assert lrs == [-12, -11, -10, -9, -8]
     notes = read_json(tmp_path / "manifest.json")["refinement"]
     assert len(notes) == 2
@@ -83,10 +96,16 @@ def test_refinement_of_a_sweep_and_the_same_again(tiny, tmp_path, capsys):
 
 
 def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
-    """The best value, of the mean over seeds in the end, and all within two steps have three seeds, others the one."""
+    """The best value, of the mean over seeds in the end, and all within two steps have three seeds,
+    others the one."""
     tree = tiny("mlp", seed=5)
     tree["sweep"] = {"optim": {"learning_rate": tuple(2.0**k for k in (-14, -10, -6, -2))}}
-    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, "num_seeds": 3}
+    tree["refine"] = {
+        "field": "optim.learning_rate",
+        "log2_step": 1.0,
+        "max_extension": 4.0,
+        "num_seeds": 3,
+    }
     engine = Engine(lambda cfg: None if cfg.optim.learning_rate > 0.2 else bowl(cfg))
     rows = sweep(tree, tmp_path, train_runs=engine)
     by_lr = {}
@@ -107,7 +126,11 @@ def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
     content = (tmp_path / "results.jsonl").read_bytes()
     assert sweep(tree, tmp_path, train_runs=engine) == rows
     assert (tmp_path / "results.jsonl").read_bytes() == content
-    alone = dict(tree, sweep={"optim": {"learning_rate": (2.0**best,)}}, refine={**tree["refine"], "log2_step": 0.0})
+    alone = dict(
+        tree,
+        sweep={"optim": {"learning_rate": (2.0**best,)}},
+        refine={**tree["refine"], "log2_step": 0.0},
+    )
     again = sweep({**alone, "seed": 7}, tmp_path / "alone", train_runs=engine)[0]
     assert (again["id"], again["final_loss"]) == (
         next(row["id"] for row in rows if row["seed"] == 7 and row["learning_rate"] == 2.0**best),
@@ -116,8 +139,14 @@ def test_seeds_where_the_verdict_falls(tiny, tmp_path, capsys):
 
 
 def refined(tree, loss):
-    """(points, last notes) of a whole refinement of a sweep whose losses a function of the run's config gives."""
-    tree["refine"] = {"field": "optim.learning_rate", "log2_step": 1.0, "max_extension": 4.0, "num_seeds": 3}
+    """(points, last notes) of a whole refinement of a sweep whose losses a function of the run's
+    config gives."""
+    tree["refine"] = {
+        "field": "optim.learning_rate",
+        "log2_step": 1.0,
+        "max_extension": 4.0,
+        "num_seeds": 3,
+    }
     grid = points = make_points(tree)
     cfg = refine_config(tree, grid)
     while True:
@@ -137,13 +166,22 @@ def test_what_goes_along_with_the_learning_rate_goes_on_along_with_it():
     decays = axis("optim.weight_decay", (2.0**-9 / lr for lr in rates))
     tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), decays)})
     points, (note,) = refined(tree, parabola)
-    assert {p.run.cfg.optim.weight_decay * p.run.cfg.optim.learning_rate for p in points} == {2.0**-9}
+    assert {p.run.cfg.optim.weight_decay * p.run.cfg.optim.learning_rate for p in points} == {
+        2.0**-9
+    }
     settled = {math.log2(p.run.cfg.optim.learning_rate) for p in points if p.run.cfg.seed == 2}
     assert {-6, -5, -4} <= settled
     assert note.startswith("weight_decay=0.00195312/learning_rate: best at 2^-5, bracketed by")
-    assert [len(Shard(i, 2).take(points, "optim.learning_rate")) for i in (0, 1)] == [len(points), 0]  # one curve
+    # one curve
+    assert [len(Shard(i, 2).take(points, "optim.learning_rate")) for i in (0, 1)] == [
+        len(points),
+        0,
+    ]
     # A whole number that would have to be a fraction, and what follows no rule
-    steps = {(8, 4, 2): "would be 2.82843, which is no whole number", (9, 4, 2): "by no power law, so its value"}
+    steps = {
+        (8, 4, 2): "would be 2.82843, which is no whole number",
+        (9, 4, 2): "by no power law, so its value",
+    }
     for values, said in steps.items():
         along = axis("schedule.warmup_steps", values)
         tree = tiny_tree("mlp", sweep={"points": zipped(axis("optim.learning_rate", rates), along)})
@@ -152,13 +190,19 @@ def test_what_goes_along_with_the_learning_rate_goes_on_along_with_it():
 
 
 def test_the_best_value_is_that_of_levelled_seeds():
-    """Seed 0 alone is lucky by 10: its rates would beat those that two further seeds have been added to."""
-    tree = tiny_tree("mlp", sweep={"optim": {"learning_rate": tuple(2.0**k for k in (-9, -7, -6, -5, -4, -2, -1))}})
+    """Seed 0 alone is lucky by 10: its rates would beat those that two further seeds have been
+    added to."""
+    tree = tiny_tree(
+        "mlp",
+        sweep={"optim": {"learning_rate": tuple(2.0**k for k in (-9, -7, -6, -5, -4, -2, -1))}},
+    )
     points, (note,) = refined(tree, lambda cfg: parabola(cfg) + (10 if cfg.seed else 0))
     assert note == "best at 2^-5, bracketed by 2^-6 and 2^-4"
     seeds = {}
     for point in points:
-        seeds.setdefault(math.log2(point.run.cfg.optim.learning_rate), set()).add(point.run.cfg.seed)
+        seeds.setdefault(math.log2(point.run.cfg.optim.learning_rate), set()).add(
+            point.run.cfg.seed
+        )
     assert {x for x, found in seeds.items() if found == {0, 1, 2}} == {-7, -6, -5, -4}
 
 

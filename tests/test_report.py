@@ -1,4 +1,5 @@
-"""The report: in a browser, from hostile and odd rows, from several sweeps, and from the published tables of others."""
+"""The report: in a browser, from hostile and odd rows, from several sweeps, and from the published
+tables of others."""
 
 import base64
 import csv
@@ -24,8 +25,12 @@ from mujax.report.tables import parse_columns, read_table
 from mujax.transfer.phase import PhasePoint, main_effects, switches
 
 QUICKSTART = ROOT / "experiments/quickstart"
-LINGLE, KALRA = (str(ROOT / f"experiments/{name}/published.csv") for name in ("lingle2024", "kalra2026"))
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LINGLE, KALRA = (
+    str(ROOT / f"experiments/{name}/published.csv") for name in ("lingle2024", "kalra2026")
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 HOSTILE = "</script><script>document.title='broken'</script><b>%{x}"
 
 
@@ -33,9 +38,11 @@ def row(name, width, x, loss, seed=0, **changes):
     decay = changes.pop("weight_decay", 0.0)
     own = {"model.d_model": width, "optim.learning_rate": 2.0**x, "optim.weight_decay": decay}
     return {
-        "id": f"{name}-{width}-{x}-{seed}-{decay}".replace("/", "|"), "status": "diverged" if loss is None else "ok",
+        "id": f"{name}-{width}-{x}-{seed}-{decay}".replace("/", "|"),
+        "status": "diverged" if loss is None else "ok",
         "diverged_at_step": 7 if loss is None else None, "parameterization": name, "width": width,
-        "learning_rate": 2.0**x, "weight_decay": decay, "seed": seed, "final_loss": loss, "tokens": 1000,
+        "learning_rate": 2.0**x, "weight_decay": decay, "seed": seed, "final_loss": loss,
+        "tokens": 1000,
         "data_fingerprint": "abc", "overrides": own, **changes,
     }  # fmt: skip
 
@@ -63,21 +70,35 @@ def no_figures(monkeypatch):
 
 
 def browse(page, folder, probe="", *flags, size="1280,900"):
-    """(what the expression `probe` gives in the opened page, console messages); nothing may be fetched."""
+    """(what the expression `probe` gives in the opened page, console messages); nothing may be
+    fetched."""
     copy = folder / "probed.html"
     script = f"""<script>(() => {{ let said; try {{ said = (() => {{ {probe} }})(); }} catch (e) {{ said = String(e); }}
     const pre = document.createElement('pre'); pre.id = 'probe'; pre.textContent = btoa(unescape(encodeURIComponent(
     JSON.stringify(said ?? null)))); document.body.append(pre); }})()</script></body>"""
     copy.write_text(page.read_text().replace("</body>\n</html>", script + "\n</html>"))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    command += ["--disable-background-networking", f"--user-data-dir={folder / 'profile'}", f"--window-size={size}"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+    ]
+    command += [
+        "--disable-background-networking",
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={size}",
+    ]
     done = subprocess.run(
         [*command, "--enable-logging=stderr", *flags, "--dump-dom", copy.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     found = re.search(r'<pre id="probe">([^<]*)</pre>', done.stdout)
     assert found, done.stderr[-2000:]
-    return json.loads(base64.b64decode(found[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(base64.b64decode(found[1])), [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
 
 
 PROBE = """
@@ -108,16 +129,19 @@ return found;
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_page_of_a_real_sweep_in_a_browser(tmp_path):
-    """Trains 2 x 3 x 4 x 2 tiny runs and opens their report on a desk, in the dark and on a phone."""
+    """Trains 2 x 3 x 4 x 2 tiny runs and opens their report on a desk, in the dark and on a
+    phone."""
     (tmp_path / "config.py").write_text(
         "from configs import base\n"
         "def get_config():\n"
         "    c = base.get_config('mlp')\n"
-        "    c.train.steps, c.schedule.warmup_steps, c.train.eval_batches, c.train.log_interval = 12, 2, 1, 2\n"
+        "    c.train.steps, c.schedule.warmup_steps, c.train.eval_batches, c.train.log_interval = "
+        "12, 2, 1, 2\n"
         "    c.train.batch_size, c.parameterization.base_width = 8, 16\n"
         "    c.sweep.model = {'d_model': (16, 32, 64)}\n"
         "    c.sweep.parameterization = {'name': ('sp', 'mup')}\n"
-        "    c.sweep.optim = {'learning_rate': (0.004, 0.016, 0.06, 0.25), 'weight_decay': (0.0, 0.1)}\n"
+        "    c.sweep.optim = {'learning_rate': (0.004, 0.016, 0.06, 0.25), 'weight_decay': (0.0, "
+        "0.1)}\n"
         "    return c\n"
     )
     done = run_mujax("sweep", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'w'}")
@@ -127,7 +151,11 @@ def test_page_of_a_real_sweep_in_a_browser(tmp_path):
     page = tmp_path / "w/report.html"
     probe = PROBE.replace('found.phase = hover("phase-0", { curveNumber: 0, pointNumber: 0 });', "")
     probe = probe.replace('found.points = document.getElementById("phase-0").data.length;', "")
-    for size, flags in (("1280,900", ()), ("1280,900", ("--blink-settings=preferredColorScheme=0",)), ("500,844", ())):
+    for size, flags in (
+        ("1280,900", ()),
+        ("1280,900", ("--blink-settings=preferredColorScheme=0",)),
+        ("500,844", ()),
+    ):
         found, console = browse(page, tmp_path, probe, *flags, size=size)
         assert console == []  # no error, and nothing that the content security policy had to stop
         assert found["traces"] == [12, 6, 3, 12], found
@@ -138,7 +166,9 @@ def test_page_of_a_real_sweep_in_a_browser(tmp_path):
         assert found["wide"] <= 0  # nothing scrolls sideways but tables in their boxes
         assert (found["ink"] == "rgb(230, 232, 234)") == bool(flags)
     text = page.read_text()
-    assert re.search(r"<summary>mup, width 64 \(base width 16\).*<td>unembed</td><td>output</td>", text, re.S)
+    assert re.search(
+        r"<summary>mup, width 64 \(base width 16\).*<td>unembed</td><td>output</td>", text, re.S
+    )
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=[\"']?(?!data:)", text)
     assert "default-src 'none'" in text
 
@@ -156,14 +186,17 @@ def test_page_with_laws_and_hostile_names_in_a_browser(tmp_path, no_figures):
     assert "sp, weight_decay=0.0: " in text and HOSTILE in text
     page = tmp_path / "w/report.html"
     assert "<script>document.title" not in page.read_text()
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)
+    data = re.search(
+        r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S
+    )
     assert data and "<" not in data[1]
     assert json.loads(data[1])["studies"][-1]["facets"]["parameterization"] == HOSTILE
     probe = PROBE.replace("return found;", "found.title = document.title; return found;")
     found, console = browse(page, tmp_path, probe)
     assert console == []
     assert found["title"] == "mujax transfer report"
-    assert found["traces"] == [20, 10, 5, 20]  # 4 studies of 5 widths; without sp 2; of these 1 without decay
+    # 4 studies of 5 widths; without sp 2; of these 1 without decay
+    assert found["traces"] == [20, 10, 5, 20]
     assert found["points"] == 1
     assert re.search(r"width 128.*LR 0.0\d+ = 2\^.*best point|loss \d\.\d{4}", found["hover"])
     assert re.search(r"68%: .* to .*law: beta = ", found["law"])
@@ -175,20 +208,25 @@ def test_page_with_laws_and_hostile_names_in_a_browser(tmp_path, no_figures):
 
 
 def many(number):
-    """Rows of `number` runs: 16 tables x 8 decays x 5 widths x 8 learning rates, then more seeds."""
+    """Rows of `number` runs: 16 tables x 8 decays x 5 widths x 8 learning rates, then more
+    seeds."""
     for i in range(number):
         rest, x = divmod(i, 8)
         rest, w = divmod(rest, 5)
         rest, name = divmod(rest, 16)
         seed, decay = divmod(rest, 8)
         loss = 2 + 2.0**-w + 0.05 * (x - 4 + 0.1 * name) ** 2 + 0.01 * math.sin(i)
-        yield row(f"t{name}", 64 << w, x - 9, None if x == 7 else loss, seed, weight_decay=decay / 100)
+        yield row(
+            f"t{name}", 64 << w, x - 9, None if x == 7 else loss, seed, weight_decay=decay / 100
+        )
 
 
 def test_five_thousand_rows_fit_and_open(tmp_path, no_figures):
     rows = list(many(5000))
     write(tmp_path, rows)
-    lines = "".join(json.dumps({"step": step, "loss": 3 + math.sin(step)}) + "\n" for step in range(0, 1000, 10))
+    lines = "".join(
+        json.dumps({"step": step, "loss": 3 + math.sin(step)}) + "\n" for step in range(0, 1000, 10)
+    )
     for r in rows:
         (tmp_path / "points" / r["id"]).mkdir(parents=True)
         (tmp_path / "points" / r["id"] / "metrics.jsonl").write_text(lines)
@@ -211,10 +249,16 @@ def test_a_hundred_thousand_rows(tmp_path):
 ODD = {
     "one row": ([row("sp", 64, -4, 2.0)], "at the edge of the grid"),
     "one width": (laws("mup", widths=[128]), "fewer than two widths"),
-    "all diverged": ([row("sp", n, x, None) for n in (32, 64) for x in (-5, -4)], "every point diverged"),
+    "all diverged": (
+        [row("sp", n, x, None) for n in (32, 64) for x in (-5, -4)],
+        "every point diverged",
+    ),
     "duplicated": ([*laws("mup"), *laws("mup")], "Warning: 45 rows repeat the id of another"),
     "mixed": (
-        [*laws("mup"), *(r | {"data_fingerprint": "other", "id": r["id"] + "b"} for r in laws("sp"))],
+        [
+            *laws("mup"),
+            *(r | {"data_fingerprint": "other", "id": r["id"] + "b"} for r in laws("sp")),
+        ],
         "Warning: studies differ in text, tokens or steps",
     ),
 }
@@ -252,7 +296,9 @@ def test_what_is_no_number_is_one_line_and_exit_code_2(tmp_path, change, said, c
 
 def test_laws_phase_points_and_everything_in_transfer_json(tmp_path):
     """Known exponents come back: tests/laws.py draws with alpha 0.4, beta 0.6, gamma 0.05."""
-    text = report(write(tmp_path, [*laws("sp", noise=0.0005), *laws("mup", 1, noise=0.0005, shift=0.1)]))
+    text = report(
+        write(tmp_path, [*laws("sp", noise=0.0005), *laws("mup", 1, noise=0.0005, shift=0.1)])
+    )
     assert re.search(r"^Does it transfer\?\nsp: \w+\n  ", text, re.M)
     told = json.loads((tmp_path / "transfer.json").read_text())
     study = told["studies"]["mup"]
@@ -262,9 +308,14 @@ def test_laws_phase_points_and_everything_in_transfer_json(tmp_path):
     assert study["r_inf"]["value"] == pytest.approx(0.1, abs=0.05)
     assert study["phase"]["e"]["value"] == pytest.approx(0.0005**2, rel=0.5)
     assert [p["name"] for p in told["phase"]] == ["sp", "mup"]
-    assert {"verdict", "argmin", "penalties", "stable", "fast", "joint", "price", "regret"} <= set(study)
+    assert {"verdict", "argmin", "penalties", "stable", "fast", "joint", "price", "regret"} <= set(
+        study
+    )
     for name in ("transfer", "optimum", "loss", "curvature", "phase"):
-        assert all((tmp_path / f"figures/{name}.{suffix}").stat().st_size > 5000 for suffix in ("png", "pdf"))
+        assert all(
+            (tmp_path / f"figures/{name}.{suffix}").stat().st_size > 5000
+            for suffix in ("png", "pdf")
+        )
 
 
 def test_price_against_tuned_sp_on_the_same_budget():
@@ -305,9 +356,12 @@ def test_published_losses_of_lingle_2024(tmp_path):
         "--columns=study=group,log2_learning_rate=log2_lr",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^sp +2048 +0.0009766 +-10 +- +2.7380 +5 +0 +at the edge of the grid", done.stdout, re.M)
+    assert re.search(
+        r"^sp +2048 +0.0009766 +-10 +- +2.7380 +5 +0 +at the edge of the grid", done.stdout, re.M
+    )
     told = json.loads((tmp_path / "transfer.json").read_text())["studies"]
-    assert {name: s["argmin"]["word"] for name, s in told.items() if s["argmin"]["word"] == "Yes"} == {
+    assert {name: s["argmin"]["word"] for name,
+    s in told.items() if s["argmin"]["word"] == "Yes"} == {
         "baseline": "Yes", "biases": "Yes", "combined_large_scale": "Yes",
     }  # fmt: skip
     assert (tmp_path / "report.html").exists()
@@ -317,18 +371,33 @@ def test_published_metrics_of_kalra_2026(tmp_path, no_figures):
     """Their main effects are geometric means over pairs."""
     text = report(tmp_path, input=KALRA, columns="parameterization=display,R_inf=R_inf_unscaled")
     assert "124 points of the phase diagrams" in text
-    points = read_table(KALRA, parse_columns("parameterization=display,R_inf=R_inf_unscaled")).points
-    effects = {e.switch: (float(f"{e.factor:.2g}"), e.better, e.pairs) for e in main_effects(points)}
+    points = read_table(
+        KALRA, parse_columns("parameterization=display,R_inf=R_inf_unscaled")
+    ).points
+    effects = {
+        e.switch: (float(f"{e.factor:.2g}"), e.better, e.pairs) for e in main_effects(points)
+    }
     assert effects == {
         "embd": (0.14, 58, 60), "ln": (3.9, 14, 60), "attn": (0.46, 45, 60), "last": (0.79, 35, 60),
     }  # fmt: skip
     # The interval is of a mean of logarithms: by scipy's, from the file's own numbers
     rows = list(csv.DictReader(Path(KALRA).read_text().splitlines()))
     e = {(r["display"].replace("μ", "mu"), r["weight_decay"]): float(r["E"]) for r in rows}
-    without = {"SP+Embd": "SP", "SP+Embd+Last": "SP+Last", "SP+Attn+Embd": "SP+Attn", "muP-LN": "SP+Attn+Last"}
-    without |= {"SP+Embd+LN": "SP+LN", "muP-Attn": "SP+LN+Last", "muP-Last": "SP+Attn+LN", "muP": "muP-Embd"}
+    without = {
+        "SP+Embd": "SP",
+        "SP+Embd+Last": "SP+Last",
+        "SP+Attn+Embd": "SP+Attn",
+        "muP-LN": "SP+Attn+Last",
+    }
+    without |= {
+        "SP+Embd+LN": "SP+LN",
+        "muP-Attn": "SP+LN+Last",
+        "muP-Last": "SP+Attn+LN",
+        "muP": "muP-Embd",
+    }
     by_setting = [
-        [math.log(e[on, d] / e[off, d]) for o, d in e if o == on and (off, d) in e] for on, off in without.items()
+        [math.log(e[on, d] / e[off, d]) for o, d in e if o == on and (off, d) in e]
+        for on, off in without.items()
     ]
     embd = next(effect for effect in main_effects(points) if effect.switch == "embd")
     assert sum(map(len, by_setting)) == embd.pairs
@@ -339,14 +408,20 @@ def test_published_metrics_of_kalra_2026(tmp_path, no_figures):
     assert np.log(embd.interval) == pytest.approx(expected, rel=1e-6)
     assert "embd: E x0.144 (" in text
     told = json.loads((tmp_path / "transfer.json").read_text())
-    assert len(told["phase"]) == 124 and told["main_effects_on_E"][1]["factor"] == pytest.approx(0.144, abs=5e-4)
+    assert len(told["phase"]) == 124 and told["main_effects_on_E"][1]["factor"] == pytest.approx(
+        0.144, abs=5e-4
+    )
     if CHROMIUM:
-        probe = "mujaxReport.drawAll(); return [0, 1, 2].map((k) => document.getElementById('phase-' + k).data.length)"
+        probe = (
+            "mujaxReport.drawAll(); return [0, 1, 2].map((k) => document.getElementById('phase-' "
+            "+ k).data.length)"
+        )
         assert browse(tmp_path / "report.html", tmp_path, probe) == ([16, 16, 16], [])
 
 
 def test_a_published_sweep_with_seeds(tmp_path, no_figures):
-    """Its best points by a plain mean over three seeds; curves whose shape cannot be told decide nothing (SP)."""
+    """Its best points by a plain mean over three seeds; curves whose shape cannot be told decide
+    nothing (SP)."""
     source = ROOT / "experiments/nanogpt_mup/published.csv"
     means: dict[tuple[str, int], dict[float, float]] = {}
     for r in csv.DictReader(source.read_text().splitlines()):
@@ -357,18 +432,29 @@ def test_a_published_sweep_with_seeds(tmp_path, no_figures):
     found = {(name, o["width"]): o["log2_lr"] for name, s in told.items() for o in s["optima"]}
     assert found == {key: min(cell, key=cell.__getitem__) for key, cell in means.items()}
     assert [found[name, n] for name in ("sp", "mup") for n in (128, 8192)] == [-10, -13, -10, -9]
-    assert {name: s["verdict"]["word"] for name, s in told.items()} == {"mup": "transfers", "sp": "undecided"}
+    assert {name: s["verdict"]["word"] for name, s in told.items()} == {
+        "mup": "transfers",
+        "sp": "undecided",
+    }
 
 
 def test_phase_figure_of_published_points(tmp_path):
-    points = [PhasePoint.plain(f"SP, {i}", {"parameterization": "SP"}, 10.0**-i, i - 1.0, -i) for i in range(3)]
+    points = [
+        PhasePoint.plain(f"SP, {i}", {"parameterization": "SP"}, 10.0**-i, i - 1.0, -i)
+        for i in range(3)
+    ]
     paths = figures.save_figures([], points, tmp_path)
     assert [path.name for path in paths] == ["phase.png", "phase.pdf"]
 
 
 def test_names_of_switches():
     known = ("attn", "embd", "ln")
-    assert switches("SP+Embd+LN", known) == switches("muP-Attn", known) == switches("μP-Attn", known) == {"embd", "ln"}
+    assert (
+        switches("SP+Embd+LN", known)
+        == switches("muP-Attn", known)
+        == switches("μP-Attn", known)
+        == {"embd", "ln"}
+    )
     assert switches("factorial+sqrt_embd", known) == {"sqrt_embd"}
     assert switches("mup_table8") is None
 
@@ -396,13 +482,16 @@ def test_fields_and_studies_called_like_the_parts_of_an_object(tmp_path, no_figu
     return { names, before, after: count(), laws: document.getElementById("law-optimum").data.length };"""
     found, console = browse(tmp_path / "w/report.html", tmp_path, probe)
     assert console == []
-    assert {*found["names"]} >= {"parameterization", "constructor", "toString", "hasOwnProperty"}, found
+    assert {*found["names"]} >= {"parameterization", "constructor", "toString", "hasOwnProperty"}, (
+        found
+    )
     assert any("proto" in name for name in found["names"]), found
     assert (found["before"], found["after"]) == (20, 10), found
 
 
 def test_legends_name_every_study_as_it_is_written():
-    """Matplotlib leaves a label out that begins with an underscore, and reads dollars as formulas."""
+    """Matplotlib leaves a label out that begins with an underscore, and reads dollars as
+    formulas."""
     names = ["_hidden", "$5 and $6", "__", "a_b^c", "plain"]
     seen = []
     rows = [r for i, name in enumerate(names) for r in laws(name, i, (32, 64), range(-8, -3))]
@@ -422,7 +511,8 @@ def test_legends_name_every_study_as_it_is_written():
 
 
 @pytest.mark.parametrize(
-    ("column", "cell"), [("loss", "1e308"), ("loss", "-1e39"), ("width", "1" * 300), ("width", "1" * 5000)]
+    ("column", "cell"),
+    [("loss", "1e308"), ("loss", "-1e39"), ("width", "1" * 300), ("width", "1" * 5000)],
 )
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_numbers_of_a_table_beyond_what_is_fitted(tmp_path, column, cell, suffix, capsys):
@@ -430,7 +520,9 @@ def test_numbers_of_a_table_beyond_what_is_fitted(tmp_path, column, cell, suffix
     cells[3][column] = cell
     file = tmp_path / f"t.{suffix}"
     if suffix == "csv":
-        file.write_text("\n".join([",".join(cells[0]), *(",".join(row.values()) for row in cells)]) + "\n")
+        file.write_text(
+            "\n".join([",".join(cells[0]), *(",".join(row.values()) for row in cells)]) + "\n"
+        )
     else:
         numbers = [", ".join(f'"{name}": {value}' for name, value in row.items()) for row in cells]
         file.write_text("".join(f"{{{row}}}\n" for row in numbers))

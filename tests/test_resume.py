@@ -1,5 +1,5 @@
-"""Runs that survive: whatever ends a run and whenever, the same command goes on, and what is left in the end is bit by
-bit what an uninterrupted run leaves."""
+"""Runs that survive: whatever ends a run and whenever, the same command goes on, and what is left
+in the end is bit by bit what an uninterrupted run leaves."""
 
 import json
 import os
@@ -31,24 +31,31 @@ from mujax.training.steps import abstract_state
 def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
     """The command line of a small run that saves often; section__field=value overrides."""
     fields = {
-        "data.name": "text", "data.path": text_file, "data.seq_len": 16, "model.d_model": 16, "model.d_head": 8,
-        "parameterization.base_width": 16, "schedule.warmup_steps": 4, "train.steps": 40, "train.batch_size": 4,
-        "train.eval_interval": 10, "train.eval_batches": 2, "train.log_interval": 1, "checkpoint.interval": 7,
-        "monitor.tensor_interval": 9, **{name.replace("__", "."): value for name, value in overrides.items()},
+        "data.name": "text", "data.path": text_file, "data.seq_len": 16, "model.d_model": 16,
+        "model.d_head": 8,
+        "parameterization.base_width": 16, "schedule.warmup_steps": 4, "train.steps": 40,
+        "train.batch_size": 4,
+        "train.eval_interval": 10, "train.eval_batches": 2, "train.log_interval": 1,
+        "checkpoint.interval": 7,
+        "monitor.tensor_interval": 9, **{name.replace("__", "."): value for name,
+        value in overrides.items()},
     }  # fmt: skip
     options = [f"--config.{name}={value}" for name, value in fields.items()]
     return ["train", f"--config={ROOT}/configs/base.py", f"--workdir={workdir}", *options]
 
 
 def left_by(workdir: Path, step: int = 40) -> tuple:
-    """All that a finished run leaves that does not depend on time: the row, the log and every array."""
+    """All that a finished run leaves that does not depend on time: the row, the log and every
+    array."""
     row = json.loads((workdir / "result.json").read_text())
     run = make_run(make_run_config(json.loads((workdir / "config.json").read_text())))
     state = abstract_state(run.program)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     trees = {"params": state.params, "opt_state": state.opt_state}
     trees = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), trees)
-    record, found = Checkpoints(workdir / "checkpoints" / "latest", keep=None).restore(trees, lambda record: None)
+    record, found = Checkpoints(workdir / "checkpoints" / "latest", keep=None).restore(
+        trees, lambda record: None
+    )
     assert record["step"] == step
     arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
     return {**row, "seconds": 0}, (workdir / "metrics.jsonl").read_text(), arrays
@@ -151,18 +158,21 @@ def best_of(workdir: Path) -> list[str]:
 
 
 def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
-    """It may be ahead of the latest: killed before the first checkpoint, after stopping at an evaluation, or while both
-    are written at once."""
+    """It may be ahead of the latest: killed before the first checkpoint, after stopping at an
+    evaluation, or while both are written at once."""
     before_any = flags_of(text_file, tmp_path / "before", checkpoint__interval=500)
     with monkeypatch.context() as patch:
         strike(patch, "begin_step", 25, die)
         assert main.run(before_any) == 75
-    assert best_of(tmp_path / "before") == ["20"] and not os.listdir(tmp_path / "before" / "checkpoints" / "latest")
+    assert best_of(tmp_path / "before") == ["20"] and not os.listdir(
+        tmp_path / "before" / "checkpoints" / "latest"
+    )
     assert main.run(before_any) == 0
     assert left_by(tmp_path / "before") == uninterrupted and best_of(tmp_path / "before") == ["40"]
 
     at_evaluation = flags_of(text_file, tmp_path / "at", checkpoint__interval=500)
-    for call, action in ((10, terminate), (3, die)):  # SIGTERM, noticed before the evaluation at step 10
+    for call, action in ((10, terminate), (3, die)):
+        # SIGTERM, noticed before the evaluation at step 10
         with monkeypatch.context() as patch:
             strike(patch, "begin_step", call, action)
             assert main.run(at_evaluation) == 75
@@ -196,18 +206,24 @@ assert main.run(sys.argv[1:]) == 0
 def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted):
     """In a process of its own: JAX's profiler brings down one that has the TPU compiler loaded."""
     args = flags_of(text_file, tmp_path, monitor__profile_step=5, monitor__profile_steps=5)
-    done = subprocess.run([sys.executable, "-c", STOPPED, *args], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, *args], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert left_by(tmp_path)[1:] == uninterrupted[1:]  # the row has the number of devices
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
-    """Of a finished run: fewer steps, another width, nothing left to train, no such field, other data; its result is
-    not that of another."""
+    """Of a finished run: fewer steps, another width, nothing left to train, no such field, other
+    data; its result is not that of another."""
     args = flags_of(text_file, tmp_path)
     assert main.run(args) == 0
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    before = {
+        path: path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
     for change, allowed, message in (
         ("train.steps=12", "train.steps", "its checkpoint of step 40 is beyond train.steps = 12"),
         ("model.d_model=32", "model.d_model", "another parameterization table"),
@@ -221,12 +237,27 @@ def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
             "optim.learning_rate",
             "step 40 has had all its training before the change; raise train.steps, which is 40",
         ),
-        ("optim.b1=0.8", "optim.b7", "--allow_config_change=optim.b7: the config has no such field; did you mean"),
-        ("data.glob=*.py", "data.path", "data.glob: **/*.txt -> *.py; choose a new workdir, or allow it with"),
+        (
+            "optim.b1=0.8",
+            "optim.b7",
+            "--allow_config_change=optim.b7: the config has no such field; did you mean",
+        ),
+        (
+            "data.glob=*.py",
+            "data.path",
+            "data.glob: **/*.txt -> *.py; choose a new workdir, or allow it with",
+        ),
     ):
-        assert main.run([*args, *f"--config.{change}".split(), f"--allow_config_change={allowed}"]) == 2
+        assert (
+            main.run([*args, *f"--config.{change}".split(), f"--allow_config_change={allowed}"])
+            == 2
+        )
         assert message in capsys.readouterr().err
-        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+        after = {
+            path: path.read_bytes()
+            for path in tmp_path.rglob("*")
+            if path.is_file() and path.name != "lock"
+        }
         assert after == before
     text = text_file.read_text()
     try:
@@ -238,17 +269,22 @@ def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
         text_file.write_text(text)
         load_corpus.cache_clear()
     (tmp_path / "config.json").unlink()
-    assert main.run([*args, "--config.optim.learning_rate=0.5"]) == 2  # what there is is not of this run
+    # what there is is not of this run
+    assert main.run([*args, "--config.optim.learning_rate=0.5"]) == 2
     assert "optim.learning_rate: 0.0078125 -> 0.5" in capsys.readouterr().err
     assert main.run(args) == 0
 
 
-def test_a_workdir_that_is_moved_while_it_trains(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
-    """The run notices, saves its state in the folder wherever that is now, and ends with 2; no other folder is made."""
+def test_a_workdir_that_is_moved_while_it_trains(
+    text_file, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    """The run notices, saves its state in the folder wherever that is now, and ends with 2; no
+    other folder is made."""
     root, now = tmp_path / "run", tmp_path / "moved"
 
     def move():
-        wait_for(root / "checkpoints" / "latest" / "7")  # what Orbax is about to write, it writes by its name
+        # what Orbax is about to write, it writes by its name
+        wait_for(root / "checkpoints" / "latest" / "7")
         wait_for(root / "checkpoints" / "best" / "10")
         root.rename(now)
 
@@ -257,7 +293,10 @@ def test_a_workdir_that_is_moved_while_it_trains(text_file, tmp_path, uninterrup
         strike(patch, "begin_step", 12, move)
         assert main.run(args) == 2
     err = capsys.readouterr().err
-    assert f"{root} was moved to {now} while it was in use, and all is saved there; go on with --workdir={now}" in err
+    assert (
+        f"{root} was moved to {now} while it was in use, and all is saved there; go on with "
+        f"--workdir={now}" in err
+    )
     assert not root.exists()
     assert sorted(os.listdir(now / "checkpoints" / "latest")) == ["12", "7"]
     assert main.run(flags_of(text_file, now)) == 0
@@ -286,7 +325,9 @@ main.main()
 def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, capsys):
     args = flags_of(text_file, tmp_path, checkpoint__grace_seconds=1, checkpoint__best="False")
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT
+    )
     assert (done.returncode, time.monotonic() - start < 60) == (75, True), done.stderr
     assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
     assert main.run(args) == 0
@@ -296,16 +337,24 @@ def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupte
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_times(kills, text_file, tmp_path):
-    """SIGKILL at any time, from the start of the process on; most in training, where it also saves and evaluates."""
+    """SIGKILL at any time, from the start of the process on; most in training, where it also saves
+    and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
     args = flags_of(text_file, workdir, train__steps=200)
     for kill in range(kills):
-        # Either after some seconds, or once so many steps more are logged, and then within a few steps
+        # Either after some seconds, or once so many steps more are logged, and then within a few
+        # steps
         deadline = time.monotonic() + (rng.uniform(0, 6) if kill % 3 == 0 else 100)
         more, delay = rng.uniform(1, 240 / kills), rng.uniform(0, 0.03)
         first = last_step(workdir)
-        with subprocess.Popen([sys.executable, "-m", "mujax", *args], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and time.monotonic() < deadline and last_step(workdir) < first + more:
+        with subprocess.Popen(
+            [sys.executable, "-m", "mujax", *args], cwd=ROOT, stderr=subprocess.DEVNULL
+        ) as process:
+            while (
+                process.poll() is None
+                and time.monotonic() < deadline
+                and last_step(workdir) < first + more
+            ):
                 time.sleep(0.002)
             time.sleep(delay)
             num_killed += process.poll() is None
@@ -324,11 +373,21 @@ def last_step(workdir: Path) -> int:
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
         return 0
-    return max([0, *(int(line.split()[1][:-1]) for line in lines if line.startswith('{"step"') and '"loss"' in line)])
+    return max(
+        [
+            0,
+            *(
+                int(line.split()[1][:-1])
+                for line in lines
+                if line.startswith('{"step"') and '"loss"' in line
+            ),
+        ]
+    )
 
 
 def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
-    """The newest damaged: the one before, with a message. All damaged: exit code 2, and nothing is changed."""
+    """The newest damaged: the one before, with a message. All damaged: exit code 2, and nothing is
+    changed."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
         strike(patch, "begin_step", 30, terminate)
@@ -346,10 +405,18 @@ def test_damaged_checkpoints(text_file, tmp_path, uninterrupted, monkeypatch, ca
 
     other = tmp_path.with_name("all")
     (other / "checkpoints" / "latest" / "28" / "record" / "metadata").write_text("{}")
-    before = sorted((path, path.read_bytes()) for path in other.rglob("*") if path.is_file() and path.name != "lock")
+    before = sorted(
+        (path, path.read_bytes())
+        for path in other.rglob("*")
+        if path.is_file() and path.name != "lock"
+    )
     assert main.run(flags_of(text_file, other)) == 2
     assert "holds damaged checkpoints only (step 30: " in capsys.readouterr().err
-    after = sorted((path, path.read_bytes()) for path in other.rglob("*") if path.is_file() and path.name != "lock")
+    after = sorted(
+        (path, path.read_bytes())
+        for path in other.rglob("*")
+        if path.is_file() and path.name != "lock"
+    )
     assert after == before
 
 
@@ -363,7 +430,10 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
     faster = [*args, "--config.optim.learning_rate=0.02", "--config.optim.b1=0.8"]
     assert main.run(faster) == 2
     message = capsys.readouterr().err
-    assert "optim.b1: 0.9 -> 0.8, optim.learning_rate: 0.0078125 -> 0.02; choose a new workdir" in message
+    assert (
+        "optim.b1: 0.9 -> 0.8, optim.learning_rate: 0.0078125 -> 0.02; choose a new workdir"
+        in message
+    )
     assert main.run([*faster, "--allow_config_change=optim.b1"]) == 2
     assert "config: optim.learning_rate: 0.0078125 -> 0.02;" in capsys.readouterr().err
 
@@ -383,14 +453,20 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
     finally:
         text_file.write_text(text)
         load_corpus.cache_clear()
-    assert json.loads((tmp_path / "earlier" / "1" / "config.json").read_text())["optim"]["b1"] == 0.9
+    assert (
+        json.loads((tmp_path / "earlier" / "1" / "config.json").read_text())["optim"]["b1"] == 0.9
+    )
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["b1"] == 0.8
     each_step_once(tmp_path)
 
 
 def test_a_run_is_made_longer(text_file, tmp_path, capsys):
     """--allow_config_change on a finished run: it goes on from its end, and its result is kept."""
-    constant = {"schedule__name": "constant", "monitor__tensor_interval": 0, "data__path": text_file}
+    constant = {
+        "schedule__name": "constant",
+        "monitor__tensor_interval": 0,
+        "data__path": text_file,
+    }
     assert main.run(flags_of(text_file, tmp_path, train__steps=20, **constant)) == 0
     longer = flags_of(text_file, tmp_path, **constant)
     assert main.run(longer) == 2
@@ -406,14 +482,16 @@ BEFORE = {
     # Writes fail in the middle of a file, as on a disk that is full
     "full": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))",
     # Root may write anywhere, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    "read-only": "import ctypes; prctl = ctypes.CDLL(None).prctl; [prctl(24, c, 0, 0, 0) for c in (1, 2)]",
+    "read-only": "import ctypes; prctl = ctypes.CDLL(None).prctl; [prctl(24, c, 0, 0, 0) for c in "
+    "(1, 2)]",
 }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("what", ["full", "read-only"])
 def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch):
-    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it goes on."""
+    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it
+    goes on."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
         strike(patch, "begin_step", 12, terminate)
@@ -429,6 +507,8 @@ def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupt
     latest.chmod(0o755)
     assert done.returncode == 2, done.stderr
     reason = "File too large" if what == "full" else "Permission denied"
-    assert re.search(f"mujax: .*: a checkpoint could not be saved .*{reason}.*; the last one stands", done.stderr)
+    assert re.search(
+        f"mujax: .*: a checkpoint could not be saved .*{reason}.*; the last one stands", done.stderr
+    )
     assert main.run(args) == 0
     assert left_by(tmp_path) == uninterrupted

@@ -31,12 +31,19 @@ def row_of(run, **ended):
 def test_a_row_has_the_fields_of_the_schema_in_their_order(run, tmp_path):
     row = row_of(run)
     assert list(row) == list(Row.__annotations__)
-    assert (row["final_loss"], row["best_loss"], row["best_step"], row["bits_per_byte"]) == (3.0, 2.5, 5, 6.0)
+    assert (row["final_loss"], row["best_loss"], row["best_step"], row["bits_per_byte"]) == (
+        3.0,
+        2.5,
+        5,
+        6.0,
+    )
     files.write_json(tmp_path / "result.json", row)
     assert load_rows(tmp_path) == [row]
     files.append_jsonl(tmp_path / "results.jsonl", row_of(run, diverged_at=7))
     (lost,) = load_rows(tmp_path)
-    assert {lost[name] for name in ("final_loss", "best_loss", "best_step", "bits_per_byte")} == {None}
+    assert {lost[name] for name in ("final_loss", "best_loss", "best_step", "bits_per_byte")} == {
+        None
+    }
 
 
 def test_a_folder_without_results_has_no_rows(tmp_path):
@@ -47,7 +54,9 @@ def test_a_folder_without_results_has_no_rows(tmp_path):
 
 def test_what_a_row_repeats_of_its_config_is_as_configured(run):
     fields, row = dict(leaves(run.cfg.as_dict())), row_of(run)
-    assert [(name, row[name]) for name in FACTS.values()] == [(name, fields[field]) for field, name in FACTS.items()]
+    assert [(name, row[name]) for name in FACTS.values()] == [
+        (name, fields[field]) for field, name in FACTS.items()
+    ]
 
 
 def test_rows_of_a_table_are_rows_of_results(tmp_path):
@@ -62,9 +71,20 @@ def test_rows_of_a_table_are_rows_of_results(tmp_path):
 
 
 def test_old_rows_may_lack_what_is_not_needed(run, tmp_path):
-    needed = ("id", "status", "diverged_at_step", "width", "parameterization", "learning_rate", "seed", "final_loss")
+    needed = (
+        "id",
+        "status",
+        "diverged_at_step",
+        "width",
+        "parameterization",
+        "learning_rate",
+        "seed",
+        "final_loss",
+    )
     for name in Row.__annotations__:
-        files.write_json(tmp_path / "result.json", {k: v for k, v in row_of(run).items() if k != name})
+        files.write_json(
+            tmp_path / "result.json", {k: v for k, v in row_of(run).items() if k != name}
+        )
         if name in (*needed, "overrides"):
             with pytest.raises(UserError, match=f"result.json: row 1, field '{name}' is missing"):
                 load_rows(tmp_path)
@@ -74,10 +94,14 @@ def test_old_rows_may_lack_what_is_not_needed(run, tmp_path):
 
 @pytest.mark.parametrize("is_sweep", [True, False])
 def test_which_single_runs_are_points_of_a_workdir(is_sweep):
-    """Of a sweep what a curve plots and its points set may differ; of single runs any number, and the table."""
+    """Of a sweep what a curve plots and its points set may differ; of single runs any number, and
+    the table."""
     tree = quickstart.get_config().to_dict()
     point = {"overrides": {"optim.b1": 0.5}, "table_hash": ""}
-    record = {"config": {**tree, "sweep": tree["sweep"] if is_sweep else {}}, "points": {"known": point}}
+    record = {
+        "config": {**tree, "sweep": tree["sweep"] if is_sweep else {}},
+        "points": {"known": point},
+    }
     settings, fields = Settings(record), run_fields(tree)
 
     def place(id="other", **changed):
@@ -88,6 +112,8 @@ def test_which_single_runs_are_points_of_a_workdir(is_sweep):
     assert place() == (0, {})
     assert place(optim__learning_rate=3.0, seed=9) == (0, {"optim.learning_rate": 3.0, "seed": 9})
     assert place(optim__b1=0.25) == (0, {"optim.b1": 0.25})
-    assert place(optim__weight_decay=7.0) == (None if is_sweep else (0, {"optim.weight_decay": 7.0}))
+    assert place(optim__weight_decay=7.0) == (
+        None if is_sweep else (0, {"optim.weight_decay": 7.0})
+    )
     assert place(optim__name="sgd") is None
     assert place(optim__new_field=1) is None

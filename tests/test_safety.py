@@ -54,7 +54,17 @@ def test_a_planted_pickle_is_refused(what, tmp_path, tiny, capsys):
     if what == "images":
         np.savez(tmp_path / "images.npz", images=bomb, labels=bomb)
         flags = ["--config.data.name=images", f"--config.data.path={tmp_path / 'images.npz'}"]
-        assert main.run(["train", f"--config={ROOT}/configs/base.py:cnn", f"--workdir={tmp_path / 'run'}", *flags]) == 2
+        assert (
+            main.run(
+                [
+                    "train",
+                    f"--config={ROOT}/configs/base.py:cnn",
+                    f"--workdir={tmp_path / 'run'}",
+                    *flags,
+                ]
+            )
+            == 2
+        )
         assert "is no .npz file with arrays" in capsys.readouterr().err
     else:
         from mujax.sweep.points import make_points
@@ -63,7 +73,9 @@ def test_a_planted_pickle_is_refused(what, tmp_path, tiny, capsys):
         tree = tiny(sweep={"seed": (0,)})
         group = make_points(tree)[0].run.group
         (tmp_path / "run" / "in_flight").mkdir(parents=True)
-        np.savez(tmp_path / "run" / "in_flight" / f"{group}.npz", header=bomb, history=bomb, state_0=bomb)
+        np.savez(
+            tmp_path / "run" / "in_flight" / f"{group}.npz", header=bomb, history=bomb, state_0=bomb
+        )
         assert sweep(tree, tmp_path / "run")[0]["status"] == "ok"
         assert "its points start again" in capsys.readouterr().err
     assert not (tmp_path / "exploded").exists()
@@ -84,7 +96,9 @@ def test_a_planted_pickle_is_refused(what, tmp_path, tiny, capsys):
 def test_a_command_line_is_no_code(flag, tmp_path, capsys, monkeypatch):
     """Values of flags, and the argument of a config file, are never evaluated."""
     monkeypatch.chdir(tmp_path)
-    flag = flag.replace("CODE", "__import__('os').system('touch exploded')").replace("{}", str(ROOT))
+    flag = flag.replace("CODE", "__import__('os').system('touch exploded')").replace(
+        "{}", str(ROOT)
+    )
     config = f"--config={ROOT}/configs/quickstart.py"
     rest = [] if flag.startswith("--workdir") else [f"--workdir={tmp_path / 'run'}"]
     code = main.run(["sweep", config, "--dry_run", *rest, flag])
@@ -96,20 +110,34 @@ def test_a_command_line_is_no_code(flag, tmp_path, capsys, monkeypatch):
 def test_who_writes_to_folders_alone_says_so(verb, capsys):
     """Before any work."""
     more = ["--topology=v4:2x2x1"] if verb == "plan" else []
-    assert main.run([verb, f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/x", *more]) == 2
-    assert "gs://bucket/x is not a local folder; only mujax train and sample take buckets" in capsys.readouterr().err
+    assert (
+        main.run([verb, f"--config={ROOT}/configs/quickstart.py", "--workdir=gs://bucket/x", *more])
+        == 2
+    )
+    assert (
+        "gs://bucket/x is not a local folder; only mujax train and sample take buckets"
+        in capsys.readouterr().err
+    )
 
 
 def test_any_path_will_do(text_file, tmp_path, capsys):
-    """Spaces, quotes, a dollar and letters of other scripts, in workdir and data, of all verbs that read and write."""
+    """Spaces, quotes, a dollar and letters of other scripts, in workdir and data, of all verbs that
+    read and write."""
     folder = tmp_path / 'it\'s a "run" $HOME `x` ñ 日本'
     folder.mkdir()
     text = folder / "my text's.txt"
     shutil.copy(text_file, text)
-    small = {"train__steps": 8, "train__eval_interval": 4, "schedule__warmup_steps": 2, "checkpoint__interval": 4}
+    small = {
+        "train__steps": 8,
+        "train__eval_interval": 4,
+        "schedule__warmup_steps": 2,
+        "checkpoint__interval": 4,
+    }
     args = flags_of(text, folder / "the run", **small)
     assert main.run(args) == 0
-    assert main.run(["sample", f"--workdir={folder / 'the run'}", "--prompt=a", "--num_tokens=3"]) == 0
+    assert (
+        main.run(["sample", f"--workdir={folder / 'the run'}", "--prompt=a", "--num_tokens=3"]) == 0
+    )
     assert json.loads((folder / "the run" / "config.json").read_text())["data"]["path"] == str(text)
     (folder / "the run" / "result.json").unlink()
     assert main.run(args) == 0
@@ -122,4 +150,9 @@ def test_any_path_will_do(text_file, tmp_path, capsys):
     assert main.run(["sweep", f"--config={config}", f"--workdir={folder / 'a sweep'}", *flags]) == 0
     assert main.run(["report", f"--workdir={folder / 'a sweep'}"]) == 0
     assert (folder / "a sweep" / "report.html").exists()
-    assert sorted(path.name for path in folder.iterdir()) == ["a sweep", "my config.py", "my text's.txt", "the run"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "a sweep",
+        "my config.py",
+        "my text's.txt",
+        "the run",
+    ]

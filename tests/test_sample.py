@@ -1,5 +1,6 @@
-"""Sampling: decoding step by step equals the parallel forward pass, prompts share a batch without touching each
-other, tokens are drawn with the probabilities asked for, and a trained run's text comes from its checkpoint."""
+"""Sampling: decoding step by step equals the parallel forward pass, prompts share a batch without
+touching each other, tokens are drawn with the probabilities asked for, and a trained run's text
+comes from its checkpoint."""
 
 import json
 import shutil
@@ -46,27 +47,51 @@ def close(ours, theirs):
 
 
 # Of the options, those that touch what a cache or a position is
-TOUCHED = ("baseline", "gpt", "no positions, shared keys", "qk norm, one key head, swiglu", "normalized elu attention")
+TOUCHED = (
+    "baseline",
+    "gpt",
+    "no positions, shared keys",
+    "qk norm, one key head, swiglu",
+    "normalized elu attention",
+)
 
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(o, id=name, marks=[] if name in TOUCHED else pytest.mark.slow) for name, o in OPTIONS.items()],
+    [
+        pytest.param(o, id=name, marks=[] if name in TOUCHED else pytest.mark.slow)
+        for name, o in OPTIONS.items()
+    ],
 )
 def test_decoding_equals_the_parallel_forward_pass(options):
     run = make_with(options)
-    params, tokens = shaken(initial_params(run, seed=3)), np.random.default_rng(0).integers(0, 256, (2, 12))
-    close(decoded(run, params, tokens, 12, first=5), apply("transformer", run)(params, tokens, run.hps))
+    params, tokens = (
+        shaken(initial_params(run, seed=3)),
+        np.random.default_rng(0).integers(0, 256, (2, 12)),
+    )
+    close(
+        decoded(run, params, tokens, 12, first=5),
+        apply("transformer", run)(params, tokens, run.hps),
+    )
 
 
 @pytest.mark.parametrize("first", [1, 4, 11])
 def test_the_window_slides(first):
-    """Beyond the window, whether the first tokens fill it or not: a query sees the window's positions alone."""
+    """Beyond the window, whether the first tokens fill it or not: a query sees the window's
+    positions alone."""
     run = make_with({"num_kv_heads": 2})
-    params, tokens = shaken(initial_params(run, seed=3)), np.random.default_rng(0).integers(0, 256, (2, 17))
+    params, tokens = (
+        shaken(initial_params(run, seed=3)),
+        np.random.default_rng(0).integers(0, 256, (2, 17)),
+    )
     theirs = in_numpy(run.cfg.model, params, tokens, float(run.hps.attention_scale), window=4)
     close(decoded(run, params, tokens, 4, first), theirs)
-    assert np.abs(theirs - in_numpy(run.cfg.model, params, tokens, float(run.hps.attention_scale)))[:, 4:].max() > 0.01
+    assert (
+        np.abs(theirs - in_numpy(run.cfg.model, params, tokens, float(run.hps.attention_scale)))[
+            :, 4:
+        ].max()
+        > 0.01
+    )
 
 
 PROMPTS = [b"import os, sys", b"de", b"class"]
@@ -78,12 +103,18 @@ def generated(run, params, prompts, num_tokens, sampling, seed=0, stop=-1, windo
     rows = np.zeros((len(prompts), max(lengths)), np.int32)
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = list(prompt)
-    tokens = generate(params, run.hps, run.scalings, rows, np.array(lengths), sampling, seed, min(lengths))
-    return [list(map(int, row[: length + num_tokens])) for row, length in zip(tokens, lengths, strict=True)]
+    tokens = generate(
+        params, run.hps, run.scalings, rows, np.array(lengths), sampling, seed, min(lengths)
+    )
+    return [
+        list(map(int, row[: length + num_tokens]))
+        for row, length in zip(tokens, lengths, strict=True)
+    ]
 
 
 def test_unequal_prompts_against_whole_forward_passes():
-    """The most likely continuation of each, found without cache and batch, one whole forward pass a token."""
+    """The most likely continuation of each, found without cache and batch, one whole forward pass a
+    token."""
     run = make_with({})
     params = shaken(initial_params(run))
     forward = apply("transformer", run)
@@ -92,7 +123,8 @@ def test_unequal_prompts_against_whole_forward_passes():
     for prompt, continued in zip(PROMPTS, ours, strict=True):
         tokens = list(prompt)
         for _ in range(8):
-            padded = np.array([tokens + [0] * (24 - len(tokens))])  # what comes later changes nothing before it
+            # what comes later changes nothing before it
+            padded = np.array([tokens + [0] * (24 - len(tokens))])
             tokens.append(int(np.argmax(forward(scaled, padded, run.hps)[0, len(tokens) - 1])))
         assert continued == tokens
 
@@ -107,7 +139,8 @@ def test_a_row_is_drawn_as_if_it_were_alone():
 
 
 def test_every_position_is_drawn_anew():
-    """From a model to which all tokens are alike: 40 draws of 256 have some repeats, but not one token throughout."""
+    """From a model to which all tokens are alike: 40 draws of 256 have some repeats, but not one
+    token throughout."""
     run = make_with({})
     params = initial_params(run)
     params |= {"unembed": 0 * params["unembed"]}
@@ -135,7 +168,8 @@ def restricted(temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize(
-    "how, support", [((1, 0, 1), 8), ((0.5, 0, 1), 8), ((2, 0, 1), 8), ((1, 3, 1), 3), ((1, 0, 0.7), 3),
+    "how, support", [((1, 0, 1), 8), ((0.5, 0, 1), 8), ((2, 0, 1), 8), ((1, 3, 1), 3), ((1, 0, 0.7),
+    3),
                      ((1, 0, 0.76), 4), ((1.5, 5, 0.95), 5), ((1, 4, 0.7), 3)],
 )  # fmt: skip
 def test_tokens_are_drawn_with_the_probabilities_asked_for(how, support):
@@ -166,12 +200,24 @@ def test_text_from_a_checkpoint(trained, capsys, tmp_path):
     root, _, _ = trained
     texts = sample.sample(root, ["import ", ""], 100, Sampling(temperature=0.5))
     # It has learned which bytes there are: initially 1 in 3 was printable ASCII
-    assert all(sum(c.isascii() and (c.isprintable() or c == "\n") for c in text) > 90 for text in texts)
+    assert all(
+        sum(c.isascii() and (c.isprintable() or c == "\n") for c in text) > 90 for text in texts
+    )
     (tmp_path / "prompts.txt").write_text("import \n\n")
-    args = ["sample", f"--workdir={root}", f"--prompts={tmp_path / 'prompts.txt'}", "--num_tokens=100"]
+    args = [
+        "sample",
+        f"--workdir={root}",
+        f"--prompts={tmp_path / 'prompts.txt'}",
+        "--num_tokens=100",
+    ]
     assert main.run([*args, "--temperature=0.5"]) == 0
     assert capsys.readouterr().out == f"--- 1 of 2\nimport {texts[0]}\n--- 2 of 2\n{texts[1]}\n"
-    assert main.run(["sample", f"--workdir={root}", "--prompt=ab", "--num_tokens=5", "--num_samples=2"]) == 0
+    assert (
+        main.run(
+            ["sample", f"--workdir={root}", "--prompt=ab", "--num_tokens=5", "--num_samples=2"]
+        )
+        == 0
+    )
     first, second = capsys.readouterr().out.split("--- 2 of 2\n")
     assert first.startswith("--- 1 of 2\nab") and second.startswith("ab") and first[11:] != second
 
@@ -219,7 +265,9 @@ def test_text_ends_with_its_document(trained):
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):
     root, _, _ = trained
-    with pytest.raises(UserError, match="MLPLanguageModel cannot be sampled from: it has no extend"):
+    with pytest.raises(
+        UserError, match="MLPLanguageModel cannot be sampled from: it has no extend"
+    ):
         make_generate(make("mlp").program, 4, 4, 0)
     with pytest.raises(UserError, match="no config.json"):
         sample.sample(tmp_path, ["a"], 4, Sampling())
@@ -235,7 +283,9 @@ def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, cap
         sample.sample(tmp_path / "other", ["a"], 4, Sampling())
     train(tiny(model__position="learned"), tmp_path / "learned")
     assert len(sample.sample(tmp_path / "learned", ["abc"], 13, Sampling(top_k=1))) == 1
-    with pytest.raises(UserError, match="make 17, and model.position = 'learned' ends at data.seq_len = 16"):
+    with pytest.raises(
+        UserError, match="make 17, and model.position = 'learned' ends at data.seq_len = 16"
+    ):
         sample.sample(tmp_path / "learned", ["abc"], 14, Sampling())
     capsys.readouterr()
     for flags, message in {

@@ -1,4 +1,5 @@
-"""Runs that are split over devices: the numbers of one device, and what each device stores and tells the others."""
+"""Runs that are split over devices: the numbers of one device, and what each device stores and
+tells the others."""
 
 import dataclasses
 import math
@@ -21,11 +22,13 @@ from mujax.sweep.grid import expand_sweep
 from mujax.training.run import make_run
 from mujax.training.sharding import make_layout
 
-# Everything that has weights of its own. A length of 21, in 7 parts for the loss, keeps activations apart from
-# weights, whose sizes are powers of two.
+# Everything that has weights of its own. A length of 21, in 7 parts for the loss, keeps activations
+# apart from weights, whose sizes are powers of two.
 CONFIG = {
-    "model__d_model": 64, "model__d_head": 8, "model__num_kv_heads": 2, "model__bias": True, "model__norm": "layer",
-    "model__norm_gain": "vector", "model__embedding_norm": True, "model__qk_norm": True, "data__seq_len": 21,
+    "model__d_model": 64, "model__d_head": 8, "model__num_kv_heads": 2, "model__bias": True,
+    "model__norm": "layer",
+    "model__norm_gain": "vector", "model__embedding_norm": True, "model__qk_norm": True,
+    "data__seq_len": 21,
     "train__batch_size": 8, "train__steps": 20, "train__eval_interval": 10,
 }  # fmt: skip
 
@@ -56,11 +59,16 @@ def whole_outcomes():
 
 @pytest.fixture
 def outcome_of(text_file, whole_outcomes, monkeypatch):
-    """Trains runs as a sweep does, its loss cut into parts, and looks at what the engine has compiled and holds."""
+    """Trains runs as a sweep does, its loss cut into parts, and looks at what the engine has
+    compiled and holds."""
     monkeypatch.setattr("mujax.training.loss.CHUNK_BYTES", 1)
     chunks = []
     refill = engine.Chunk.refill
-    monkeypatch.setattr(engine.Chunk, "refill", lambda self, waiting: (chunks.append(self), refill(self, waiting))[1])
+    monkeypatch.setattr(
+        engine.Chunk,
+        "refill",
+        lambda self, waiting: (chunks.append(self), refill(self, waiting))[1],
+    )
 
     def train(*args, **kwargs):
         runs = runs_of(*args, data__name="text", data__path=str(text_file), **kwargs)
@@ -80,7 +88,8 @@ def outcome_of(text_file, whole_outcomes, monkeypatch):
 
 
 def assert_same(split: Outcome, whole: Outcome) -> None:
-    """Training losses, gradient norms and learning rates of every step, and evaluations, of every run."""
+    """Training losses, gradient norms and learning rates of every step, and evaluations, of every
+    run."""
     assert len(split.progress) == len(whole.progress)
     for i, progress in whole.progress.items():
         assert np.isfinite(progress.history).all()
@@ -144,9 +153,19 @@ def assert_only_weights_are_exchanged(split: Outcome) -> None:
     """And each matrix is gathered before it is used: activations stay where their rows are."""
     found = exchanged(split.hlo)
     assert all(is_weight(shape) for _, shape in found), found
-    gathered = [tuple(size for size in shape if size > 1) for operation, shape in found if operation == "all-gather"]
+    gathered = [
+        tuple(size for size in shape if size > 1)
+        for operation, shape in found
+        if operation == "all-gather"
+    ]
     # embed; wq, wo, wk and wv of a layer; wi and wo of its MLP; unembed
-    for shape, least in {(256, 64): 2, (64, 256): 2, (64, 8, 8): 1, (8, 8, 64): 1, (64, 2, 8): 2}.items():
+    for shape, least in {
+        (256, 64): 2,
+        (64, 256): 2,
+        (64, 8, 8): 1,
+        (8, 8, 64): 1,
+        (64, 2, 8): 2,
+    }.items():
         assert gathered.count(shape) >= least, (shape, gathered)
 
 
@@ -167,7 +186,10 @@ def test_an_architecture_that_names_no_activations_is_split_by_its_rows(outcome_
 
 def test_data_fsdp_and_tensor_together(outcome_of):
     """With layers that are computed twice, and gradients of a batch in two parts."""
-    whole, split = outcome_of(), outcome_of(mesh=(2, 2, 2), model__remat="full", train__accumulation=2)
+    whole, split = (
+        outcome_of(),
+        outcome_of(mesh=(2, 2, 2), model__remat="full", train__accumulation=2),
+    )
     assert_same(split, whole)
     assert_moments_lie_like_weights(split.lanes)
     stored = shares(split.lanes)
@@ -178,9 +200,13 @@ def test_data_fsdp_and_tensor_together(outcome_of):
     assert stored["blocks/mlp/wi"] == (2, 32, 128)
     assert stored["blocks/mlp/bi"] == (2, 128)
     assert stored["unembed"] == (32, 128)
-    # Rows never leave their devices: 8 of them, in two parts over four devices, are one at a time everywhere
+    # Rows never leave their devices: 8 of them, in two parts over four devices, are one at a time
+    # everywhere
     for operation, shape in exchanged(split.hlo):
-        assert is_weight(shape) or shape[-2:] in ((21, 64), (21, 32)) or shape[:1] == (1,), (operation, shape)
+        assert is_weight(shape) or shape[-2:] in ((21, 64), (21, 32)) or shape[:1] == (1,), (
+            operation,
+            shape,
+        )
 
 
 @pytest.mark.slow
@@ -197,7 +223,8 @@ def test_data_alone(outcome_of):
 
 @pytest.mark.slow
 def test_data_and_fsdp(outcome_of):
-    """Here a gradient of the embedding that is scattered right into its shares gathers all activations."""
+    """Here a gradient of the embedding that is scattered right into its shares gathers all
+    activations."""
     whole, split = outcome_of(), outcome_of(mesh=(2, 4, 1))
     assert_same(split, whole)
     assert_only_weights_are_exchanged(split)
@@ -205,9 +232,13 @@ def test_data_and_fsdp(outcome_of):
 
 @pytest.mark.slow
 def test_tensor_alone_and_heads_that_it_does_not_divide(outcome_of):
-    """One of 8 query heads a device, the 2 heads of keys and values whole on each; layers one after the other."""
+    """One of 8 query heads a device, the 2 heads of keys and values whole on each; layers one after
+    the other."""
     changes = {"model__activation": "swiglu", "model__position": "learned"}
-    whole, split = outcome_of(**changes), outcome_of(mesh=(1, 1, 8), model__scan_layers=False, **changes)
+    whole, split = (
+        outcome_of(**changes),
+        outcome_of(mesh=(1, 1, 8), model__scan_layers=False, **changes),
+    )
     assert_same(split, whole)
     assert_moments_lie_like_weights(split.lanes)
     stored = shares(split.lanes)
@@ -234,12 +265,15 @@ def test_two_runs_side_by_side_on_four_devices_each(outcome_of):
 
 
 def members(replica_groups: str) -> list[tuple[int, ...]]:
-    """Groups of devices: mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, say, are the rows of all devices as such a mesh."""
+    """Groups of devices: mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, say, are the rows of all devices
+    as such a mesh."""
     mesh, names = re.fullmatch(r"mesh\[(.*)\] \{(.*)\}", replica_groups).groups()
     sizes = {name: int(size) for name, size in (axis.split("=") for axis in mesh.split(","))}
     along = [list(sizes).index(name) for name in names.split(",")]
     ids = np.arange(8).reshape(*sizes.values())
-    rows = np.moveaxis(ids, along, range(-len(along), 0)).reshape(-1, math.prod(ids.shape[i] for i in along))
+    rows = np.moveaxis(ids, along, range(-len(along), 0)).reshape(
+        -1, math.prod(ids.shape[i] for i in along)
+    )
     return [tuple(row) for row in rows.tolist()]
 
 
@@ -259,7 +293,9 @@ def test_rules_of_ones_own(outcome_of):
 def test_what_a_mesh_axis_does_not_divide_stays_whole():
     """And the first axis of a weight to name a mesh axis gets it."""
     dims = {"embed": 64, "mlp": 256, "heads": 6, "head_dim": 8, "vocab": 257}
-    layout = make_layout(1, fsdp=2, tensor=4, rules=(("embed", "fsdp"), *((n, "tensor") for n in ("heads", "vocab"))))
+    layout = make_layout(
+        1, fsdp=2, tensor=4, rules=(("embed", "fsdp"), *((n, "tensor") for n in ("heads", "vocab")))
+    )
 
     def split(text, layout=layout):
         return tuple(layout.stored(signature("hidden", text, dims)).spec)
@@ -278,14 +314,17 @@ def test_a_gradient_lies_like_its_weight():
     meta = signature("hidden", "embed -> mlp", {"embed": 8, "mlp": 16})
     w = jnp.arange(128.0).reshape(8, 16)
     for place in (layout.stored(meta), layout.used(meta)):
-        gradient = jax.jit(jax.grad(lambda w: jnp.sum(layout.weight(w, meta) ** 2)))(jax.device_put(w, place))
+        gradient = jax.jit(jax.grad(lambda w: jnp.sum(layout.weight(w, meta) ** 2)))(
+            jax.device_put(w, place)
+        )
         np.testing.assert_array_equal(gradient, 2 * w)
         assert gradient.sharding.is_equivalent_to(layout.stored(meta), 2)
 
 
 @pytest.mark.parametrize("num_slots", [1, 8])
 def test_runs_that_are_not_split_are_not_constrained(num_slots):
-    """A device each: what is traced is what is traced without any mesh, and rows stay where they are read."""
+    """A device each: what is traced is what is traced without any mesh, and rows stay where they
+    are read."""
     layout = make_layout(num_slots)
     meta = signature("hidden", "embed -> mlp", {"embed": 8, "mlp": 16})
     x = jnp.ones((8, 16))
@@ -301,7 +340,8 @@ def test_more_devices_than_there_are(outcome_of):
 
 
 def test_data_is_split_over_slices_first():
-    """16 devices on two slices: whatever else is split stays on one of them, also where some devices are left over."""
+    """16 devices on two slices: whatever else is split stays on one of them, also where some
+    devices are left over."""
 
     @dataclasses.dataclass(frozen=True)
     class Device:
@@ -316,7 +356,11 @@ def test_data_is_split_over_slices_first():
     assert dict(mesh.shape) == {"sweep": 1, "data": 4, "fsdp": 2, "tensor": 1}
     slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)[0, :, :, 0]
     assert slices.tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    with pytest.raises(UserError, match="mesh.slices = 4, but the slices of the devices here are 2"):
+    with pytest.raises(
+        UserError, match="mesh.slices = 4, but the slices of the devices here are 2"
+    ):
         make_layout(1, data=4, slices=4, devices=devices)
-    with pytest.raises(UserError, match="mesh.slices = 2, but the slices of the devices here are 1"):
+    with pytest.raises(
+        UserError, match="mesh.slices = 2, but the slices of the devices here are 1"
+    ):
         make_layout(1, data=2, slices=2)

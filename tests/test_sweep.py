@@ -1,4 +1,5 @@
-"""Lanes equal single runs, divergence stays alone, one program a width, and nothing finished is lost."""
+"""Lanes equal single runs, divergence stays alone, one program a width, and nothing finished is
+lost."""
 
 import io
 import itertools
@@ -43,7 +44,8 @@ def sweep_tree(tiny, **axes):
 
 
 def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monkeypatch):
-    """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to 1e-5."""
+    """2 widths x {sp, mup} x 3 learning rates x 2 seeds, against the train verb's own loop, to
+    1e-5."""
     tree = sweep_tree(tiny, model__d_model=(16, 24), parameterization__name=("sp", "mup"))
     tree["sweep"]["seed"] = (0, 1)
     monkeypatch.setattr(
@@ -59,16 +61,27 @@ def test_points_equal_single_runs_and_compile_once_a_width(tiny, tmp_path, monke
         assert row["overrides"] == overrides
         for field in ("final_loss", "bits_per_byte", "eval_losses"):
             np.testing.assert_allclose(row[field], single[field], rtol=1e-5)
-        same = {field: value for field, value in row.items() if field not in ("overrides", "seconds", "device")}
+        same = {
+            field: value
+            for field, value in row.items()
+            if field not in ("overrides", "seconds", "device")
+        }
         for field in ("final_loss", "best_loss", "bits_per_byte", "eval_losses"):
             same.pop(field)
         assert same == {field: single[field] for field in same}
         own = list(read_jsonl(tmp_path / "sweep" / "points" / cfg.id / "metrics.jsonl"))
         alone = list(read_jsonl(tmp_path / cfg.id / "metrics.jsonl"))
         assert [sorted(r) for r in own] == [sorted(r) for r in alone]
-        assert [r["step"] for r in own] == [r["step"] for r in alone] == [0, 0, 2, 4, 5, 6, 8, 10, 10, 12]
+        assert (
+            [r["step"] for r in own]
+            == [r["step"] for r in alone]
+            == [0, 0, 2, 4, 5, 6, 8, 10, 10, 12]
+        )
     assert list(Row.__annotations__) == list(rows[0])
-    losses = {(r["width"], r["parameterization"], r["learning_rate"], r["seed"]): r["final_loss"] for r in rows}
+    losses = {
+        (r["width"], r["parameterization"], r["learning_rate"], r["seed"]): r["final_loss"]
+        for r in rows
+    }
     # Base width 16: the same numbers from both tables. Width 24: not.
     for (width, name, lr, seed), loss in losses.items():
         other = losses[width, "sp" if name == "mup" else "mup", lr, seed]
@@ -79,7 +92,9 @@ def run_lanes(runs, rows_NKBT, num_devices=1, vmapped=False):
     fns = make_lane_fns(runs[0].program, make_layout(num_devices), vmapped)
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = fns.init(np.zeros(len(runs), np.uint32), hps, scalings)
-    return fns.train(lanes, rows_NKBT, *control(len(runs), rows_NKBT.shape[1]), hps, scalings, bounds(len(runs)))
+    return fns.train(
+        lanes, rows_NKBT, *control(len(runs), rows_NKBT.shape[1]), hps, scalings, bounds(len(runs))
+    )
 
 
 def control(num_lanes, num_steps):
@@ -92,17 +107,21 @@ def bounds(num_lanes):
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "vmapped"), [(3, False), pytest.param(1, False, marks=pytest.mark.slow), (1, True)]
+    ("num_devices", "vmapped"),
+    [(3, False), pytest.param(1, False, marks=pytest.mark.slow), (1, True)],
 )
 def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
-    """Three lanes, the middle one at a learning rate that explodes, against the same with a harmless one."""
+    """Three lanes, the middle one at a learning rate that explodes, against the same with a
+    harmless one."""
     tree = tiny(optim__grad_clip=0.0, model__norm_gain="vector")
 
     def runs(middle):
         tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
         return [make_run(cfg) for _, cfg in expand_sweep(tree)]
 
-    rows = np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
+    rows = (
+        np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
+    )
     calm, calm_metrics = run_lanes(runs(0.015), rows, num_devices, vmapped)
     wild, metrics = run_lanes(runs(1e4), rows, num_devices, vmapped)
     assert np.array_equal(np.asarray(calm.diverged_at), [-1, -1, -1])
@@ -111,14 +130,17 @@ def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, nu
     assert 0 < frozen_at < 11
     for a, b in zip(jax.tree.leaves(calm.train), jax.tree.leaves(wild.train), strict=True):
         assert np.array_equal(np.asarray(a)[[0, 2]], np.asarray(b)[[0, 2]])
-    assert np.array_equal(np.asarray(calm_metrics["loss"])[[0, 2]], np.asarray(metrics["loss"])[[0, 2]])
+    assert np.array_equal(
+        np.asarray(calm_metrics["loss"])[[0, 2]], np.asarray(metrics["loss"])[[0, 2]]
+    )
     # Frozen: no further step, and no number for it
     assert int(wild.train.step[1]) == frozen_at + 1
     assert np.all(np.isnan(np.asarray(metrics["loss"])[1, frozen_at + 1 :]))
 
 
 def test_lanes_equal_single_steps_however_they_are_laid_out(tiny):
-    """Vmapped (as on accelerators), one after the other, on one device and on two: the losses of the bare step."""
+    """Vmapped (as on accelerators), one after the other, on one device and on two: the losses of
+    the bare step."""
     tree = tiny()
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
     runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
@@ -146,9 +168,13 @@ def test_lanes_exchange_nothing(tiny, vmapped):
     hps, scalings = stack([run.hps for run in runs]), stack([run.scalings for run in runs])
     lanes = jax.eval_shape(fns.init, np.zeros(8, np.uint32), hps, scalings)
     rows = np.zeros((8, 3, 4, 17), np.uint8)
-    text = fns.train.lower(lanes, rows, *control(8, 3), hps, scalings, bounds(8)).compile().as_text()
+    text = (
+        fns.train.lower(lanes, rows, *control(8, 3), hps, scalings, bounds(8)).compile().as_text()
+    )
     assert "while" in text
-    assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+    assert not any(
+        word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all")
+    )
 
 
 def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
@@ -156,14 +182,22 @@ def test_diverged_point_has_a_step_and_no_number(tiny, tmp_path):
     tree["sweep"] = {"optim": {"learning_rate": (0.01, 1e4)}}
     good, bad = sweep(tree, tmp_path / "s")
     assert (good["status"], good["diverged_at_step"]) == ("ok", None)
-    assert (bad["status"], bad["final_loss"], bad["best_loss"], bad["best_step"]) == ("diverged", None, None, None)
+    assert (bad["status"], bad["final_loss"], bad["best_loss"], bad["best_step"]) == (
+        "diverged",
+        None,
+        None,
+        None,
+    )
     assert 0 < bad["diverged_at_step"] <= 12
     # The train verb sees the same divergence at the same step
     tree["optim"]["learning_rate"] = 1e4
     single = train(tree, tmp_path / "single")
     assert (single["id"], single["diverged_at_step"]) == (bad["id"], bad["diverged_at_step"])
     np.testing.assert_allclose(single["eval_losses"], bad["eval_losses"], rtol=1e-5)
-    logs = [tmp_path / "single" / "metrics.jsonl", tmp_path / "s" / "points" / bad["id"] / "metrics.jsonl"]
+    logs = [
+        tmp_path / "single" / "metrics.jsonl",
+        tmp_path / "s" / "points" / bad["id"] / "metrics.jsonl",
+    ]
     steps = [[(record["step"], *sorted(record)) for record in read_jsonl(log)] for log in logs]
     assert steps[0] == steps[1]
     assert steps[0][-1][0] == bad["diverged_at_step"]
@@ -188,7 +222,9 @@ def test_finished_points_are_left_alone_and_a_torn_line_is_run_again(tiny, tmp_p
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == sorted(row["id"] for row in rows)
     for row, new in zip(rows, again, strict=True):
-        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in new.items() if k != "seconds"}
+        assert {k: v for k, v in row.items() if k != "seconds"} == {
+            k: v for k, v in new.items() if k != "seconds"
+        }
 
 
 def test_workdir_of_another_config_is_refused(tiny, tmp_path):
@@ -196,7 +232,9 @@ def test_workdir_of_another_config_is_refused(tiny, tmp_path):
     sweep(tree, tmp_path / "a", train_runs=Engine(bowl))
     before = (tmp_path / "a" / "results.jsonl").read_bytes()
     tree["optim"]["b2"] = 0.9
-    with pytest.raises(UserError, match="belongs to another config: optim.b2: 0.95 -> 0.9; choose a new workdir"):
+    with pytest.raises(
+        UserError, match="belongs to another config: optim.b2: 0.95 -> 0.9; choose a new workdir"
+    ):
         sweep(tree, tmp_path / "a")
     with pytest.raises(UserError, match="manifest.json, the record of another verb"):
         train(tree, tmp_path / "a")
@@ -233,7 +271,8 @@ def test_a_full_disk_tears_no_line(tmp_path, monkeypatch):
 
 
 def interrupted_at(monkeypatch, call, signum=signal.SIGTERM):
-    """Sends this process a signal in the middle of the given call of the training program; counts steps."""
+    """Sends this process a signal in the middle of the given call of the training program; counts
+    steps."""
     from mujax.sweep.engine import Chunk
 
     train_chunk, trained, calls = Chunk.train, [], itertools.count(1)
@@ -250,9 +289,12 @@ def interrupted_at(monkeypatch, call, signum=signal.SIGTERM):
     return trained
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
-    """No step is trained twice, no row is lost, and losses and curves are those of an undisturbed sweep, to the bit."""
+    """No step is trained twice, no row is lost, and losses and curves are those of an undisturbed
+    sweep, to the bit."""
     tree = sweep_tree(tiny, seed=())
     tree["sweep"]["seed"] = (0, 1, 2, 3)
     whole = sweep(tree, tmp_path / "whole")
@@ -281,7 +323,8 @@ def terminate():
 
 
 def test_what_is_in_flight_goes_on_from_its_own_weights(tiny, tmp_path):
-    """Two groups, stopped in the middle of the second: no step is trained twice, and the files are as if never."""
+    """Two groups, stopped in the middle of the second: no step is trained twice, and the files are
+    as if never."""
     tree = sweep_tree(tiny, model__d_model=(16, 32))
     tree["sweep"]["seed"] = (0, 1)
     whole = sweep(tree, tmp_path / "whole", train_runs=Engine(bowl))
@@ -298,7 +341,9 @@ def test_what_is_in_flight_goes_on_from_its_own_weights(tiny, tmp_path):
         assert curves[0].read_bytes() == curves[1].read_bytes()
 
 
-def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny, tmp_path, monkeypatch, capsys):
+def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(
+    tiny, tmp_path, monkeypatch, capsys
+):
     tree = sweep_tree(tiny)
     with pytest.raises(KeyboardInterrupt):
         sweep(tree, tmp_path, train_runs=Engine(bowl, at_call={2: terminate}))
@@ -322,14 +367,18 @@ def test_what_was_in_flight_is_trusted_only_if_it_is_whole_and_of_this_code(tiny
 
 
 def test_runs_in_flight_are_saved_once_a_minute(tiny, tmp_path, monkeypatch):
-    """Against being killed without a signal: here in the call after the one in which the minute ends."""
+    """Against being killed without a signal: here in the call after the one in which the minute
+    ends."""
     clock = [0.0]
     monkeypatch.setattr("mujax.sweep.study.time", types.SimpleNamespace(monotonic=lambda: clock[0]))
 
     def die():
         raise MemoryError
 
-    tree, engine = sweep_tree(tiny), Engine(bowl, at_call={2: lambda: clock.append(clock.pop() + 61), 3: die})
+    tree, engine = (
+        sweep_tree(tiny),
+        Engine(bowl, at_call={2: lambda: clock.append(clock.pop() + 61), 3: die}),
+    )
     with pytest.raises(MemoryError):
         sweep(tree, tmp_path, train_runs=engine)
     assert engine.steps == 3 * 10
@@ -338,16 +387,20 @@ def test_runs_in_flight_are_saved_once_a_minute(tiny, tmp_path, monkeypatch):
 
 
 def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, capsys):
-    """A process that holds the lock refuses others in one line; once it is killed, the next one goes on."""
+    """A process that holds the lock refuses others in one line; once it is killed, the next one
+    goes on."""
     tree = sweep_tree(tiny)
     sweep(tree, tmp_path, train_runs=Engine(bowl))
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"from pathlib import Path; from mujax.storage.files import locked\nimport time\n"
+        [sys.executable, "-c", "from pathlib import Path; from mujax.storage.files import "
+                               "locked\nimport time\n"
          f"with locked(Path({str(tmp_path)!r})):\n  print('held', flush=True); time.sleep(60)"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=f"is in use by process {holder.pid} on .*; wait until it has ended"):
+    with pytest.raises(
+        UserError, match=f"is in use by process {holder.pid} on .*; wait until it has ended"
+    ):
         sweep(tree, tmp_path, train_runs=untouched)
     holder.kill()
     holder.communicate()
@@ -373,7 +426,8 @@ def test_a_workdir_of_another_table_is_refused(tiny, tmp_path, monkeypatch):
 
 
 def test_rows_copied_from_elsewhere_count_if_table_and_text_are_theirs(tiny, tmp_path):
-    """So a study may begin with what another has trained; a row of another table or text under the same id ends it."""
+    """So a study may begin with what another has trained; a row of another table or text under the
+    same id ends it."""
     tree = sweep_tree(tiny, parameterization__name=("mup",), model__d_model=(32,))
     rows = sweep(tree, tmp_path / "first", train_runs=Engine(bowl))
     content = (tmp_path / "first" / "results.jsonl").read_text()
@@ -390,7 +444,8 @@ def test_rows_copied_from_elsewhere_count_if_table_and_text_are_theirs(tiny, tmp
 
 
 def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
-    """Three shards, one of them twice, merged: every point once, and the sweep finds nothing left to do."""
+    """Three shards, one of them twice, merged: every point once, and the sweep finds nothing left
+    to do."""
     tree = sweep_tree(tiny, parameterization__name=("sp", "mup"))
     whole = sweep(tree, tmp_path / "whole", train_runs=Engine(bowl))
     for i in range(3):
@@ -407,7 +462,9 @@ def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "all" / "results.jsonl").read_bytes() == content
     # Results of another table under the same id are not joined, and nothing is written
     rows = read_rows(tmp_path / "part0")
-    (tmp_path / "part0" / "results.jsonl").write_text(json.dumps({**rows[0], "table_hash": "x"}) + "\n")
+    (tmp_path / "part0" / "results.jsonl").write_text(
+        json.dumps({**rows[0], "table_hash": "x"}) + "\n"
+    )
     with pytest.raises(UserError, match="has table_hash x, elsewhere"):
         merge(str(tmp_path / "all"), [str(tmp_path / "part0")])
     with pytest.raises(UserError, match="holds neither manifest.json nor config.json"):
@@ -425,10 +482,13 @@ def test_shards_merge_into_the_whole_sweep(tiny, tmp_path, monkeypatch, capsys):
 
 
 def quickstart_flags(text_file):
-    """The quickstart at one small width and few steps, on a small text: 16 points, long enough to be cut short."""
+    """The quickstart at one small width and few steps, on a small text: 16 points, long enough to
+    be cut short."""
     return [
-        "--config=configs/quickstart.py", "--config.data.name=text", f"--config.data.path={text_file}",
-        "--config.sweep.model.d_model=(16,)", "--config.train.steps=200", "--config.train.batch_size=4",
+        "--config=configs/quickstart.py", "--config.data.name=text",
+        f"--config.data.path={text_file}",
+        "--config.sweep.model.d_model=(16,)", "--config.train.steps=200",
+        "--config.train.batch_size=4",
         "--config.train.eval_batches=2", "--config.data.seq_len=16",
     ]  # fmt: skip
 
@@ -444,8 +504,8 @@ def sorted_rows(rows):
 
 
 def test_interrupted_sweep_goes_on(text_file, tmp_path):
-    """By the real command, killed while running, and then asked to stop: finished points are kept, and the whole equals
-    an undisturbed one."""
+    """By the real command, killed while running, and then asked to stop: finished points are kept,
+    and the whole equals an undisturbed one."""
     flags, workdir = quickstart_flags(text_file), tmp_path / "cut"
     results, kept = workdir / "results.jsonl", []
     for signum, num_rows in ((signal.SIGKILL, 2), (signal.SIGTERM, 6)):
@@ -477,27 +537,37 @@ def test_interrupted_sweep_goes_on(text_file, tmp_path):
 def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
     code = (
         "import atexit, os, signal, sys; from mujax.main import main\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); sys.argv = ['mujax', '--version']; main()"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM)); sys.argv = ['mujax', "
+        "'--version']; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_what_is_interrupted_ends_without_the_shutdown_of_python():
-    """Threads that still write, as those of TensorStore, crash an interpreter that goes down; 75 must come out."""
+    """Threads that still write, as those of TensorStore, crash an interpreter that goes down; 75
+    must come out."""
     code = (
         "import atexit, os, signal, sys; from mujax import main\n"
-        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV)); main.run = lambda argv: print('said') or 75\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGSEGV)); main.run = lambda argv: "
+        "print('said') or 75\n"
         "main.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (75, "said\n")
 
 
 def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):
-    """There Python runs code by exec, out of which a KeyboardInterrupt ends the process though it is caught."""
+    """There Python runs code by exec, out of which a KeyboardInterrupt ends the process though it
+    is caught."""
     file = tmp_path / "config.py"
-    file.write_text("import os, signal\ndef get_config():\n  exec('os.kill(os.getpid(), signal.SIGTERM)')\n")
+    file.write_text(
+        "import os, signal\ndef get_config():\n  exec('os.kill(os.getpid(), signal.SIGTERM)')\n"
+    )
     done = run_mujax("train", f"--config={file}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 75, done.stderr
     assert "interrupted" in done.stderr
@@ -506,14 +576,19 @@ def test_a_signal_during_an_import_is_an_interruption_too(tmp_path):
 @pytest.fixture(scope="module")
 def long_sweep(text_file, tmp_path_factory):
     """(flags, rows) of a sweep of 64 points, about a minute of training, undisturbed."""
-    flags = [*quickstart_flags(text_file), "--config.sweep.seed=(0,1,2,3)", "--config.train.steps=1000"]
+    flags = [
+        *quickstart_flags(text_file),
+        "--config.sweep.seed=(0,1,2,3)",
+        "--config.train.steps=1000",
+    ]
     return flags, undisturbed_rows(flags, tmp_path_factory.mktemp("long"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_twenty_interruptions(signum, long_sweep, tmp_path):
-    """Cut short at random moments, restarted each time: every point once, with the losses of an undisturbed sweep.
+    """Cut short at random moments, restarted each time: every point once, with the losses of an
+    undisturbed sweep.
 
     A sweep that comes to its end before its twentieth interruption is followed by another.
     """

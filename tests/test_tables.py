@@ -1,4 +1,5 @@
-"""Tables of other people: what is read, what is told apart, what is averaged, and what is refused with its cause."""
+"""Tables of other people: what is read, what is told apart, what is averaged, and what is refused
+with its cause."""
 
 import csv
 import io
@@ -29,10 +30,12 @@ def bowl(width, log2_rate, drift=0.0, shift=0.0):
 
 
 def sweep(**columns):
-    """Rows of one study by the names of their columns; a column is a constant or a function of (width, log2 rate)."""
+    """Rows of one study by the names of their columns; a column is a constant or a function of
+    (width, log2 rate)."""
     columns = {"loss": bowl} | columns
     return [
-        {"width": n, "learning_rate": 2.0**x} | {name: v(n, x) if callable(v) else v for name, v in columns.items()}
+        {"width": n, "learning_rate": 2.0**x}
+        | {name: v(n, x) if callable(v) else v for name, v in columns.items()}
         for n in WIDTHS
         for x in LOG2_RATES
     ]
@@ -74,16 +77,22 @@ def test_each_budget_is_a_study_of_its_own(tmp_path, no_figures):
     _, studies = told(tmp_path, rows)
     drifts = {name: study["drift"]["value"] for name, study in studies.items()}
     assert drifts == {
-        "all, tokens=1000000": pytest.approx(-0.3, abs=0.02), "all, tokens=2000000": pytest.approx(0.3, abs=0.02),
+        "all, tokens=1000000": pytest.approx(-0.3, abs=0.02),
+        "all, tokens=2000000": pytest.approx(0.3, abs=0.02),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("columns", "flag", "names"),
     [
-        ({"steps": lambda n, x: 10 * n, "n_params": lambda n, x: n * n}, "", {"all"}),  # these go along with the width
+        # these go along with the width
+        ({"steps": lambda n, x: 10 * n, "n_params": lambda n, x: n * n}, "", {"all"}),
         ({"steps": 100, "tokens": 100}, "", {"all"}),
-        ({"steps": lambda n, x: n * (1 + x % 2)}, "", {f"all, steps={n * k}" for n in WIDTHS for k in (1, 2)}),
+        (
+            {"steps": lambda n, x: n * (1 + x % 2)},
+            "",
+            {f"all, steps={n * k}" for n in WIDTHS for k in (1, 2)},
+        ),
         ({"steps": lambda n, x: n * (1 + x % 2)}, "steps=", {"all"}),
         ({"n_params": lambda n, x: x % 2, "tokens": 7}, "study=n_params", {"0", "1"}),
         ({"a": lambda n, x: x % 2, "b,c": ""}, 'study=a+"b,c"', {"a=0, no b,c", "a=1, no b,c"}),
@@ -91,12 +100,18 @@ def test_each_budget_is_a_study_of_its_own(tmp_path, no_figures):
 )
 def test_what_is_a_study(tmp_path, columns, flag, names):
     rows = read(tmp_path, sweep(**columns), flag).rows
-    found = {", ".join([r["parameterization"], *(f"{k}={v}" for k, v in r["overrides"].items())]) for r in rows}
+    found = {
+        ", ".join([r["parameterization"], *(f"{k}={v}" for k, v in r["overrides"].items())])
+        for r in rows
+    }
     assert found == names and len(rows) == len(WIDTHS) * len(LOG2_RATES)
 
 
 def test_steps_of_a_diverged_run_are_no_budget(tmp_path):
-    rows = sweep(steps=lambda n, x: 37 if x == -3 else 1000, loss=lambda n, x: math.inf if x == -3 else bowl(n, x))
+    rows = sweep(
+        steps=lambda n, x: 37 if x == -3 else 1000,
+        loss=lambda n, x: math.inf if x == -3 else bowl(n, x),
+    )
     table = read(tmp_path, rows)
     assert [row["status"] for row in table.rows[:7]] == ["ok"] * 6 + ["diverged"]
     assert {(row["steps"], len(row["overrides"])) for row in table.rows} == {(1000, 0)}
@@ -108,7 +123,9 @@ def test_rates_that_went_through_float32_are_the_same_points(tmp_path):
     table = read(tmp_path, rows)
     assert {row["learning_rate"] for row in table.rows} == {10.0**x for x in LOG2_RATES}
     assert table.averaged == "28 points are means of 2 runs each, which differ in 'seed'"
-    assert "two losses" in refused(tmp_path, "width,learning_rate,loss\n64,0.001,2\n64,0.0010000000474974513,3\n")
+    assert "two losses" in refused(
+        tmp_path, "width,learning_rate,loss\n64,0.001,2\n64,0.0010000000474974513,3\n"
+    )
 
 
 @pytest.mark.parametrize("empty", ["", "-", "?", "NA", "n/a", "#N/A", "#DIV/0!", "NULL", "None"])
@@ -116,14 +133,17 @@ def test_a_row_without_a_loss_is_a_hole_that_is_said(tmp_path, empty):
     table = read(tmp_path, sweep(loss=lambda n, x: empty if (n, x) == (128, -4) else bowl(n, x)))
     assert len(table.rows) == 27 and {row["status"] for row in table.rows} == {"ok"}
     assert table.warnings == [
-        "1 rows have no loss in column 'loss' and are left out: line 14 (width 128, learning_rate 0.0625); "
+        "1 rows have no loss in column 'loss' and are left out: line 14 (width 128, learning_rate "
+        "0.0625); "
         "where a run diverged write nan"
     ]
     said = refused(tmp_path, f"width,learning_rate,loss\n64,0.1,{empty}\n64,0.2,{empty}\n")
     assert said.endswith("column 'loss' holds no loss, in none of 2 rows")
 
 
-@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "-Infinity", "-nan(ind)", "1.#QNAN", "Diverged", "NaN"])
+@pytest.mark.parametrize(
+    "word", ["nan", "inf", "-inf", "-Infinity", "-nan(ind)", "1.#QNAN", "Diverged", "NaN"]
+)
 def test_a_run_that_diverged_is_no_hole(tmp_path, word):
     table = read(tmp_path, sweep(loss=lambda n, x: word if x == -3 else bowl(n, x)))
     assert [row["status"] for row in table.rows] == [
@@ -134,12 +154,14 @@ def test_a_run_that_diverged_is_no_hole(tmp_path, word):
 
 def test_a_status_says_which_runs_diverged(tmp_path):
     rows = sweep(
-        status=lambda n, x: "diverged" if x == -3 else "finished", loss=lambda n, x: "" if x > -5 else bowl(n, x)
+        status=lambda n, x: "diverged" if x == -3 else "finished",
+        loss=lambda n, x: "" if x > -5 else bowl(n, x),
     )
     table = read(tmp_path, rows)
     assert [row["status"] for row in table.rows[:7]] == ["ok"] * 5 + ["diverged", "ok"]
     assert (
-        "4 rows have no loss" in table.warnings[0] and "line 14 (width 128, learning_rate 0.0625)" in table.warnings[0]
+        "4 rows have no loss" in table.warnings[0]
+        and "line 14 (width 128, learning_rate 0.0625)" in table.warnings[0]
     )
 
 
@@ -164,53 +186,84 @@ def test_what_is_averaged_is_said_with_the_columns_that_differ(tmp_path, no_figu
     rows = [row | {"seed": f"s{k}", "run": f"r{k}"} for k in range(3) for row in sweep(time=k)]
     rows = [row | {"loss": row["loss"] + 0.001 * int(row["run"][1:])} for row in rows]
     text, _ = told(tmp_path, rows)
-    assert "\n28 points are means of 3 runs each, which differ in 'seed'\n" in text and "Warning: 28" not in text
-    # two seeds at one batch size, and one at another
-    text, _ = told(tmp_path, [row | {"batch_size": 64 if row["seed"] == "s0" else 128} for row in rows])
     assert (
-        "Warning: 28 points are means of 3 runs each, which differ in 'seed', but also in 'batch_size', which "
-        "--columns does not name; where that makes them other runs, tell studies apart by it: --columns=study=COLUMN"
-        in text
+        "\n28 points are means of 3 runs each, which differ in 'seed'\n" in text
+        and "Warning: 28" not in text
+    )
+    # two seeds at one batch size, and one at another
+    text, _ = told(
+        tmp_path, [row | {"batch_size": 64 if row["seed"] == "s0" else 128} for row in rows]
+    )
+    assert (
+        "Warning: 28 points are means of 3 runs each, which differ in 'seed', but also in "
+        "'batch_size', which "
+        "--columns does not name; where that makes them other runs, tell studies apart by it: "
+        "--columns=study=COLUMN" in text
     )
     _, studies = told(tmp_path, [row | {"batch_size": 64} for row in rows], "study=batch_size")
     assert list(studies) == ["64"]
 
 
 def test_runs_that_contradict_each_other_are_refused_with_the_columns_that_differ(tmp_path):
-    rows = [row | {"batch": k, "host": "x", "id": i} for k in (1, 2) for i, row in enumerate(sweep(shift=k))]
+    rows = [
+        row | {"batch": k, "host": "x", "id": i}
+        for k in (1, 2)
+        for i, row in enumerate(sweep(shift=k))
+    ]
     rows = [row | {"loss": row["loss"] + row["batch"]} for row in rows]
     said = refused(tmp_path, rows, "study=host")
-    assert "lines 2 and 30 give two losses (3.645 and 4.645) for x, width 64 and learning rate 0.001953" in said
-    assert "(and so at 27 more points). They differ in 'shift', 'batch': --columns=seed=COLUMN averages them" in said
+    assert (
+        "lines 2 and 30 give two losses (3.645 and 4.645) for x, width 64 and learning rate "
+        "0.001953" in said
+    )
+    assert (
+        "(and so at 27 more points). They differ in 'shift', 'batch': --columns=seed=COLUMN "
+        "averages them" in said
+    )
     assert "--columns=study=host+COLUMN tells studies apart by it" in said
     assert {row["parameterization"] for row in read(tmp_path, rows, "study=host+batch").rows} == {
         "host=x, batch=1", "host=x, batch=2",
     }  # fmt: skip
     assert len({row["seed"] for row in read(tmp_path, rows, "seed=batch").rows}) == 2
-    assert "and no other column tells them apart" in refused(tmp_path, "width,learning_rate,loss\n1,1,2\n1,1,3\n")
+    assert "and no other column tells them apart" in refused(
+        tmp_path, "width,learning_rate,loss\n1,1,2\n1,1,3\n"
+    )
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_decimal_commas_of_a_spreadsheet(tmp_path, delimiter):
     rows = sweep(study="a,b", tokens=1000)
     plain = read(tmp_path, rows).rows
-    commas = [{k: f"{v}" if k == "study" else f"{v}".replace(".", ",") for k, v in row.items()} for row in rows]
+    commas = [
+        {k: f"{v}" if k == "study" else f"{v}".replace(".", ",") for k, v in row.items()}
+        for row in rows
+    ]
     assert read(tmp_path, "\ufeff" + written(commas, delimiter)).rows == plain
-    assert read(tmp_path, written(rows, delimiter), name="a.tsv").rows == plain  # with decimal points
+    # with decimal points
+    assert read(tmp_path, written(rows, delimiter), name="a.tsv").rows == plain
     mixed = [row | {"tokens": "1,000"} for row in rows]
-    assert "'1,000', not a finite number; are its commas decimal ones?" in refused(tmp_path, written(mixed, delimiter))
+    assert "'1,000', not a finite number; are its commas decimal ones?" in refused(
+        tmp_path, written(mixed, delimiter)
+    )
     thousands = "width;learning_rate;loss;tokens\n64;1;2;10,000\n"
     assert "'10,000', not a finite number" in refused(tmp_path, thousands.replace(";", delimiter))
-    assert "decimal commas are read from" in refused(tmp_path, 'width,learning_rate,loss\n64,"0,1",2\n')
+    assert "decimal commas are read from" in refused(
+        tmp_path, 'width,learning_rate,loss\n64,"0,1",2\n'
+    )
 
 
 def test_columns_with_awkward_names(tmp_path):
     assert parse_columns('loss="loss, val", study=a+"b+""c""",tokens=,width="x"') == {
         "loss": ("loss, val",), "study": ("a", 'b+"c"'), "tokens": (), "width": ("x",),
     }  # fmt: skip
-    rows = [{"loss, val": row["loss"], **row, "loss": "?", "tokens": "1B", "SP+Last": "y"} for row in sweep()]
+    rows = [
+        {"loss, val": row["loss"], **row, "loss": "?", "tokens": "1B", "SP+Last": "y"}
+        for row in sweep()
+    ]
     table = read(tmp_path, rows, 'tokens=,loss="loss, val",study=SP+Last')
-    assert [row["final_loss"] for row in table.rows] == [bowl(n, x) for n in WIDTHS for x in LOG2_RATES]
+    assert [row["final_loss"] for row in table.rows] == [
+        bowl(n, x) for n in WIDTHS for x in LOG2_RATES
+    ]
     assert {row["parameterization"] for row in table.rows} == {"y"}
 
 
@@ -231,13 +284,21 @@ def test_a_refusal_is_one_line_with_code_2(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("width,learning_rate,loss,loss\n64,1,2,3\n")
     assert run(["report", f"--workdir={tmp_path / 'w'}", f"--input={tmp_path / 'a.csv'}"]) == 2
     said = capsys.readouterr().err
-    assert "columns 3 and 4 are both named 'loss'; rename one of them" in said and said.count("\n") == 1
+    assert (
+        "columns 3 and 4 are both named 'loss'; rename one of them" in said
+        and said.count("\n") == 1
+    )
     assert not (tmp_path / "w").exists()
 
 
 def test_inputs_in_plain_and_log2_learning_rates_are_the_same_rows(tmp_path):
-    (tmp_path / "a.csv").write_text("n,log2_lr,val,s\n64,-3,2.5,0\n64,-4,NaN,0\n64,-3,2.7,1\n64,-3,2.7,1\n")
-    lines = [{"n": 64, "lr": 0.125, "val": 2.5, "s": 0}, {"n": 64, "lr": "0.0625", "val": math.nan, "s": 0}]
+    (tmp_path / "a.csv").write_text(
+        "n,log2_lr,val,s\n64,-3,2.5,0\n64,-4,NaN,0\n64,-3,2.7,1\n64,-3,2.7,1\n"
+    )
+    lines = [
+        {"n": 64, "lr": 0.125, "val": 2.5, "s": 0},
+        {"n": 64, "lr": "0.0625", "val": math.nan, "s": 0},
+    ]
     lines += [{"n": 64.0, "lr": 0.125, "val": "2.7", "s": 1}]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = lambda name, rate: read_table(  # noqa: E731
@@ -255,22 +316,62 @@ def test_inputs_in_plain_and_log2_learning_rates_are_the_same_rows(tmp_path):
 @pytest.mark.parametrize(
     ("content", "columns", "said"),
     [
-        ("width,lr,loss\n64,fast,2\n", "learning_rate=lr", "line 2: column 'lr' (learning_rate) is 'fast', not a fini"),
-        ("width,lr,loss\n64,0,2\n", "learning_rate=lr", "line 2: column 'lr' (learning_rate) is '0', not above 0"),
-        ("width,lr,loss\n64,nan,2\n", "learning_rate=lr", "column 'lr' (learning_rate) is 'nan', not a finite number"),
-        ("width,lr,loss\nbig,1,2\n", "learning_rate=lr", "line 2: column 'width' is 'big', not a whole number"),
-        ("width,lr,loss\n64,1,low\n", "learning_rate=lr", "line 2: column 'loss' is 'low', not a finite number"),
+        (
+            "width,lr,loss\n64,fast,2\n",
+            "learning_rate=lr",
+            "line 2: column 'lr' (learning_rate) is 'fast', not a fini",
+        ),
+        (
+            "width,lr,loss\n64,0,2\n",
+            "learning_rate=lr",
+            "line 2: column 'lr' (learning_rate) is '0', not above 0",
+        ),
+        (
+            "width,lr,loss\n64,nan,2\n",
+            "learning_rate=lr",
+            "column 'lr' (learning_rate) is 'nan', not a finite number",
+        ),
+        (
+            "width,lr,loss\nbig,1,2\n",
+            "learning_rate=lr",
+            "line 2: column 'width' is 'big', not a whole number",
+        ),
+        (
+            "width,lr,loss\n64,1,low\n",
+            "learning_rate=lr",
+            "line 2: column 'loss' is 'low', not a finite number",
+        ),
         ("width,lr,loss\n64,1\n", "learning_rate=lr", "line 2: 2 cells, where the header has 3"),
         ("width,lr,loss\n64,1,2\n64,1,3\n", "learning_rate=lr", "lines 2 and 3 give two losses"),
-        ("width,lr,loss\n64,1,2\n", "", "which column is the learning_rate? --columns=learning_rate=COLUMN; there"),
-        ("width,lr,loss\n64,1,2\n", "learning_rate=rate", "has no column 'rate', which --columns names for learning"),
+        (
+            "width,lr,loss\n64,1,2\n",
+            "",
+            "which column is the learning_rate? --columns=learning_rate=COLUMN; there",
+        ),
+        (
+            "width,lr,loss\n64,1,2\n",
+            "learning_rate=rate",
+            "has no column 'rate', which --columns names for learning",
+        ),
         ("width,lr,loss\n64,1,2\n", "withd=n", "'withd' is nothing we know; did you mean width?"),
         ("width,lr,loss\n64,1,2\n", "width", "'width' is not NAME=COLUMN"),
         ("width,lr,loss\n", "learning_rate=lr", "holds no rows"),
         ("E,R_inf,kappa\n-1,0,0\n", "", "line 2: column 'E' is '-1', not above 0"),
-        ("width,learning_rate,loss\n64,1,1e308\n", "", "'1e308', not a finite number that a run may have"),
-        (f"width,learning_rate,loss\n{'9' * 300},1,2\n", "", "(302 characters), not a whole number"),
-        ("width,learning_rate,loss,tokens\n64,1,2,\n", "", "'', not a finite number; --columns=tokens= reads the tab"),
+        (
+            "width,learning_rate,loss\n64,1,1e308\n",
+            "",
+            "'1e308', not a finite number that a run may have",
+        ),
+        (
+            f"width,learning_rate,loss\n{'9' * 300},1,2\n",
+            "",
+            "(302 characters), not a whole number",
+        ),
+        (
+            "width,learning_rate,loss,tokens\n64,1,2,\n",
+            "",
+            "'', not a finite number; --columns=tokens= reads the tab",
+        ),
         ("width,learning_rate,loss\n64,1,2\n", "loss=", "which column is the loss?"),
         ("width,learning_rate,loss\n64,1,2\n", "loss=width+loss", "loss is in one column; several"),
         ("width,learning_rate,loss\n64,1,2\n", "seed=width++loss", "neither a column nor several"),
@@ -290,7 +391,10 @@ def test_bad_inputs_are_one_clear_line(tmp_path, content, columns, said):
     ("line", "said"),
     [
         ('{"width": 64, "loss": 1, "loss": 2}', "line 1 has 'loss' twice"),
-        ('{"width": %s, "learning_rate": 1, "loss": 2}' % ("9" * 400), "(400 characters), not a whole number"),
+        (
+            '{"width": %s, "learning_rate": 1, "loss": 2}' % ("9" * 400),
+            "(400 characters), not a whole number",
+        ),
         ("[" * 100_000, "line 1 is not JSON"),
         ("[1]", "line 1 is not a JSON object"),
     ],

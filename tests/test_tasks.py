@@ -1,4 +1,5 @@
-"""TFDS by way of seqio: a dataset built here with TFRecord files goes through a Task to shards, and trains."""
+"""TFDS by way of seqio: a dataset built here with TFRecord files goes through a Task to shards, and
+trains."""
 
 import functools
 import json
@@ -39,11 +40,16 @@ def tiny_text():
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "url": tfds.features.Text()})
+            features = tfds.features.FeaturesDict(
+                {"text": tfds.features.Text(), "url": tfds.features.Text()}
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(0, 50), "validation": self._generate_examples(50, 60)}
+            return {
+                "train": self._generate_examples(0, 50),
+                "validation": self._generate_examples(50, 60),
+            }
 
         def _generate_examples(self, start, stop):
             for i, text in enumerate(documents()[start:stop]):
@@ -68,7 +74,13 @@ def stored_texts(data_dir, split: str) -> list[str]:
     import tensorflow_datasets as tfds
 
     config = tfds.ReadConfig(interleave_cycle_length=1)
-    data = tfds.load("tiny_text:1.0.0", split=split, data_dir=str(data_dir), read_config=config, shuffle_files=False)
+    data = tfds.load(
+        "tiny_text:1.0.0",
+        split=split,
+        data_dir=str(data_dir),
+        read_config=config,
+        shuffle_files=False,
+    )
     return [example["text"].decode() for example in tfds.as_numpy(data)]
 
 
@@ -87,7 +99,8 @@ def test_a_dataset_of_tensorflow_to_shards(source, data_dir, my_tasks, pieces, t
     is_task = source.startswith("seqio")
     which = "" if is_task else f"sentencepiece:{pieces},extra_ids=100"
     made = prepare(
-        Recipe(source, which, "packed", validation="own:validation", data_dir=str(data_dir)), tmp_path / "out"
+        Recipe(source, which, "packed", validation="own:validation", data_dir=str(data_dir)),
+        tmp_path / "out",
     )
     for split in ("train", "validation"):
         texts = [text for text in stored_texts(data_dir, split) if text]
@@ -95,7 +108,9 @@ def test_a_dataset_of_tensorflow_to_shards(source, data_dir, my_tasks, pieces, t
         assert stream_of(tmp_path / "out", split).tolist() == expected
         assert made["splits"][split]["text_bytes"] == sum(len(text.encode()) for text in texts)
     if is_task:  # its data is where the flag says
-        recipe = Recipe("seqio:my_tasks:tiny_bytes", "", "packed", validation="head:3", data_dir=str(data_dir))
+        recipe = Recipe(
+            "seqio:my_tasks:tiny_bytes", "", "packed", validation="head:3", data_dir=str(data_dir)
+        )
         prepare(recipe, tmp_path / "bytes")
         texts = [text for text in stored_texts(data_dir, "train") if text]
         expected = [i for text in texts[:3] for i in [*(b + 3 for b in text.encode()), 1]]
@@ -112,8 +127,22 @@ def test_processes_and_formats_make_the_same(data_dir, my_tasks, pieces, tmp_pat
     task = Recipe("seqio:my_tasks:tiny_pieces", "", **fields)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{my_tasks}"}
     flags = [f"--{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "mujax", "prepare", f"--source={task.source}", *flags, "--processes=2"]
-    subprocess.run([*command, f"--workdir={tmp_path}/task"], cwd=ROOT, env=environment, check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "mujax",
+        "prepare",
+        f"--source={task.source}",
+        *flags,
+        "--processes=2",
+    ]
+    subprocess.run(
+        [*command, f"--workdir={tmp_path}/task"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     write_jsonl(tmp_path / "a.jsonl", stored_texts(data_dir, "train"))
     which = f"sentencepiece:{pieces},extra_ids=100"
     prepare(Recipe(f"jsonl:{tmp_path}/a.jsonl", which, **fields), tmp_path / "lines")
@@ -130,7 +159,10 @@ def test_ids_are_those_of_seqio(pieces):  # noqa: F811
     model = pieces.read_bytes()
     texts = [text for text in documents() if text]
     for ours, theirs in [
-        (tokenizers.make("sentencepiece", model, {}), seqio.SentencePieceVocabulary(str(pieces), extra_ids=0)),
+        (
+            tokenizers.make("sentencepiece", model, {}),
+            seqio.SentencePieceVocabulary(str(pieces), extra_ids=0),
+        ),
         (
             tokenizers.make("sentencepiece", model, {"extra_ids": "100"}),
             seqio.SentencePieceVocabulary(str(pieces), 100),
@@ -138,7 +170,11 @@ def test_ids_are_those_of_seqio(pieces):  # noqa: F811
         (tokenizers.make("byte_vocabulary", b"", {}), seqio.ByteVocabulary()),
         (tokenizers.make("byte_vocabulary", b"", {"extra_ids": "5"}), seqio.ByteVocabulary(5)),
     ]:
-        assert (ours.vocab_size, ours.eos_id, ours.start_id) == (theirs.vocab_size, theirs.eos_id, theirs.pad_id)
+        assert (ours.vocab_size, ours.eos_id, ours.start_id) == (
+            theirs.vocab_size,
+            theirs.eos_id,
+            theirs.pad_id,
+        )
         for ids, text in zip(ours.encode(texts), texts, strict=True):
             assert list(ids) == theirs.encode(text)
             assert ours.decode(list(ids)) == text == theirs.decode(list(ids))
@@ -174,6 +210,8 @@ def test_sources_that_are_not_there(source, complaint, my_tasks, data_dir, tmp_p
 
 
 def test_a_field_that_is_not_there(data_dir, tmp_path):
-    recipe = Recipe("tfds:tiny_text:1.0.0", "bytes", "packed", 0, "head:3", field="body", data_dir=str(data_dir))
+    recipe = Recipe(
+        "tfds:tiny_text:1.0.0", "bytes", "packed", 0, "head:3", field="body", data_dir=str(data_dir)
+    )
     with pytest.raises(UserError, match="has no field 'body' but: text, url"):
         prepare(recipe, tmp_path)

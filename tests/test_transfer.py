@@ -20,7 +20,8 @@ def row(name, width, x, loss, seed=0, **overrides):
     return {
         "id": f"{name}-{width}-{x}-{seed}-{overrides}".replace("/", "|"),
         "status": "ok" if loss is not None else "diverged",
-        "parameterization": name, "width": width, "learning_rate": 2.0**x, "seed": seed, "final_loss": loss,
+        "parameterization": name, "width": width, "learning_rate": 2.0**x, "seed": seed,
+        "final_loss": loss,
         "diverged_at_step": None if loss is not None else 7,
         "overrides": {"model.d_model": width, "optim.learning_rate": 2.0**x, **overrides},
     }  # fmt: skip
@@ -40,20 +41,28 @@ def parabolas(vertex_of_width, name="mup", grid=range(-10, -2), **overrides):
 
 
 def test_optimum_and_drift_of_exact_parabolas():
-    """Vertices falling by 0.7 a doubling are found although the grid's argmin moves in whole steps."""
+    """Vertices falling by 0.7 a doubling are found although the grid's argmin moves in whole
+    steps."""
     curves = make_curves(parabolas({32: -4.2, 64: -4.9, 128: -5.6}))["mup"]
     assert [curve.width for curve in curves] == [32, 64, 128]
-    optima = fit_optima([curve.log2_lrs for curve in curves], [curve.seed_losses for curve in curves])
+    optima = fit_optima(
+        [curve.log2_lrs for curve in curves], [curve.seed_losses for curve in curves]
+    )
     assert [optimum.log2_lr for optimum in optima] == [-4, -5, -6]
-    np.testing.assert_allclose([optimum.vertex for optimum in optima], [-4.2, -4.9, -5.6], atol=1e-6)
+    np.testing.assert_allclose(
+        [optimum.vertex for optimum in optima], [-4.2, -4.9, -5.6], atol=1e-6
+    )
     assert math.isclose(drift_per_doubling([32, 64, 128], optima).value, -0.7, abs_tol=1e-6)
 
 
 def test_diverged_points_are_never_numbers():
-    """A point with one diverged seed has no loss, however good its other seed; the optimum is elsewhere."""
+    """A point with one diverged seed has no loss, however good its other seed; the optimum is
+    elsewhere."""
     rows = parabolas({32: -5.0}) + parabolas({32: -5.0}, seed=1)
     rows = [
-        r | {"final_loss": None, "status": "diverged"} if r["learning_rate"] == 2.0**-5 and r["seed"] else r
+        r | {"final_loss": None, "status": "diverged"}
+        if r["learning_rate"] == 2.0**-5 and r["seed"]
+        else r
         for r in rows
     ]
     (curve,) = make_curves(rows)["mup"]
@@ -73,7 +82,8 @@ def test_optimum_at_the_edge_is_flagged():
 
 
 def test_drift_of_optima_at_the_edge_is_not_reported_as_transfer(tmp_path):
-    """A grid that ends before every optimum shows the same best point at each width: that is not a drift of 0."""
+    """A grid that ends before every optimum shows the same best point at each width: that is not a
+    drift of 0."""
     rows = parabolas({32: -2.0, 64: -2.5, 128: -3.0}, name="sp", grid=range(-8, -3))
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     text = report(tmp_path)
@@ -84,8 +94,12 @@ def test_drift_of_optima_at_the_edge_is_not_reported_as_transfer(tmp_path):
 def test_report_warns_of_what_does_not_belong_together_and_counts_a_row_once(tmp_path):
     rows = [{**r, "data_fingerprint": "abc"} for r in parabolas({32: -5.0, 64: -5.0})]
     rows[3]["data_fingerprint"] = "def"
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, *rows[:2]]))
-    (tmp_path / "manifest.json").write_text(json.dumps({"config": {}, "points": {str(i): {} for i in range(20)}}))
+    (tmp_path / "results.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in [*rows, *rows[:2]])
+    )
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"config": {}, "points": {str(i): {} for i in range(20)}})
+    )
     text = report(tmp_path)
     loaded, repeated = load_rows(tmp_path)
     assert (len(loaded), repeated) == (len(rows), 2)
@@ -95,7 +109,9 @@ def test_report_warns_of_what_does_not_belong_together_and_counts_a_row_once(tmp
 
 
 def test_studies_split_by_what_else_varies():
-    rows = parabolas({32: -5.0}, **{"optim.weight_decay": 0.1}) + parabolas({32: -6.0}, **{"optim.weight_decay": 0.0})
+    rows = parabolas({32: -5.0}, **{"optim.weight_decay": 0.1}) + parabolas(
+        {32: -6.0}, **{"optim.weight_decay": 0.0}
+    )
     curves = make_curves(rows)
     assert list(curves) == ["mup, weight_decay=0.1", "mup, weight_decay=0.0"]
     assert [find_optimum(members[0]).log2_lr for members in curves.values()] == [-5, -6]
@@ -103,7 +119,9 @@ def test_studies_split_by_what_else_varies():
 
 def test_report_is_one_page_with_everything(tmp_path):
     hostile = "<script>alert('x')</script>"
-    rows = parabolas({32: -4.0, 64: -4.0}, name="mup") + parabolas({32: -4.0, 64: -5.0}, name=hostile)
+    rows = parabolas({32: -4.0, 64: -4.0}, name="mup") + parabolas(
+        {32: -4.0, 64: -5.0}, name=hostile
+    )
     rows += [row("mup", 64, -2, None)]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "manifest.json").write_text('{"config": {"note": "' + hostile + '"}}')
@@ -113,7 +131,8 @@ def test_report_is_one_page_with_everything(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=""", page)  # needs no network
     assert "<script>alert" not in page
-    assert page.count("&lt;script&gt;alert(&#39;x&#39;)") >= 3  # in the drift, the table and the config
+    # in the drift, the table and the config
+    assert page.count("&lt;script&gt;alert(&#39;x&#39;)") >= 3
     assert "Plotly.react" in page
     assert len(page) < 8e6
     summary = json.loads((tmp_path / "transfer.json").read_text())["studies"]
@@ -140,7 +159,10 @@ def test_report_of_one_point_or_of_nothing_that_converged(tmp_path, rows, line):
     [
         ("", "results.jsonl is empty"),
         ('{"id": "a"}\n', "row 1, field 'status' is missing"),
-        (json.dumps(row("sp", 32, -4, 2.0) | {"learning_rate": 0}) + "\n", "row 1, field 'learning_rate' is 0"),
+        (
+            json.dumps(row("sp", 32, -4, 2.0) | {"learning_rate": 0}) + "\n",
+            "row 1, field 'learning_rate' is 0",
+        ),
         ("3\n", "line 1 is not a JSON object"),
         ("not json\n", "line 1 is not JSON"),
         (None, "has no results.jsonl and no result.json"),

@@ -1,6 +1,8 @@
-"""The optimum of curves that are steeper on one side, at widths that differ in it: no bias, and intervals that cover.
+"""The optimum of curves that are steeper on one side, at widths that differ in it: no bias, and
+intervals that cover.
 
-Losses are drawn from known curves with a known optimum; experiments/benchmarks/optimum.py measures more settings.
+Losses are drawn from known curves with a known optimum; experiments/benchmarks/optimum.py measures
+more settings.
 """
 
 import sys
@@ -17,7 +19,8 @@ from optimum import SETTINGS, Setting, draw, measure  # noqa: E402
 
 
 def test_a_turning_asymmetry_is_no_drift():
-    """Curves whose steep side changes over the widths: parabolas move by 0.29 per doubling, and cover never."""
+    """Curves whose steep side changes over the widths: parabolas move by 0.29 per doubling, and
+    cover never."""
     found = measure(Setting(asymmetry=0.6), 24)
     assert abs(found.bias) < 0.05
     assert abs(found.parabolas) > 0.2
@@ -32,7 +35,8 @@ def test_a_true_drift_is_not_called_transfer():
 
 
 def test_an_uneven_grid_has_no_bias():
-    """The grid of 1, 3, 5, 7, 9, 10, 15, 20, 30 thousandths, a fixed shape that is steeper on the high side."""
+    """The grid of 1, 3, 5, 7, 9, 10, 15, 20, 30 thousandths, a fixed shape that is steeper on the
+    high side."""
     found = measure(Setting(uneven=True, asymmetry=0.3, turning=False), 24)
     assert abs(found.bias) < 0.03
     assert found.words["drifts"] == 0
@@ -47,13 +51,16 @@ def test_the_draws_have_their_optimum_where_they_say():
             assert abs(at - optima[0, w]) < 0.02
 
 
-DECIDABLE = [n for n, s in SETTINGS.items() if s.seeds == 3 and s.step < 2 and not (s.growth and s.asymmetry)]
+DECIDABLE = [
+    n for n, s in SETTINGS.items() if s.seeds == 3 and s.step < 2 and not (s.growth and s.asymmetry)
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECIDABLE)
 def test_settings(name, num=60):
-    """Verdicts and coverage of every setting with three seeds; see experiments/benchmarks/optimum.md."""
+    """Verdicts and coverage of every setting with three seeds; see
+    experiments/benchmarks/optimum.md."""
     setting = SETTINGS[name]
     found = measure(setting, num)
     if abs(setting.drift) >= 0.35:
@@ -67,6 +74,8 @@ def test_settings(name, num=60):
 
 def test_a_grid_too_coarse_to_tell_the_shape_is_flagged():
     x, losses, _ = draw(Setting(step=2.0), 1)
-    optima = fit_optima([x.tolist()] * 4, [[tuple(cell) for cell in curve] for curve in losses[0].tolist()])
+    optima = fit_optima(
+        [x.tolist()] * 4, [[tuple(cell) for cell in curve] for curve in losses[0].tolist()]
+    )
     assert all("cannot be told" in " ".join(o.flags) for o in optima)
     assert judge([32, 64, 128, 256], optima).word == "undecided"

@@ -1,4 +1,5 @@
-"""Verdicts on the published losses of Lingle 2024 and on drawn ones; drift, penalty, price and stable range."""
+"""Verdicts on the published losses of Lingle 2024 and on drawn ones; drift, penalty, price and
+stable range."""
 
 import csv
 
@@ -29,7 +30,9 @@ def published(group):
         for row in csv.DictReader(f):
             if row["group"] == group:
                 loss = float(row["loss"])
-                curves.setdefault(int(row["width"]), {})[float(row["log2_lr"])] = loss if loss < 10 else None
+                curves.setdefault(int(row["width"]), {})[float(row["log2_lr"])] = (
+                    loss if loss < 10 else None
+                )
     widths = sorted(curves)
     return widths, [list(curves[n]) for n in widths], [list(curves[n].values()) for n in widths]
 
@@ -45,13 +48,19 @@ def test_published_verdicts(group):
 def test_argmin_verdict_wants_every_cell_and_names_the_close_calls():
     widths, grids, losses = published("gains_scalar")
     assert argmin_verdict(widths, grids, losses).close == (512, 2048)
-    assert argmin_verdict(widths, [grids[0][1:], *grids[1:]], [losses[0][1:], *losses[1:]]).word == "undecided"
+    assert (
+        argmin_verdict(widths, [grids[0][1:], *grids[1:]], [losses[0][1:], *losses[1:]]).word
+        == "undecided"
+    )
     assert argmin_verdict([1, 2], [[0, 1]] * 2, [[None, 1.0], [2.0, 1.0]]).word == "Yes"
 
 
 @pytest.mark.parametrize(
     ("word", "changes"),
-    [("transfers", {"b": 0.0, "x_inf": -6.0}), ("drifts", {"beta": 0.001, "b": 1000.0, "x_inf": -999.0})],
+    [
+        ("transfers", {"b": 0.0, "x_inf": -6.0}),
+        ("drifts", {"beta": 0.001, "b": 1000.0, "x_inf": -999.0}),
+    ],
 )
 def test_verdicts_on_draws(word, changes, num=40):
     widths, words, hits = WIDTHS[5], [], []
@@ -68,11 +77,14 @@ def curves(widths, vertex, bend=0.022, seeds=3, sigma=0.0005):
     """Parabolas with `seeds` runs per point; vertex: width's index -> log2 LR."""
     rng, grid = np.random.default_rng(0), np.arange(-12.0, -1.0)
     means = [[3 + bend * (x - vertex(i)) ** 2 for x in grid] for i in range(len(widths))]
-    return [grid.tolist()] * len(widths), [[tuple(y + sigma * rng.standard_normal(seeds)) for y in c] for c in means]
+    return [grid.tolist()] * len(widths), [
+        [tuple(y + sigma * rng.standard_normal(seeds)) for y in c] for c in means
+    ]
 
 
 def test_a_small_drift_over_many_doublings_that_costs_is_no_transfer():
-    """0.21 log2 LR per doubling is within the tolerance; over 7 doublings it is 1.5, and costs 0.022 * 1.5^2 nats."""
+    """0.21 log2 LR per doubling is within the tolerance; over 7 doublings it is 1.5, and costs
+    0.022 * 1.5^2 nats."""
     widths = [32 * 2**i for i in range(8)]
     verdict = judge(widths, fit_optima(*curves(widths, lambda i: -5 - 0.21 * i)))
     assert verdict.word == "drifts"
@@ -82,7 +94,7 @@ def test_a_small_drift_over_many_doublings_that_costs_is_no_transfer():
     assert "more than 0.02" in verdict.reasons[1]
 
 
-def test_a_proven_movement_that_costs_nothing_has_a_word_of_its_own_and_the_range_asked_for_decides():
+def test_a_proven_movement_that_costs_nothing_has_a_word_and_the_range_asked_for_decides():
     widths = [32, 64, 128, 256]
     optima = fit_optima(*curves(widths, lambda i: -5 - 0.1 * i))
     assert judge(widths, optima).word == "moves at no cost"
@@ -94,7 +106,8 @@ def test_a_proven_movement_that_costs_nothing_has_a_word_of_its_own_and_the_rang
 
 
 def test_a_seed_whose_optima_are_flagged_is_not_left_out():
-    """The fourth seed's loss rises from the first learning rate on, so that its optima lie at the edge."""
+    """The fourth seed's loss rises from the first learning rate on, so that its optima lie at the
+    edge."""
     grids, losses = curves([32, 64, 128], lambda i: -5)
     losses = [[(*cell, 3.0 + k) for k, cell in enumerate(curve)] for curve in losses]
     *good, flagged = seed_drifts([32, 64, 128], grids, losses)
@@ -103,7 +116,8 @@ def test_a_seed_whose_optima_are_flagged_is_not_left_out():
 
 
 def test_losses_below_zero_have_the_verdict_of_the_same_curves_shifted():
-    """A table of negative log likelihoods per symbol may be negative; only differences of losses count."""
+    """A table of negative log likelihoods per symbol may be negative; only differences of losses
+    count."""
     widths = [64, 128, 256]
     grids, losses = curves(widths, lambda i: -5 - 0.05 * i)
     low = [[tuple(y - 6 for y in cell) for cell in curve] for curve in losses]
@@ -114,7 +128,8 @@ def test_losses_below_zero_have_the_verdict_of_the_same_curves_shifted():
 
 
 def test_disagreeing_estimators_are_said():
-    """Asymmetry that turns with the width moves parabolas' vertices by 0.3 per doubling; the optimum is at rest."""
+    """Asymmetry that turns with the width moves parabolas' vertices by 0.3 per doubling; the
+    optimum is at rest."""
     widths, grid, rng = [32, 64, 128, 256], np.arange(-10.0, -1.0), np.random.default_rng(1)
     losses = []
     for a in np.linspace(-0.6, 0.6, 4):

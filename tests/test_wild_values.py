@@ -1,4 +1,5 @@
-"""Whatever a field, a flag or a config file holds: a config with finite numbers, or one line that says what is wrong.
+"""Whatever a field, a flag or a config file holds: a config with finite numbers, or one line that
+says what is wrong.
 
 Fields are enumerated, so that a new one is covered; nothing is compiled here, and no array is made.
 """
@@ -38,7 +39,8 @@ class NoText(Exception):
 
 
 NUMBERS = (
-    0, -1, 1e30, 1e-30, 1e12, 1e308, math.nan, math.inf, -math.inf, -0.0, 0.99999999999, 2**24, 2**31 - 1, 2**31, 2**40,
+    0, -1, 1e30, 1e-30, 1e12, 1e308, math.nan, math.inf, -math.inf, -0.0, 0.99999999999, 2**24,
+    2**31 - 1, 2**31, 2**40,
     2**63, 10**12, 10**400, -(10**400), 10**5000, np.float32(2), np.int64(2**40), np.float64("nan"),
 )  # fmt: skip
 OTHERS = (True, "x", "a\0b", b"x", None, (), (1,), {}, Strange(), [math.nan], np.arange(2))
@@ -50,12 +52,19 @@ def assert_one_line(error, field: str = ""):
 
 
 def cases(model: str):
-    """(field, the config with each wild value there) of every field of a model's config but the sweep."""
+    """(field, the config with each wild value there) of every field of a model's config but the
+    sweep."""
     tree = {key: value for key, value in base.get_config(model).to_dict().items() if key != "sweep"}
     for field, _ in leaves(tree):
         section, _, name = field.rpartition(".")
         for value in (*NUMBERS, *OTHERS):
-            yield field, {**tree, **({section: {**tree[section], name: value}} if section else {name: value})}
+            yield (
+                field,
+                {
+                    **tree,
+                    **({section: {**tree[section], name: value}} if section else {name: value}),
+                },
+            )
 
 
 def check(field: str, tree, make_config, make_run=None) -> bool:
@@ -105,11 +114,17 @@ def test_every_field_says_what_it_means_and_what_it_may_be():
         ({"train.steps": 1e12}, "train.steps = 1000000000000.0 is float, not int"),
         ({"train.steps": 10**9}, "at most 16777216"),
         ({"model.d_model": 2**30}, "parameters are more than any machine"),
-        ({"model.d_model": 2**21, "model.num_layers": 2**14}, "parameters are more than any machine"),
+        (
+            {"model.d_model": 2**21, "model.num_layers": 2**14},
+            "parameters are more than any machine",
+        ),
         ({"model.mlp_ratio": 1e30}, "'mlp' has size"),
         ({"model.num_layers": 10**9}, "at most 16384"),
         ({"data.vocab_size": 2**31}, "fits int32"),
-        ({"data.vocab_size": 2**31 - 1, "model.d_model": 2**20}, "parameters are more than any machine"),
+        (
+            {"data.vocab_size": 2**31 - 1, "model.d_model": 2**20},
+            "parameters are more than any machine",
+        ),
         ({"parameterization.base_width": 2**30}, "parameterization.base_width"),
         ({"parameterization.base_width": math.nan}, "is float, not int"),
         ({"optim.b2": 0.99999999999}, "as a float32 too"),
@@ -127,17 +142,27 @@ def test_values_that_ended_in_a_traceback(fields, complaint):
 
 @pytest.mark.parametrize("value", [math.nan, 10**5000, Strange(), b"x", [1, math.inf]], ids=shown)
 def test_a_value_that_no_file_can_hold_is_refused_though_every_point_sets_it(value):
-    """The dry run and the sweep both expand the sweep; the sweep then writes the config into manifest.json."""
-    tree = {**tiny_tree(optim__learning_rate=value), "sweep": {"optim": {"learning_rate": (0.1, 0.2)}}}
+    """The dry run and the sweep both expand the sweep; the sweep then writes the config into
+    manifest.json."""
+    tree = {
+        **tiny_tree(optim__learning_rate=value),
+        "sweep": {"optim": {"learning_rate": (0.1, 0.2)}},
+    }
     with pytest.raises(UserError, match="optim.learning_rate = ") as e:
         expand_sweep(tree)
     assert_one_line(e)
-    tree = {**tiny_tree(), "sweep": {"optim": {"weight_decay": (np.float32(0.5), np.float64(0.25))}}}
+    tree = {
+        **tiny_tree(),
+        "sweep": {"optim": {"weight_decay": (np.float32(0.5), np.float64(0.25))}},
+    }
     assert len(expand_sweep(tree)) == 2
 
 
 def test_more_points_than_fit_are_not_made():
-    axes = {name: tuple(0.5 + k / 10**4 for k in range(1000)) for name in ("b1", "b2", "learning_rate", "weight_decay")}
+    axes = {
+        name: tuple(0.5 + k / 10**4 for k in range(1000))
+        for name in ("b1", "b2", "learning_rate", "weight_decay")
+    }
     with pytest.raises(UserError, match="1000000000000 points are more than"):
         expand_sweep({**tiny_tree(), "sweep": {"optim": axes}})
 
@@ -145,7 +170,9 @@ def test_more_points_than_fit_are_not_made():
 LONG = "1" * 400
 
 
-@pytest.mark.parametrize("digits", [LONG, "9" * 5000, "-" + LONG, "nan", "inf", "", "\u0661", "1e400", "0x10"], ids=cut)
+@pytest.mark.parametrize(
+    "digits", [LONG, "9" * 5000, "-" + LONG, "nan", "inf", "", "\u0661", "1e400", "0x10"], ids=cut
+)
 def test_numbers_of_flags(digits):
     for read in (
         lambda: number("f", digits, 1, 1),
@@ -170,14 +197,16 @@ FILES = {
     "exit in get_config": "def get_config():\n    raise SystemExit('x')",
     "interrupt": "def get_config():\n    raise KeyboardInterrupt",
     "of its own": "class Own(BaseException): pass\ndef get_config():\n    raise Own('a\\nb')",
-    "without text": "class Own(Exception):\n    def __str__(self): raise ValueError\ndef get_config():\n    raise Own",
+    "without text": "class Own(Exception):\n    def __str__(self): raise ValueError\ndef "
+    "get_config():\n    raise Own",
     "its own cause": "def get_config():\n    e = ValueError('x'); e.__cause__ = e\n    raise e",
     "syntax": "def get_config(:\n",
     "of exec": "def get_config():\n    exec('a b')",
     "null bytes": "x = 1\0\n",
     "not text": "\xff\xfe",
     "no get_config": "x = 1",
-    "in itself": "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict(); c.a = c\n"
+    "in itself": "from ml_collections import ConfigDict\ndef get_config():\n    c = ConfigDict(); "
+    "c.a = c\n"
     "    return c",
     "a placeholder": "from ml_collections import config_dict as d\ndef get_config():\n"
     "    c = d.ConfigDict(); c.a = d.required_placeholder(int)\n    return c",
@@ -198,4 +227,10 @@ def test_a_config_file_may_raise_anything(text, tmp_path, capsys, monkeypatch):
 
 def test_names_of_files_without_null_bytes():
     with pytest.raises(UserError, match="null byte"):
-        make_run_config({k: v for k, v in tiny_tree(data__path="a\0b", data__name="text").items() if k != "sweep"})
+        make_run_config(
+            {
+                k: v
+                for k, v in tiny_tree(data__path="a\0b", data__name="text").items()
+                if k != "sweep"
+            }
+        )

@@ -1,58 +1,90 @@
-"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): what of muP makes the learning rate transfer?
+"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): what of muP makes the learning rate
+transfer?
 
 mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
-mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk --workdir=runs/embedding_rate
-One slice of the factorial, here muP without decay:
+mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk
+--workdir=runs/embedding_rate One slice of the factorial, here muP without decay:
 mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir=runs/slice \\
-    --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)" --config.sweep.optim.weight_decay="(0.0,)"
+    --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)"
+    --config.sweep.optim.weight_decay="(0.0,)"
 The argument names a study of the table below, then, if need be,
-  scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps of 256 x 1024 tokens
-  scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the embedded text, decays x 50, learning
+  scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps of
+  256 x 1024 tokens scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the
+  embedded text, decays x 50, learning
                rates refined to a factor of 2
-SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`. In all of them a
-matrix of SP trains at eta / n and its decay is lambda n: eta lambda is what a step shrinks it by, at any width.
-Of the paper the tables, decays, schedule and widths are known; (ours) marks what is not. Its results, E, R(inf) and
-kappa of each slice of the factorial: experiments/kalra2026. A study more, at desk scale alone, asks why a finding
+SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`.
+In all of them a matrix of SP trains at eta / n and its decay is lambda n: eta lambda is what a step
+shrinks it by, at any width. Of the paper the tables, decays, schedule and widths are known; (ours)
+marks what is not. Its results, E, R(inf) and
+kappa of each slice of the factorial: experiments/kalra2026. A study more, at desk scale alone, asks
+why a finding
 differs there: REASONS.
 """
 
 from configs import base
 
-SP, EMBD, SQRT_EMBD, MUP = "factorial", "factorial+embd", "factorial+sqrt_embd", "factorial+embd+ln+attn+last"
+SP, EMBD, SQRT_EMBD, MUP = (
+    "factorial",
+    "factorial+embd",
+    "factorial+sqrt_embd",
+    "factorial+embd+ln+attn+last",
+)
 FACTORIAL = tuple(
     "factorial" + embd + ln + attn + last
-    for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("", "+last")
+    for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("",
+    "+last")
 )  # fmt: skip
 DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
 STEPS = {"full": 10_000, "desk": 200}  # where a study names no tokens a parameter
 TOKENS = {"full": 20, "desk": 0.6}  # a parameter (ours)
-FROZEN = ("input.lr=0",)  # tokens and positions stay as drawn; without a rate there is no decay either
+# tokens and positions stay as drawn; without a rate there is no decay either
+FROZEN = ("input.lr=0",)
 
-# Name -> axes beside width and learning rate; the comment says what is asked. decay: lambda, at 10,000 steps; 0 where
-# a study names none (ours). warmup: share of the steps. tokens: a parameter, rather than a given number of steps.
+# Name -> axes beside width and learning rate; the comment says what is asked. decay: lambda, at
+# 10,000 steps; 0 where a study names none (ours). warmup: share of the steps. tokens: a parameter,
+# rather than a given number of steps.
 # timescale: lambda is the one decay x 10,000 / steps.
 STUDIES = {
-    # Which of the four switches gives good fits (E), robust transfer (kappa) and low loss (R)? Published: Embd
+    # Which of the four switches gives good fits (E), robust transfer (kappa) and low loss (R)?
+    # Published: Embd
     "factorial": {"table": FACTORIAL, "decay": DECAYS},
-    # From SP to muP a switch at a time, in the order of the paper's table and back to front: where is the jump? (ours)
+    # From SP to muP a switch at a time, in the order of the paper's table and back to front: where
+    # is the jump? (ours)
     "path": {"table": (SP, EMBD, "factorial+embd+ln", "factorial+embd+ln+attn", MUP)},
-    "path_embd_last": {"table": (SP, "factorial+last", "factorial+attn+last", "factorial+ln+attn+last", MUP)},
-    # Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n) (2506.15025), n; in SP and in muP
-    "embedding_rate": {"table": (SP, SQRT_EMBD, EMBD, *(f"{t}+ln+attn+last" for t in (SP, SQRT_EMBD, EMBD)))},
+    "path_embd_last": {
+        "table": (SP, "factorial+last", "factorial+attn+last", "factorial+ln+attn+last", MUP)
+    },
+    # Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n) (2506.15025), n;
+    # in SP and in muP
+    "embedding_rate": {
+        "table": (SP, SQRT_EMBD, EMBD, *(f"{t}+ln+attn+last" for t in (SP, SQRT_EMBD, EMBD)))
+    },
     # Is it enough for an embedding to move, or must it move fast? Never, slowly, fast
     "frozen_embedding": {"table": (SP, MUP), "parameterization.override": ((), FROZEN)},
     # Does a longer warm-up repair SP? Shares (ours); 0.2 is the baseline's
     "warmup": {"table": (SP, EMBD, MUP), "warmup": (0.0, 0.05, 0.1, 0.2, 0.4)},
-    # An embedding that is the readout too; how the tables scale it is ours, see mujax/parameterization/kalra.py
+    # An embedding that is the readout too; how the tables scale it is ours, see
+    # mujax/parameterization/kalra.py
     "tied": {"table": (SP, EMBD, "factorial+ln+attn+last", MUP), "model.tied": (True,)},
-    # Compute-optimal: as many tokens a parameter at each width. Decay lambda n, of muP also lambda sqrt(n) on hidden
-    # matrices alone (2510.15262). Published: decay makes the extrapolation less robust here
-    "fixed_tokens": {"table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"), "decay": (0.0, 1e-3, 3e-3), "tokens": TOKENS},
-    # The same, lambda / steps: weights are forgotten over the same share of training at each width (2405.13698)
-    "fixed_tokens_timescale": {"table": (SP, EMBD, MUP), "decay": (1e-3,), "tokens": TOKENS, "timescale": True},
-    # Is a first layer special in images too? Its learning rate over that of the others: 1, sqrt(n), n. A small
-    # convolutional network (ours) on CIFAR-10, or synthetic images at desk scale; kernels count in the fan-in, so
-    # hidden layers train at eta / 9n
+    # Compute-optimal: as many tokens a parameter at each width. Decay lambda n, of muP also lambda
+    # sqrt(n) on hidden matrices alone (2510.15262). Published: decay makes the extrapolation less
+    # robust here
+    "fixed_tokens": {
+        "table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"),
+        "decay": (0.0, 1e-3, 3e-3),
+        "tokens": TOKENS,
+    },
+    # The same, lambda / steps: weights are forgotten over the same share of training at each width
+    # (2405.13698)
+    "fixed_tokens_timescale": {
+        "table": (SP, EMBD, MUP),
+        "decay": (1e-3,),
+        "tokens": TOKENS,
+        "timescale": True,
+    },
+    # Is a first layer special in images too? Its learning rate over that of the others: 1, sqrt(n),
+    # n. A small convolutional network (ours) on CIFAR-10, or synthetic images at desk scale;
+    # kernels count in the fan-in, so hidden layers train at eta / 9n
     "first_layer": {"model": "cnn", "table": (SP, SQRT_EMBD, EMBD)},
 }
 # At desk scale alone: where a finding there is not the paper's, is this why?
@@ -60,8 +92,8 @@ REASONS = {
     # Its runs are longer: does SP need a repair in four times as many steps?
     "longer": {"table": (SP, EMBD, MUP), "steps": 800, "widths": (32, 64, 128), "seeds": 3},
 }
-# Study -> axes of its own at desk scale. seeds: where the optimum is. widths: what 40 times the parameters of the
-# narrowest would take at fixed tokens a parameter is no work for a desk
+# Study -> axes of its own at desk scale. seeds: where the optimum is. widths: what 40 times the
+# parameters of the narrowest would take at fixed tokens a parameter is no work for a desk
 DESK = {
     "factorial": {"decay": (0.0, 1e-3, 3e-3)},
     "embedding_rate": {"seeds": 3},
@@ -92,19 +124,25 @@ def get_config(which: str = "factorial"):
         _set_gpt(c)
         if is_desk:
             _set_desk(c, axes.pop("steps", STEPS["desk"]))
-    c.parameterization.update(name=MUP, base_width=widths[0])  # only the decay of 2510.15262 depends on the base
+    # only the decay of 2510.15262 depends on the base
+    c.parameterization.update(name=MUP, base_width=widths[0])
     decays = axes.pop("decay", (0.0,))
     points = None
     if tokens := axes.pop("tokens", None):
         points = tuple(_sized(c, width, tokens[scale]) for width in widths)
         if axes.pop("timescale", False):
-            points = tuple({**p, "optim.weight_decay": _decay(decays[0], p["train.steps"])} for p in points)
+            points = tuple(
+                {**p, "optim.weight_decay": _decay(decays[0], p["train.steps"])} for p in points
+            )
             decays = ()
 
     c.sweep.parameterization = {"name": axes.pop("table")}
     c.sweep.optim = {"learning_rate": tuple(2.0**k for k in log2_rates)}
     if decays:
-        c.sweep.optim = {**c.sweep.optim, "weight_decay": tuple(_decay(value, c.train.steps) for value in decays)}
+        c.sweep.optim = {
+            **c.sweep.optim,
+            "weight_decay": tuple(_decay(value, c.train.steps) for value in decays),
+        }
     if points:
         c.sweep.points = points
     else:
@@ -153,7 +191,9 @@ def _set_desk(c, steps: int) -> None:
 def _set_cnn(c, is_desk: bool) -> None:
     """All ours. data/cifar10.npz: `images` uint8 [60000, 32, 32, 3] and `labels`."""
     c.model.num_layers = 3 if is_desk else 4
-    c.train.update(batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100)
+    c.train.update(
+        batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100
+    )
     if not is_desk:
         c.data.update(name="images", path="data/cifar10.npz", seq_len=3 * 32 * 32)
     c.update_from_flattened_dict(_horizon(STEPS["desk" if is_desk else "full"]))
@@ -179,5 +219,6 @@ def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
 
 
 def _decay(value: float, steps: float) -> float:
-    """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of training."""
+    """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of
+    training."""
     return round(value * STEPS["full"] / steps, 8)

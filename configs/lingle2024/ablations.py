@@ -1,19 +1,24 @@
-"""Every experiment of Lingle 2024 (2404.05728): does the learning rate transfer under muP, and what breaks it?
+"""Every experiment of Lingle 2024 (2404.05728): does the learning rate transfer under muP, and what
+breaks it?
 
-mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk --workdir=runs/gains_vector
-mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run
-The argument names an ablation of the table below, then, if need be,
-  profile=paper  as in the published tables (April 2024; the default), or
-  profile=head   as in the author's last scripts
+mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk
+--workdir=runs/gains_vector mujax sweep
+--config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run The argument names an
+  ablation of the table below, then, if need be, profile=paper  as in the published tables (April
+  2024; the default), or profile=head   as in the author's last scripts
   scale=full     as published (the default): C4, 24 layers, 33B tokens a point, or
-  scale=desk     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text, learning rates refined to a
-                 factor of 2 and three seeds there: about 4 min an ablation on 2 CPU cores (baseline: best at 2^-6 at
-                 each width, as published; all of them: experiments/lingle2024)
-  mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a config at full scale (the default), or
-  mesh=paper     as published, weights split over both axes: 128 x 1 to width 1024, 32 x 4 at 2048 and 4096, 64 x 4
+  scale=desk     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text, learning
+  rates refined to a
+                 factor of 2 and three seeds there: about 4 min an ablation on 2 CPU cores
+                 (baseline: best at 2^-6 at each width, as published; all of them:
+                 experiments/lingle2024)
+  mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a config at full scale (the
+  default), or mesh=paper     as published, weights split over both axes: 128 x 1 to width 1024, 32
+  x 4 at 2048 and 4096, 64 x 4
 A few studies more, at desk scale alone, ask why a verdict differs there: REASONS.
-Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are its best,
-at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses: experiments/lingle2024.
+Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are
+its best, at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses:
+experiments/lingle2024.
 """
 
 from configs import base
@@ -28,8 +33,9 @@ _COMBINED = {
     "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8,
 }  # fmt: skip
 
-# Name -> the fields it changes in the baseline; batch: a factor on tokens a step, whose inverse is one on steps
-# and whose square root one on learning rates. The rule of qkscale is 1/sqrt(d_head), SP's.
+# Name -> the fields it changes in the baseline; batch: a factor on tokens a step, whose inverse is
+# one on steps and whose square root one on learning rates. The rule of qkscale is 1/sqrt(d_head),
+# SP's.
 ABLATIONS = {
     # The learning rate transfers
     "baseline": {},  # 3.695 @ -6, 2.953 @ -6, 2.511 @ -6
@@ -47,10 +53,12 @@ ABLATIONS = {
     # It does not
     "gains_vector": {"model.norm_gain": "vector"},  # 3.670 @ -4, 2.950 @ -4, 2.553 @ -8
     "gains_scalar": {"model.norm_gain": "scalar"},  # 3.670 @ -4, 2.959 @ -4, 2.525 @ -6
-    "qkscale": {"parameterization.override": ("attention=sp",)},  # best at 2^-8 for width 128, at 2^-6 above
+    # best at 2^-8 for width 128, at 2^-6 above
+    "qkscale": {"parameterization.override": ("attention=sp",)},
     "wd_coupled": _COUPLED,  # 3.679 @ -8, 2.957 @ -6, 2.502 @ -6
     "lion": _LION,  # 3.708 @ -10, 2.947 @ -8, 2.511 @ -8
-    "sp": {**_SP, "model.bias": True, "model.norm_gain": "vector"},  # 3.706 @ -6, 2.967 @ -8, 2.738 @ -10
+    # 3.706 @ -6, 2.967 @ -8, 2.738 @ -10
+    "sp": {**_SP, "model.bias": True, "model.norm_gain": "vector"},
     # Neither verdict nor losses are at hand
     "baseline_abs": {"parameterization.name": "lingle_abs_mup"},
     "wd_indep_n3": {**_INDEPENDENT, "optim.weight_decay": 1e-3},
@@ -62,7 +70,8 @@ ABLATIONS = {
 }
 # At desk scale alone: where a verdict there is not the paper's, is this why?
 REASONS = {
-    # Its decay forgets: weights shrink over a fifth of training, rather than over five times as long
+    # Its decay forgets: weights shrink over a fifth of training, rather than over five times as
+    # long
     "wd_coupled_strong": {**_COUPLED, "optim.weight_decay": 2.5},
     # Its attention scale is sqrt(128) times muP's, ours 4 times, as heads are of 16
     "qkscale_large": {"parameterization.override": ("attention=0.7071",)},
@@ -75,7 +84,12 @@ REASONS = {
 # What the profile `head` changes: in every ablation, before its own fields; and in some, after them
 HEAD = {"model.norm_eps": 1e-5, "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8}
 HEAD_OF = {
-    "combined": {**_LION, **_INDEPENDENT, "optim.weight_decay": 1e-4, "parameterization.name": "lingle_abs_mup_qzero"},
+    "combined": {
+        **_LION,
+        **_INDEPENDENT,
+        "optim.weight_decay": 1e-4,
+        "parameterization.name": "lingle_abs_mup_qzero",
+    },
 }
 OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk"), "mesh": ("tuned", "paper")}
 # Width -> fsdp x tensor of the paper; narrower ones: 128 x 1
@@ -87,7 +101,10 @@ def get_config(which: str = "baseline"):
     is_head, is_combined = profile == "head", name.startswith("combined")
     c = base.get_config()
     _set_baseline(c)
-    widths, log2_rates = (128, 256, 512, 1024, 2048) if is_head else (128, 512, 2048), (-10, -8, -6, -4, -2)
+    widths, log2_rates = (
+        (128, 256, 512, 1024, 2048) if is_head else (128, 512, 2048),
+        (-10, -8, -6, -4, -2),
+    )
     if is_combined:
         _set_large_run(c)
         widths, log2_rates = (*widths, 4096, 8192) if is_head else (*widths, 8192), (-8, -6, -4)
@@ -95,10 +112,18 @@ def get_config(which: str = "baseline"):
         _set_desk(c, num_layers=1 if is_combined else 2)
         widths, log2_rates = (32, 64, 128, 256), (-8, -6, -4)
 
-    changes = {**(HEAD if is_head else {}), **(ABLATIONS | REASONS)[name], **(HEAD_OF.get(name, {}) if is_head else {})}
+    changes = {
+        **(HEAD if is_head else {}),
+        **(ABLATIONS | REASONS)[name],
+        **(HEAD_OF.get(name, {}) if is_head else {}),
+    }
     batch = changes.pop("batch", 1)
     c.train.batch_size = int(c.train.batch_size * batch)
-    for section, field in ((c.train, "steps"), (c.train, "eval_interval"), (c.schedule, "warmup_steps")):
+    for section, field in (
+        (c.train, "steps"),
+        (c.train, "eval_interval"),
+        (c.schedule, "warmup_steps"),
+    ):
         section[field] = int(section[field] / batch)
     c.update_from_flattened_dict(changes)
     if mesh == "paper" and scale == "full":
@@ -121,7 +146,9 @@ def _parse(which: str) -> tuple[str, ...]:
     for setting in settings:
         key, _, value = setting.partition("=")
         if value not in OPTIONS.get(key, ()):
-            known = ", ".join(f"{key}={value}" for key, values in OPTIONS.items() for value in values)
+            known = ", ".join(
+                f"{key}={value}" for key, values in OPTIONS.items() for value in values
+            )
             raise ValueError(f"{setting!r} is none of {known}")
         chosen[key] = value
     if name in REASONS and chosen["scale"] != "desk":
@@ -132,16 +159,19 @@ def _parse(which: str) -> tuple[str, ...]:
 
 
 def _set_baseline(c) -> None:
-    """2404.05728, Section 3. His warm-up starts at 1e-4 of the peak, as ours does with 10,000 steps."""
+    """2404.05728, Section 3. His warm-up starts at 1e-4 of the peak, as ours does with 10,000
+    steps."""
     c.model.update(num_layers=24, d_head=128, dtype="bfloat16", low_precision=True)
-    # For v3:8x8, 128 cores as in the paper: their memory holds all activations (he recomputed them, on meshes of
-    # 128 x 1 and 32 x 4)
+    # For v3:8x8, 128 cores as in the paper: their memory holds all activations (he recomputed them,
+    # on meshes of 128 x 1 and 32 x 4)
     c.model.update(remat="none", scan_layers=False)
     c.mesh.update(data=2, fsdp=64)
     c.parameterization.update(name="lingle_mup", base_width=128)
     c.optim.update(b1=0.9, b2=0.98, eps=1e-9, momentum_dtype="bfloat16")
     c.schedule.update(warmup_steps=10_000, final_ratio=1e-4)
-    c.train.update(steps=125_000, batch_size=1024, eval_interval=5000, eval_batches=96, log_interval=100)
+    c.train.update(
+        steps=125_000, batch_size=1024, eval_interval=5000, eval_batches=96, log_interval=100
+    )
     # C4, one document a row, cut or padded to 256 tokens of T5's vocabulary, whose end of text is 1
     c.data.update(name="shards", path="data/c4", seq_len=256, vocab_size=32_100, eos_id=1)
 

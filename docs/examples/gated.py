@@ -1,4 +1,5 @@
-"""A fork: the transformer with a gated MLP. Two mistakes are left in on purpose; see docs/is-my-fork-right.md.
+"""A fork: the transformer with a gated MLP. Two mistakes are left in on purpose; see
+docs/is-my-fork-right.md.
 
 mujax check --config=docs/examples/gated.py:broken --workdir=runs/gated --fast
 """
@@ -31,13 +32,16 @@ class GatedTransformer(MuModule):
     mlp = GatedMLP
 
     def embedding_factor(self) -> float:
-        return self.cfg.d_model**0.5  # mistake 2: as in the first transformer paper (1706.03762, section 3.4)
+        # mistake 2: as in the first transformer paper (1706.03762, section 3.4)
+        return self.cfg.d_model**0.5
 
     @nn.compact
     def __call__(self, tokens_BT, hps):
         embed_VD = self.weight("embed", "input", "vocab -> embed")
         unembed_DV = self.weight("unembed", "output", "embed -> vocab")
-        x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale * self.embedding_factor())
+        x_BTD = scaled(
+            jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale * self.embedding_factor()
+        )
         self.record("embedding", x_BTD)
         for i in range(self.cfg.num_layers):
             out_BTD = Attention(self.cfg, name=f"attention{i}")(Norm(self.cfg)(x_BTD), hps)
@@ -45,7 +49,9 @@ class GatedTransformer(MuModule):
             out_BTD = self.mlp(self.cfg, name=f"mlp{i}")(Norm(self.cfg)(x_BTD))
             x_BTD += scaled(out_BTD, hps.residual_scale)
             self.record(f"residual{i}", x_BTD)
-        logits_BTV = scaled(jnp.einsum("BTD,DV->BTV", Norm(self.cfg)(x_BTD), unembed_DV), hps.logits_scale)
+        logits_BTV = scaled(
+            jnp.einsum("BTD,DV->BTV", Norm(self.cfg)(x_BTD), unembed_DV), hps.logits_scale
+        )
         self.record("logits", logits_BTV)
         return logits_BTV
 

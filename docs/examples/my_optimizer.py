@@ -1,4 +1,5 @@
-"""An optimizer of one's own: the sign of the momentum, as in Signum (1802.04434); see docs/add-an-optimizer.md.
+"""An optimizer of one's own: the sign of the momentum, as in Signum (1802.04434); see
+docs/add-an-optimizer.md.
 
 mujax check --config=docs/examples/my_optimizer.py --workdir=runs/signum --fast
 mujax train --config=docs/examples/my_optimizer.py --workdir=runs/signum-run

@@ -1,4 +1,5 @@
-"""A parameterization of one's own: muP whose readout learns as fast as an embedding (docs/add-a-parameterization.md).
+"""A parameterization of one's own: muP whose readout learns as fast as an embedding
+(docs/add-a-parameterization.md).
 
 mujax explain --config=docs/examples/my_table.py --diff=mup
 mujax check --config=docs/examples/my_table.py --workdir=runs/my-table --fast
@@ -8,7 +9,9 @@ from configs import base
 from mujax.parameterization import PARAMETERIZATIONS, Power
 from mujax.parameterization.mup import MUP
 
-readout = MUP.rows["output"].replace(source="ours: a readout at the rate of the embedding", lr={"adam": Power()})
+readout = MUP.rows["output"].replace(
+    source="ours: a readout at the rate of the embedding", lr={"adam": Power()}
+)
 PARAMETERIZATIONS["fast_readout"] = MUP.replace(
     name="fast_readout", source="mup, but for the readout", rows={**MUP.rows, "output": readout}
 )

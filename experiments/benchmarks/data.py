@@ -1,4 +1,5 @@
-"""How fast text becomes shards, beside its tokenizer alone, and how fast shards become batches, all on one core:
+"""How fast text becomes shards, beside its tokenizer alone, and how fast shards become batches, all
+on one core:
 
 PYTHONPATH=. python experiments/benchmarks/data.py
 """
@@ -43,7 +44,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as out:
             recipe = Recipe("embedded", f"sentencepiece:{model}", "packed")
             whole = min(
-                _seconds(lambda i=i, out=out, recipe=recipe: prepare(recipe, Path(out) / str(i), is_quiet=True))
+                _seconds(
+                    lambda i=i, out=out, recipe=recipe: prepare(
+                        recipe, Path(out) / str(i), is_quiet=True
+                    )
+                )
                 for i in range(3)
             )
         rates = f"{megabytes / whole:.1f} MB/s, the tokenizer alone {megabytes / alone:.1f}"
@@ -54,7 +59,8 @@ def main() -> None:
     verified.unlink(missing_ok=True)
     size = sum(file.stat().st_size for file in shards) / 1e6
     print(
-        f"checking shards before training: {size / _seconds(lambda: load_shards(data, 64, 4096, -1, -1, 1)):.0f} MB/s"
+        "checking shards before training: "
+        f"{size / _seconds(lambda: load_shards(data, 64, 4096, -1, -1, 1)):.0f} MB/s"
     )
     for batch_size, seq_len in SHAPES:
         corpus = load_shards(data, seq_len, 4096, -1, -1, 1)
@@ -71,7 +77,11 @@ def main() -> None:
     os.sched_setaffinity(0, cores)
     tree = ablations.get_config("baseline,scale=desk").to_dict()
     tree["model"]["d_model"] = 32
-    run = make_run(make_run_config({key: value for key, value in tree.items() if key not in ("sweep", "refine")}))
+    run = make_run(
+        make_run_config(
+            {key: value for key, value in tree.items() if key not in ("sweep", "refine")}
+        )
+    )
     batches = load_batches(run.cfg, [0])[0][0]
     fns = make_train_fns(run.program)
     state = jax.jit(fns.init)(0, run.hps, run.scalings)
@@ -87,7 +97,8 @@ def main() -> None:
             seconds[name].append((time.perf_counter() - start) / SEGMENT)
     given_ms, read_ms = (1000 * float(np.median(seconds[name])) for name in ("given", "read"))
     print(
-        f"the narrowest run of 2404.05728 at desk scale: a step {given_ms:.2f} ms on a batch that is there, "
+        f"the narrowest run of 2404.05728 at desk scale: a step {given_ms:.2f} ms on a batch that "
+        "is there, "
         f"{read_ms:.2f} ms on batches that are read ahead: {read_ms / given_ms - 1:+.1%}"
     )
 

@@ -1,10 +1,13 @@
-"""How well is an optimum found? Draws curves with a known optimum, and measures bias, coverage and verdicts.
+"""How well is an optimum found? Draws curves with a known optimum, and measures bias, coverage and
+verdicts.
 
-  python experiments/benchmarks/optimum.py [--draws=200] [--only=NAME] > experiments/benchmarks/optimum.txt
+  python experiments/benchmarks/optimum.py [--draws=200] [--only=NAME] >
+  experiments/benchmarks/optimum.txt
 
-Loss above the minimum at a distance d, log2 learning rate, from the true optimum, in nats: 0.022 d^2 times a shape.
-Unless said otherwise: widths 32 to 256, a grid of factor 2, three seeds, noise of 0.005 nats, the optimum anywhere
-between two points of the grid.
+Loss above the minimum at a distance d, log2 learning rate, from the true optimum, in nats: 0.022
+d^2 times a shape.
+Unless said otherwise: widths 32 to 256, a grid of factor 2, three seeds, noise of 0.005 nats, the
+optimum anywhere between two points of the grid.
 """
 
 import argparse
@@ -25,10 +28,12 @@ UNEVEN = np.log2(np.array([1, 3, 5, 7, 9, 10, 15, 20, 30]) * 1e-3)
 class Setting:
     """One kind of curves.
 
-    shape: name of the loss above the minimum. asymmetry: how much steeper one side is; turning: it runs from
-    -asymmetry at the narrowest to +asymmetry at the widest width, and is the same at every width otherwise. drift:
-    log2 LR per doubling. growth: doublings of the noise per log2 LR above the optimum. luck: standard deviation of a
-    seed's luck, nats. spread: of a seed's own optimum, log2 LR.
+    shape: name of the loss above the minimum. asymmetry: how much steeper one side is; turning: it
+      runs from
+    -asymmetry at the narrowest to +asymmetry at the widest width, and is the same at every width
+    otherwise. drift:
+    log2 LR per doubling. growth: doublings of the noise per log2 LR above the optimum. luck:
+    standard deviation of a seed's luck, nats. spread: of a seed's own optimum, log2 LR.
     """
 
     shape: str = "tanh"
@@ -73,14 +78,20 @@ def _settings() -> dict[str, Setting]:
         **{f"5 widths, asymmetry {a:+}": Setting(num_widths=5, asymmetry=a) for a in (0.6, -0.6)},
         "factor 1.4, asymmetry +0.6": Setting(step=0.5, asymmetry=0.6),
         "uneven grid": Setting(uneven=True),
-        "uneven grid, asymmetry 0.3 at each width": Setting(uneven=True, asymmetry=0.3, turning=False),
+        "uneven grid, asymmetry 0.3 at each width": Setting(
+            uneven=True, asymmetry=0.3, turning=False
+        ),
         **{f"factor 4, asymmetry {a:+}": Setting(step=2.0, asymmetry=a) for a in (0.0, 0.6, -0.6)},
         "one seed": Setting(seeds=1),
         "one seed with an optimum of its own": Setting(seeds=1, spread=0.2),
         "one seed, asymmetry +0.6": Setting(seeds=1, asymmetry=0.6),
     }
     drifts = (0.0, -0.1, -0.35)
-    return {f"{name}, drift {d:g}": dataclasses.replace(kind, drift=d) for name, kind in kinds.items() for d in drifts}
+    return {
+        f"{name}, drift {d:g}": dataclasses.replace(kind, drift=d)
+        for name, kind in kinds.items()
+        for d in drifts
+    }
 
 
 SETTINGS = _settings()
@@ -100,15 +111,19 @@ def draw(setting: Setting, num: int, seed: int = 0, noiseless: bool = False):
     if noiseless:
         return x, losses, optima
     above = np.maximum(x[None, None, :, None] - at, 0)
-    losses = losses + setting.noise * 2.0 ** (setting.growth * above) * rng.standard_normal(losses.shape)
+    losses = losses + setting.noise * 2.0 ** (setting.growth * above) * rng.standard_normal(
+        losses.shape
+    )
     return x, losses + setting.luck * rng.standard_normal(own.shape), optima
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """bias, parabolas: mean error of the drift, and of the drift of parabolas' vertices, log2 LR per doubling.
+    """bias, parabolas: mean error of the drift, and of the drift of parabolas' vertices, log2 LR
+    per doubling.
 
-    scatter: standard deviation of the drift over draws. half: mean half of its 68% interval. coverage: of that
+    scatter: standard deviation of the drift over draws. half: mean half of its 68% interval.
+      coverage: of that
     interval. unflagged: how many draws these are over. words: verdicts.
     """
 
@@ -127,7 +142,9 @@ def measure(setting: Setting, num: int) -> Found:
     widths = [32 * 2**w for w in range(setting.num_widths)]
     words, off, half, parabolas = collections.Counter(), [], [], []
     for own in losses:
-        optima = fit_optima([x.tolist()] * len(widths), [[tuple(cell) for cell in curve] for curve in own.tolist()])
+        optima = fit_optima(
+            [x.tolist()] * len(widths), [[tuple(cell) for cell in curve] for curve in own.tolist()]
+        )
         verdict = judge(widths, optima)
         words[verdict.word] += 1
         if verdict.drift and verdict.drift.interval and not verdict.drift.flags:
@@ -157,12 +174,16 @@ def main() -> None:
     words = ("transfers", "moves at no cost", "drifts", "undecided")
     print(f"{flags.draws} draws per setting; drift in log2 LR per doubling\n")
     header = ("bias", "parabolas", "scatter", "68% half", "covers", "unflagged", *words)
-    print(f"{'setting':58}" + "".join(f"{name:>18}" if name in words else f"{name:>11}" for name in header))
+    print(
+        f"{'setting':58}"
+        + "".join(f"{name:>18}" if name in words else f"{name:>11}" for name in header)
+    )
     start = time.monotonic()
     for name, setting in SETTINGS.items():
         if flags.only in name:
             f = measure(setting, flags.draws)
-            numbers = f"{f.bias:11.3f}{f.parabolas:11.3f}{f.scatter:11.3f}{f.half:11.3f}{f.coverage:11.2f}"
+            sizes = (f.bias, f.parabolas, f.scatter, f.half)
+            numbers = "".join(f"{x:11.3f}" for x in sizes) + f"{f.coverage:11.2f}"
             counts = "".join(f"{f.words[word] / flags.draws:18.2f}" for word in words)
             print(f"{name:58}{numbers}{f.unflagged / flags.draws:11.2f}{counts}", flush=True)
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes")

@@ -1,8 +1,10 @@
-"""Plans every config of both papers at full scale for its pod, as many runs at once as have devices of their own.
+"""Plans every config of both papers at full scale for its pod, as many runs at once as have devices
+of their own.
 
 python experiments/benchmarks/plan_all.py [NAME ...]
-Needs libtpu. Runs that differ in numbers alone, of any config, are compiled once. Without names it writes
-plans/lingle2024.{json,txt} and plans/kalra2026.{json,txt}; it ends with 1 if something does not fit.
+Needs libtpu. Runs that differ in numbers alone, of any config, are compiled once. Without names it
+writes plans/lingle2024.{json,txt} and plans/kalra2026.{json,txt}; it ends with 1 if something does
+not fit.
 """
 
 import json
@@ -51,7 +53,10 @@ def main(names: list[str]) -> int:
             fits &= all(group.estimate.fits for group in groups)
             tables.append(f"{name}\n{format_plan(groups)}\n")
             print(tables[-1], flush=True)
-            documents[name] = {"topology": topology, "groups": [group_json(group) for group in groups]}
+            documents[name] = {
+                "topology": topology,
+                "groups": [group_json(group) for group in groups],
+            }
             for group in documents[name]["groups"]:
                 del group["model"], group["top"]  # long
         if not names:

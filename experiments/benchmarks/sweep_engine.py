@@ -1,9 +1,10 @@
-"""Points per hour of a sweep: a process per point, a loop in one process, and mujax.sweep.engine, on the same work.
+"""Points per hour of a sweep: a process per point, a loop in one process, and mujax.sweep.engine,
+on the same work.
 
 python experiments/benchmarks/sweep_engine.py --case=narrow-8,narrow-32,middle-8,middle-32
 python experiments/benchmarks/sweep_engine.py --plot
-The question, the results and what they do not show: README.md beside this file. This process starts the others,
-sweep_engine_child.py, and looks at the clock; it imports no jax.
+The question, the results and what they do not show: README.md beside this file. This process starts
+the others, sweep_engine_child.py, and looks at the clock; it imports no jax.
 """
 
 import argparse
@@ -17,7 +18,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-MODES = {"process": "a process per point", "loop": "one process, a loop", "engine": "one process, mujax.sweep.engine"}
+MODES = {
+    "process": "a process per point",
+    "loop": "one process, a loop",
+    "engine": "one process, mujax.sweep.engine",
+}
 TOLERANCE = 1e-4  # relative, between the losses that two modes find for a point
 RESULTS = Path(__file__).with_name("results.jsonl")
 CHILD = Path(__file__).with_name("sweep_engine_child.py")
@@ -25,7 +30,8 @@ CHILD = Path(__file__).with_name("sweep_engine_child.py")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The work: points that differ in their learning rate alone. Sizes in the units of configs/base.py."""
+    """The work: points that differ in their learning rate alone. Sizes in the units of
+    configs/base.py."""
 
     points: int
     steps: int
@@ -37,8 +43,12 @@ class Case:
     seq_len: int
 
 
-NARROW = Case(8, 100, d_model=64, num_layers=2, d_head=16, vocab_size=256, batch_size=16, seq_len=64)
-MIDDLE = Case(8, 100, d_model=128, num_layers=4, d_head=32, vocab_size=8192, batch_size=8, seq_len=128)
+NARROW = Case(
+    8, 100, d_model=64, num_layers=2, d_head=16, vocab_size=256, batch_size=16, seq_len=64
+)
+MIDDLE = Case(
+    8, 100, d_model=128, num_layers=4, d_head=32, vocab_size=8192, batch_size=8, seq_len=128
+)
 CASES = {
     "narrow-8": NARROW,
     "narrow-32": dataclasses.replace(NARROW, points=32, steps=25),
@@ -50,9 +60,11 @@ CASES = {
 
 def start(*args) -> dict:
     """Runs a child to its end and returns what it has printed."""
-    unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")  # every child has jax's defaults
+    # every child has jax's defaults
+    unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
     env = {key: value for key, value in os.environ.items() if key not in unset}
-    env |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(CHILD.parents[2])}  # of this checkout
+    # of this checkout
+    env |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(CHILD.parents[2])}
     command = [sys.executable, CHILD, *map(str, args)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -73,10 +85,18 @@ def measure(name: str, modes: Sequence[str]) -> list[dict]:
         seconds = time.perf_counter() - began
         losses[mode] = [loss for part in parts for point in part["losses"] for loss in point]
         work = {"case": name, "mode": mode, "points": case.points, "steps": case.steps}
-        times = {"seconds": round(seconds, 2), "points_per_hour": round(3600 * case.points / seconds, 1)}
+        times = {
+            "seconds": round(seconds, 2),
+            "points_per_hour": round(3600 * case.points / seconds, 1),
+        }
         results.append({**work, **times, **about, "date": datetime.date.today().isoformat()})
-        differences = [abs(a - b) / abs(a) for a, b in zip(losses[modes[0]], losses[mode], strict=True)]
-        print(f"{name}, {mode}: {times}, losses within {max(differences):.1e} of {modes[0]}", file=sys.stderr)
+        differences = [
+            abs(a - b) / abs(a) for a, b in zip(losses[modes[0]], losses[mode], strict=True)
+        ]
+        print(
+            f"{name}, {mode}: {times}, losses within {max(differences):.1e} of {modes[0]}",
+            file=sys.stderr,
+        )
         if not all(difference <= TOLERANCE for difference in differences):  # also at NaN
             raise RuntimeError(f"{name}: {mode} and {modes[0]} have not done the same work")
     return results
@@ -84,12 +104,15 @@ def measure(name: str, modes: Sequence[str]) -> list[dict]:
 
 def read_results() -> dict[tuple[str, str, str], dict]:
     """(device, case, mode) -> result."""
-    results = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    results = (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
     return {(r["device"], r["case"], r["mode"]): r for r in results}
 
 
 def keep(results: Sequence[dict]) -> None:
-    """Puts results in the place of older ones of the same device, case and mode; the file is replaced whole."""
+    """Puts results in the place of older ones of the same device, case and mode; the file is
+    replaced whole."""
     merged = read_results() | {(r["device"], r["case"], r["mode"]): r for r in results}
     temporary = RESULTS.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(result) + "\n" for result in merged.values()))
@@ -97,14 +120,23 @@ def keep(results: Sequence[dict]) -> None:
 
 
 def table(device: str, cases: Mapping[str, Sequence[dict]]) -> str:
-    origins = {f"jax {r['jax_version']}, mujax {r['code_version']}" for of_case in cases.values() for r in of_case}
+    origins = {
+        f"jax {r['jax_version']}, mujax {r['code_version']}"
+        for of_case in cases.values()
+        for r in of_case
+    }
     lines = [f"{device}; {'; '.join(sorted(origins))}:", ""]
-    lines += ["| case | points x steps | process (s) | loop (s) | engine (s) | engine / process | engine / loop |"]
+    lines += [
+        "| case | points x steps | process (s) | loop (s) | engine (s) | engine / process | "
+        "engine / loop |"
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for name, of_case in cases.items():
         *others, engine = of_case
         seconds = " | ".join(f"{r['seconds']:.0f}" for r in of_case)
-        ratios = " | ".join(f"{engine['points_per_hour'] / r['points_per_hour']:.2f}x" for r in others)
+        ratios = " | ".join(
+            f"{engine['points_per_hour'] / r['points_per_hour']:.2f}x" for r in others
+        )
         lines.append(f"| {name} | {engine['points']} x {engine['steps']} | {seconds} | {ratios} |")
     return "\n".join(lines)
 
@@ -120,15 +152,31 @@ def plot(devices: Mapping[str, Mapping[str, Sequence[dict]]], file: Path) -> Non
         size = (max(7, 1.8 * max(map(len, devices.values())) + 1.6), 3.6 * len(devices))
         fig, axes = plt.subplots(len(devices), figsize=size, squeeze=False, layout="constrained")
         for ax, (device, cases) in zip(axes[:, 0], devices.items(), strict=True):
-            for k, (label, color) in enumerate(zip(MODES.values(), ("#9fb8ad", "#00798c", "#d1495b"), strict=True)):
+            for k, (label, color) in enumerate(
+                zip(MODES.values(), ("#9fb8ad", "#00798c", "#d1495b"), strict=True)
+            ):
                 rates = [r[k]["points_per_hour"] / r[0]["points_per_hour"] for r in cases.values()]
-                bars = ax.bar([x + 0.27 * (k - 1) for x in range(len(cases))], rates, 0.25, color=color, label=label)
+                bars = ax.bar(
+                    [x + 0.27 * (k - 1) for x in range(len(cases))],
+                    rates,
+                    0.25,
+                    color=color,
+                    label=label,
+                )
                 ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
-            work = [f"{name}\n{r[0]['points']} points x {r[0]['steps']} steps" for name, r in cases.items()]
+            work = [
+                f"{name}\n{r[0]['points']} points x {r[0]['steps']} steps"
+                for name, r in cases.items()
+            ]
             ax.set_xticks(range(len(cases)), work)
             ax.margins(y=0.12)
             ax.set(title=device, ylabel="points per hour, relative\nto a process per point")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        fig.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+        )
         fig.savefig(file, dpi=150)
 
 
@@ -139,7 +187,9 @@ def report() -> None:
     for device in dict.fromkeys(device for device, *_ in results):
         for name in CASES:
             if all((device, name, mode) in results for mode in MODES):
-                devices.setdefault(device, {})[name] = [results[device, name, mode] for mode in MODES]
+                devices.setdefault(device, {})[name] = [
+                    results[device, name, mode] for mode in MODES
+                ]
     if not devices:
         sys.exit(f"{RESULTS} holds no case that all modes have finished")
     print("\n\n".join(table(device, cases) for device, cases in devices.items()))
@@ -149,12 +199,18 @@ def report() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", default="", help=f"of {', '.join(CASES)}; several between commas")
-    parser.add_argument("--modes", default=",".join(MODES), help="several between commas; all by default")
-    parser.add_argument("--plot", action="store_true", help="table and figure of what has been measured")
+    parser.add_argument(
+        "--modes", default=",".join(MODES), help="several between commas; all by default"
+    )
+    parser.add_argument(
+        "--plot", action="store_true", help="table and figure of what has been measured"
+    )
     args = parser.parse_args()
     cases, modes = (text.split(",") if text else [] for text in (args.case, args.modes))
     if not (set(cases) <= set(CASES) and set(modes) <= set(MODES) and (cases or args.plot)):
-        parser.error(f"give --case of {', '.join(CASES)}, with --modes of {', '.join(MODES)}; or --plot")
+        parser.error(
+            f"give --case of {', '.join(CASES)}, with --modes of {', '.join(MODES)}; or --plot"
+        )
     for name in cases:
         keep(measure(name, modes))
     if args.plot:

@@ -1,4 +1,5 @@
-"""A process that sweep_engine.py starts and times: trains points of a case in one of the modes, or tells the device.
+"""A process that sweep_engine.py starts and times: trains points of a case in one of the modes, or
+tells the device.
 
 python sweep_engine_child.py [MODE CASE POINT ...]; prints one line of JSON.
 """
@@ -24,14 +25,20 @@ from mujax.training.results import code_version
 from mujax.training.run import device_description, make_run
 from mujax.training.steps import init_options, make_train_fns
 
-LOG2_LEARNING_RATES = (-10, -8)  # of the first and the last point; above, rounding grows over 100 steps
+# of the first and the last point; above, rounding grows over 100 steps
+LOG2_LEARNING_RATES = (-10, -8)
 EVAL_BATCHES = 4  # at step 0 and after the last
 
 
 def make_runs(case: Case, indices: Sequence[int]) -> list:
     c = get_config()
     c.model.update(d_model=case.d_model, num_layers=case.num_layers, d_head=case.d_head)
-    c.train.update(steps=case.steps, batch_size=case.batch_size, eval_interval=case.steps, eval_batches=EVAL_BATCHES)
+    c.train.update(
+        steps=case.steps,
+        batch_size=case.batch_size,
+        eval_interval=case.steps,
+        eval_batches=EVAL_BATCHES,
+    )
     c.schedule.warmup_steps = case.steps // 5
     c.data.seq_len = case.seq_len
     low, high = LOG2_LEARNING_RATES
@@ -45,7 +52,8 @@ def make_runs(case: Case, indices: Sequence[int]) -> list:
 
 
 def load_data(case: Case, seed: int):
-    """({seed: training batches}, validation batches [E, B, T + 1]) of the text of Python's standard library."""
+    """({seed: training batches}, validation batches [E, B, T + 1]) of the text of Python's standard
+    library."""
     bytes_per_token = 1 if case.vocab_size == 256 else 2
     row_bytes = bytes_per_token * (case.seq_len + 1)
     corpus = load_corpus("embedded", "", "", seq_len=row_bytes - 1, batch_size=case.batch_size)
@@ -61,7 +69,8 @@ def load_data(case: Case, seed: int):
 
 
 def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
-    """One run after the other, compiled once, in the loop of mujax.training.loop without its files."""
+    """One run after the other, compiled once, in the loop of mujax.training.loop without its
+    files."""
     fns = make_train_fns(runs[0].program)
     init = jax.jit(fns.init, compiler_options=init_options())
     step_fn, evaluate = jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
@@ -75,7 +84,8 @@ def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
         first_loss, loss = mean_loss(run, state), 0.0
         for t in range(run.cfg.train.steps):
             state, metrics = step_fn(state, batches[run.cfg.seed][t], run.hps, run.scalings)
-            float(loss)  # of the step before: read, as for seeing a divergence, after this one is dispatched
+            # of the step before: read, as for seeing a divergence, after this one is dispatched
+            float(loss)
             loss = metrics["loss"]
         yield first_loss, mean_loss(run, state)
 
@@ -90,7 +100,8 @@ def train_in_engine(runs, batches, validation) -> Iterator[tuple[float, float]]:
 
 def train(mode: str, case: Case, indices: Sequence[int]) -> dict[str, list]:
     """Validation losses of each point, at step 0 and after the last."""
-    if mode == "engine":  # as `mujax sweep` does: a CPU device a core; accelerators are devices as they are
+    if mode == "engine":
+        # as `mujax sweep` does: a CPU device a core; accelerators are devices as they are
         jax.config.update("jax_num_cpu_devices", num_cores())
     runs = make_runs(case, indices)
     train_all = train_in_engine if mode == "engine" else train_in_a_loop
@@ -108,4 +119,8 @@ def describe() -> dict[str, str]:
 
 if __name__ == "__main__":
     _, *args = sys.argv
-    print(json.dumps(train(args[0], CASES[args[1]], [int(i) for i in args[2:]]) if args else describe()))
+    print(
+        json.dumps(
+            train(args[0], CASES[args[1]], [int(i) for i in args[2:]]) if args else describe()
+        )
+    )

@@ -1,9 +1,11 @@
-"""What the loop of mujax train adds to its compiled step: batches, metrics, logs, signals, checkpoints.
+"""What the loop of mujax train adds to its compiled step: batches, metrics, logs, signals,
+checkpoints.
 
 PYTHONPATH=. python experiments/benchmarks/train_loop.py
 
-In one process, 100 steps of the loop and 100 of the bare step in turn (rows read before, nothing looked at). The loop's
-time has checkpoints at the default interval in it (the first compiles what they need), and no evaluation.
+In one process, 100 steps of the loop and 100 of the bare step in turn (rows read before, nothing
+looked at). The loop's time has checkpoints at the default interval in it (the first compiles what
+they need), and no evaluation.
 """
 
 import statistics
@@ -37,7 +39,8 @@ def main() -> None:
         return jax.block_until_ready(jax.tree.map(jax.numpy.copy, state))
 
     class Between(Observer):
-        """Lets the loop's own steps be; every SEGMENT steps, not right after a checkpoint, come the bare ones."""
+        """Lets the loop's own steps be; every SEGMENT steps, not right after a checkpoint, come the
+        bare ones."""
 
         def begin_step(self, t, state):
             nonlocal begun
@@ -62,9 +65,12 @@ def main() -> None:
     bare = bare[: len(whole)]
     step_ms, loop_ms = (1000 * sum(x) / len(x) / SEGMENT for x in (bare, whole))
     medians = [1000 * statistics.median(x) / SEGMENT for x in (bare, whole)]
-    print(f"{jax.devices()[0].device_kind}: bare step {step_ms:.2f} ms, in the loop {loop_ms:.2f} ms")
     print(
-        f"the loop adds {loop_ms / step_ms - 1:+.1%} in all, {medians[1] / medians[0] - 1:+.1%} by medians of segments"
+        f"{jax.devices()[0].device_kind}: bare step {step_ms:.2f} ms, in the loop {loop_ms:.2f} ms"
+    )
+    print(
+        f"the loop adds {loop_ms / step_ms - 1:+.1%} in all, {medians[1] / medians[0] - 1:+.1%} "
+        "by medians of segments"
     )
 
 

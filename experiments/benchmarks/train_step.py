@@ -1,8 +1,10 @@
-"""One training step of mujax against a plain functional one, of the same model, in one process, in turns.
+"""One training step of mujax against a plain functional one, of the same model, in one process, in
+turns.
 
 python experiments/benchmarks/train_step.py --case=step-a,step-b
-The plain step is what one would write by hand for this one model: dicts of arrays, Python numbers, no flax, no optax,
-no parameterization. Both take the same weights to the same weights, or nothing is timed. Results: README.md.
+The plain step is what one would write by hand for this one model: dicts of arrays, Python numbers,
+no flax, no optax, no parameterization. Both take the same weights to the same weights, or nothing
+is timed. Results: README.md.
 """
 
 import argparse
@@ -43,7 +45,9 @@ def mujax_run(vocab_size: int, batch_size: int, seq_len: int, d_model: int) -> R
     c.train.update(steps=STEPS, batch_size=batch_size)
     c.data.seq_len = seq_len
     cfg = make_run_config(c.to_dict())
-    return make_run(dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=vocab_size)))
+    return make_run(
+        dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, vocab_size=vocab_size))
+    )
 
 
 def norm(x):
@@ -69,10 +73,13 @@ def block(x_BTD, w):
 
 
 def make_plain_step(num_chunks: int, recompute: bool) -> Callable:
-    """recompute: the logits of a part of the loss are computed again for its gradient, rather than kept."""
+    """recompute: the logits of a part of the loss are computed again for its gradient, rather than
+    kept."""
 
     def loss(params, rows):
-        x_BTD, _ = jax.lax.scan(lambda x, w: (block(x, w), None), params["embed"][rows[:, :-1]], params["blocks"])
+        x_BTD, _ = jax.lax.scan(
+            lambda x, w: (block(x, w), None), params["embed"][rows[:, :-1]], params["blocks"]
+        )
 
         def part(chunk):
             x, targets = chunk
@@ -97,7 +104,9 @@ def make_plain_step(num_chunks: int, recompute: bool) -> Callable:
         v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g * g, v, grads)
 
         def update(w, m, v):
-            return w - rate * (m / (1 - B1 ** (t + 1)) / (jnp.sqrt(v / (1 - B2 ** (t + 1))) + EPS) + DECAY * w)
+            return w - rate * (
+                m / (1 - B1 ** (t + 1)) / (jnp.sqrt(v / (1 - B2 ** (t + 1))) + EPS) + DECAY * w
+            )
 
         return (t + 1, jax.tree.map(update, params, m, v), m, v), (value, size)
 
@@ -105,7 +114,8 @@ def make_plain_step(num_chunks: int, recompute: bool) -> Callable:
 
 
 def make_stepper(name: str, run: Run, rows) -> tuple[Callable, Callable]:
-    """(a function that takes one step and returns its loss, one that tells the weights); all start from the same."""
+    """(a function that takes one step and returns its loss, one that tells the weights); all start
+    from the same."""
     fns = make_train_fns(run.program)
     state = jax.jit(fns.init)(np.uint32(0), run.hps, run.scalings)
     if name == "mujax":
@@ -115,7 +125,10 @@ def make_stepper(name: str, run: Run, rows) -> tuple[Callable, Callable]:
         state = (jnp.int32(0), state.params, zero, jax.tree.map(jnp.copy, zero))
         program = run.program
         num_chunks = _num_chunks(program.batch_size * program.model.vocab_size, program.seq_len, 4)
-        take, numbers = make_plain_step(num_chunks, recompute=name == "plain, logits recomputed"), ()
+        take, numbers = (
+            make_plain_step(num_chunks, recompute=name == "plain, logits recomputed"),
+            (),
+        )
 
     def step():
         nonlocal state
@@ -126,7 +139,8 @@ def make_stepper(name: str, run: Run, rows) -> tuple[Callable, Callable]:
 
 
 def assert_same_update(start, *ends) -> None:
-    """Of one tensor. Adam's first update is all signs of gradients, also of those that are rounding alone."""
+    """Of one tensor. Adam's first update is all signs of gradients, also of those that are rounding
+    alone."""
     for end in ends[1:]:
         assert np.linalg.norm(end - ends[0]) <= 5e-3 * np.linalg.norm(ends[0] - start)
 
@@ -157,8 +171,13 @@ def measure(case: str, rounds: int, steps: int) -> list[dict]:
             seconds[mode].append((time.perf_counter() - began) / steps)
     fastest = min(MODES[:2], key=lambda mode: statistics.median(seconds[mode]))
     for mode in MODES[:2]:
-        ratio = statistics.median(p / m for p, m in zip(seconds[mode], seconds["mujax"], strict=True))
-        print(f"{case}: tokens/s of mujax / {mode}: {ratio:.3f}{' (the faster)' * (mode == fastest)}", file=sys.stderr)
+        ratio = statistics.median(
+            p / m for p, m in zip(seconds[mode], seconds["mujax"], strict=True)
+        )
+        print(
+            f"{case}: tokens/s of mujax / {mode}: {ratio:.3f}{' (the faster)' * (mode == fastest)}",
+            file=sys.stderr,
+        )
     results, tokens = [], sizes["batch_size"] * sizes["seq_len"]
     for mode in MODES:
         ratios = [p / m for p, m in zip(seconds[fastest], seconds[mode], strict=True)]
@@ -174,7 +193,9 @@ def measure(case: str, rounds: int, steps: int) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--case", default=",".join(CASES), help="several between commas; all by default")
+    parser.add_argument(
+        "--case", default=",".join(CASES), help="several between commas; all by default"
+    )
     parser.add_argument("--rounds", type=int, default=40, help="in turns; the median counts")
     parser.add_argument("--steps", type=int, default=3, help="a round")
     args = parser.parse_args()

@@ -1,10 +1,13 @@
-"""The tables and figures of Kalra & Barkeshli 2026 (2605.21486) from sweeps at desk scale, beside the published ones.
+"""The tables and figures of Kalra & Barkeshli 2026 (2605.21486) from sweeps at desk scale, beside
+the published ones.
 
-python experiments/kalra2026/account.py experiments/kalra2026/desk --out=experiments/kalra2026/figures
+python experiments/kalra2026/account.py experiments/kalra2026/desk
+--out=experiments/kalra2026/figures
 
-The folder holds sweeps of configs/kalra2026/studies.py, each named as its study. Prints the account and leaves in --out
-account.txt, phase.png (ours above, the paper's below) and studies.png. Intervals are 68% ones, "?" marks what is
-flagged (too few widths, an exponent at its bound, an optimum that is not bracketed): no verdict rests on that.
+The folder holds sweeps of configs/kalra2026/studies.py, each named as its study. Prints the account
+and leaves in --out account.txt, phase.png (ours above, the paper's below) and studies.png.
+Intervals are 68% ones, "?" marks what is flagged (too few widths, an exponent at its bound, an
+optimum that is not bracketed): no verdict rests on that.
 """
 
 import argparse
@@ -44,7 +47,9 @@ def load(folder: Path) -> dict[str, list[Measured]]:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
     found = {}
     for name, path in folders.items():
-        found[name], _ = compare([measure(study) for study in make_studies({name: load_rows(path)[0]})])
+        found[name], _ = compare(
+            [measure(study) for study in make_studies({name: load_rows(path)[0]})]
+        )
     return found
 
 
@@ -58,7 +63,8 @@ def phase_points(measured: Sequence[Measured]) -> list[PhasePoint]:
 
 
 def paper_name(table: str) -> str:
-    """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches are on."""
+    """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches
+    are on."""
     on = switches(table) or frozenset()
     if len(on) >= 3:
         return "-".join(["muP", *(WORDS[s] for s in WORDS if s not in on)])
@@ -69,17 +75,25 @@ def short(m: Measured) -> str:
     """A study's name with the paper's word for its table."""
     table = m.study.facets["parameterization"]
     name = paper_name(table.replace("sqrt_embd", "embd").replace("+sqrt_decay", ""))
-    name += " (Embd by sqrt n)" * ("sqrt_embd" in table) + " (hidden decay by sqrt n)" * ("sqrt_decay" in table)
-    said = m.study.name.replace(table, name).replace("weight_decay=", "decay ").replace(", override=[]", "")
+    name += " (Embd by sqrt n)" * ("sqrt_embd" in table) + " (hidden decay by sqrt n)" * (
+        "sqrt_decay" in table
+    )
+    said = (
+        m.study.name.replace(table, name)
+        .replace("weight_decay=", "decay ")
+        .replace(", override=[]", "")
+    )
     return said.replace(f"override={list(FROZEN)}", "frozen")
 
 
 def study_table(measured: Sequence[Measured]) -> str:
     """A line a study: where its optimum is and moves, and what that costs.
 
-    noise: standard deviation of a run's loss that the intervals go by, "*" where the fitted curves miss the points by
-    more than seeds explain and it is widened to that. seeds: standard deviation among them at the best learning rates.
-    optimum: standard deviation of a seed's own optimum, log2 LR, "b" where it is borrowed from other studies.
+    noise: standard deviation of a run's loss that the intervals go by, "*" where the fitted curves
+    miss the points by more than seeds explain and it is widened to that. seeds: standard deviation
+    among them at the best learning rates.
+    optimum: standard deviation of a seed's own optimum, log2 LR, "b" where it is borrowed from
+      other studies.
     """
     lines = [
         [
@@ -100,7 +114,9 @@ def study_table(measured: Sequence[Measured]) -> str:
         loss = "-"
         if last:
             minimum = last.loss if last.vertex is None else last.minimum
-            loss = f"{minimum:.4f}" + (f" ± {last.minimum_error:.4f}" if math.isfinite(last.minimum_error) else "")
+            loss = f"{minimum:.4f}" + (
+                f" ± {last.minimum_error:.4f}" if math.isfinite(last.minimum_error) else ""
+            )
         e = Estimate(m.joint.mse, m.joint.intervals.get("mse"), m.joint.flags) if m.joint else None
         numbers = [estimate_text(x, 2) for x in (e, m.kappa, m.r_inf)]
         word = m.verdict.word if has_seeds(m) else "one seed"
@@ -108,7 +124,17 @@ def study_table(measured: Sequence[Measured]) -> str:
         sigma = f"{noise.sigma:.3f}" + "*" * ("widened" in noise.source) if noise else "-"
         spread_of = f"{noise.spread:.2f}" + " b" * (noise.spread_dof is None) if noise else "-"
         lines.append(
-            [short(m), best, estimate_text(m.drift, 2), word, loss, *numbers, sigma, seeds_apart(m), spread_of]
+            [
+                short(m),
+                best,
+                estimate_text(m.drift, 2),
+                word,
+                loss,
+                *numbers,
+                sigma,
+                seeds_apart(m),
+                spread_of,
+            ]
         )
     return "\n".join(align(lines))
 
@@ -124,7 +150,8 @@ def seeds_apart(m: Measured) -> str:
 
 
 def has_seeds(m: Measured) -> bool:
-    """Whether at every width the best learning rate was tried with several seeds: no verdict is told from one."""
+    """Whether at every width the best learning rate was tried with several seeds: no verdict is
+    told from one."""
     return all(
         o is not None and curve.num_seeds[curve.log2_lrs.index(o.log2_lr)] > 1
         for curve, o in zip(m.study.curves, m.optima, strict=True)
@@ -132,37 +159,59 @@ def has_seeds(m: Measured) -> bool:
 
 
 def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Medians over weight decay, ours beside the published ones; "?" where all of them are flagged."""
-    lines = [["", "E", "published", "R(inf)", "published", "kappa", "published", "fits", "drift", "of"]]
+    """Medians over weight decay, ours beside the published ones; "?" where all of them are
+    flagged."""
+    lines = [
+        ["", "E", "published", "R(inf)", "published", "kappa", "published", "fits", "drift", "of"]
+    ]
     for table in dict.fromkeys(m.study.facets["parameterization"] for m in ours):
         members = [m for m in ours if m.study.facets["parameterization"] == table]
         points = phase_points(members)
-        same = [p for p in theirs if switches(p.facets["parameterization"], SWITCHES) == switches(table)]
+        same = [
+            p for p in theirs if switches(p.facets["parameterization"], SWITCHES) == switches(table)
+        ]
         cells = [paper_name(table)]
         for field in ("e", "r_inf", "kappa"):
             for of in (points, same):
                 cells.append(median_text([getattr(p, field) for p in of], ".3g"))
         drifts = [m.drift for m in members if m.drift]
         lines.append([*cells, f"{len(points)}", median_text(drifts, "+.2f"), f"{len(drifts)}"])
-    legend = f"fits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    legend = (
+        f"fits, of: of {len(members)} weight decays, how many have E, R(inf) and kappa; a drift."
+    )
     return "\n".join([*align(lines), legend])
 
 
 def median_text(estimates: Sequence[Estimate], form: str) -> str:
     if not estimates:
         return "-"
-    return f"{statistics.median(e.value for e in estimates):{form}}" + " ?" * all(e.flags for e in estimates)
+    return f"{statistics.median(e.value for e in estimates):{form}}" + " ?" * all(
+        e.flags for e in estimates
+    )
 
 
 def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Does more weight decay make for better fits? Over pairs that differ in it alone and have as many seeds."""
+    """Does more weight decay make for better fits? Over pairs that differ in it alone and have as
+    many seeds."""
     by_key = {(m.study.facets["weight decay"], m.study.facets["parameterization"]): m for m in ours}
     paper = {(float(p.facets["weight decay"]), p.facets["parameterization"]): [p] for p in theirs}
-    lines = [["weight decay", "published", "E times", "lower in", "published", "lower in", "loss at the widest by"]]
+    lines = [
+        [
+            "weight decay",
+            "published",
+            "E times",
+            "lower in",
+            "published",
+            "lower in",
+            "loss at the widest by",
+        ]
+    ]
     for low, high in itertools.pairwise(dict.fromkeys(decay for decay, _ in by_key)):
         pairs = [(m, by_key[high, table]) for (decay, table), m in by_key.items() if decay == low]
         fair = [phase_points(pair) for pair in pairs if has_seeds(pair[0]) == has_seeds(pair[1])]
-        shrinking = [round(float(decay) * STEPS["desk"] / STEPS["full"], 8) for decay in (low, high)]
+        shrinking = [
+            round(float(decay) * STEPS["desk"] / STEPS["full"], 8) for decay in (low, high)
+        ]
         same = [
             paper.get((shrinking[0], table), []) + paper.get((shrinking[1], table), [])
             for table in dict.fromkeys(table for _, table in paper)
@@ -170,7 +219,11 @@ def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         cells = [f"{low} to {high}", "{:g} to {:g}".format(*shrinking)]
         for found in (fair, same):
             logs = [math.log(pair[1].e.value / pair[0].e.value) for pair in found if len(pair) == 2]
-            cells += [factor_text(logs), f"{sum(x < 0 for x in logs)} of {len(logs)}"] if logs else ["-", "-"]
+            cells += (
+                [factor_text(logs), f"{sum(x < 0 for x in logs)} of {len(logs)}"]
+                if logs
+                else ["-", "-"]
+            )
         losses = [loss_draws(second) - loss_draws(first) for first, second in pairs]
         finite = [float(np.mean(x)) for x in losses if np.isfinite(x).all()]
         lines.append([*cells, estimate_text(mean_interval(finite), 2)])
@@ -185,16 +238,32 @@ def factor_text(logs: Sequence[float]) -> str:
 
 
 def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """What each switch does to E, to the size of the drift, and to the loss at the widest, over pairs."""
-    on_e, paper = ({e.switch: e for e in main_effects(points)} for points in (phase_points(ours), theirs))
+    """What each switch does to E, to the size of the drift, and to the loss at the widest, over
+    pairs."""
+    on_e, paper = (
+        {e.switch: e for e in main_effects(points)} for points in (phase_points(ours), theirs)
+    )
     drifts, losses = {}, {}
     for m in ours:
-        key = switches(m.study.facets["parameterization"]) or frozenset(), m.study.facets.get("weight decay")
+        key = (
+            switches(m.study.facets["parameterization"]) or frozenset(),
+            m.study.facets.get("weight decay"),
+        )
         if m.drift:
             drifts[key] = abs(m.drift.value)
         if m.optima[-1]:
             losses[key] = m.optima[-1].loss
-    lines = [["switch", "E times", "lower in", "published", "lower in", "|drift| by", "loss at the widest by"]]
+    lines = [
+        [
+            "switch",
+            "E times",
+            "lower in",
+            "published",
+            "lower in",
+            "|drift| by",
+            "loss at the widest by",
+        ]
+    ]
     for switch in SWITCHES:
         cells = [switch]
         for e in (on_e.get(switch), paper.get(switch)):
@@ -202,24 +271,39 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
             cells += [f"{e.factor:.3g}{bars}", f"{e.better} of {e.pairs}"] if e else ["-", "-"]
         for values, digits in ((drifts, 2), (losses, 4)):
             pairs = paired(values, switch).values()
-            said = mean_interval([statistics.fmean(on - off for off, on in own) for own in pairs]) if pairs else None
+            said = (
+                mean_interval([statistics.fmean(on - off for off, on in own) for own in pairs])
+                if pairs
+                else None
+            )
             low, high = said.interval if said and said.interval else (math.nan, math.nan)
-            cells.append(f"{said.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})" if said else "-")
+            cells.append(
+                f"{said.value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+                if said
+                else "-"
+            )
         lines.append(cells)
     flags = [bool(point.e.flags) for point in phase_points(ours)]
-    note = f"{sum(flags)} of {len(flags)} values of E are flagged, and count here. Intervals: 68%, over settings."
+    note = (
+        f"{sum(flags)} of {len(flags)} values of E are flagged, and count here. Intervals: 68%, "
+        "over settings."
+    )
     return "\n".join([*align(lines), note])
 
 
 def embedding_share(ours: Sequence[Measured]) -> str:
-    """Is the embedding's learning rate most of what muP has over SP? By decay; intervals by draws from the estimates'.
+    """Is the embedding's learning rate most of what muP has over SP? By decay; intervals by draws
+    from the estimates'.
 
-    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd goes; "-" where muP is
-    not ahead by twice its error.
+    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd
+    goes; "-" where muP is not ahead by twice its error.
     """
-    by_key = {(m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours}
+    by_key = {
+        (m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours
+    }
     lines = [[
-        "weight decay", "E, muP / SP", "SP+Embd / SP", "share", "|drift|, SP+Embd / SP", "loss, muP - SP",
+        "weight decay", "E, muP / SP", "SP+Embd / SP", "share", "|drift|, SP+Embd / "
+                                                                "SP", "loss, muP - SP",
         "SP+Embd - SP", "share",
     ]]  # fmt: skip
     for decay in dict.fromkeys(decay for _, decay in by_key):
@@ -230,8 +314,10 @@ def embedding_share(ours: Sequence[Measured]) -> str:
         drifts = [np.abs(drift_draws(m)) for m in found[:2] if m]
         losses = [loss_draws(m) for m in found if m]
         lines.append([
-            decay or "0", spread(np.exp(mup - sp)), spread(np.exp(embd - sp)), share(embd - sp, mup - sp),
-            spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3), spread(losses[1] - losses[0], 3),
+            decay or "0", spread(np.exp(mup - sp)), spread(np.exp(embd - sp)), share(embd - sp,
+            mup - sp),
+            spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3),
+            spread(losses[1] - losses[0], 3),
             share(losses[1] - losses[0], losses[2] - losses[0]),
         ])  # fmt: skip
     return "\n".join(align(lines))
@@ -244,12 +330,18 @@ def share(part: np.ndarray, whole: np.ndarray) -> str:
 
 def draws(m: Measured, what: str, value: float, error: float) -> np.ndarray:
     """Of a normal distribution, others for each study and quantity."""
-    return np.random.default_rng(zlib.crc32(f"{m.study.name} {what}".encode())).normal(value, error, 10_000)
+    return np.random.default_rng(zlib.crc32(f"{m.study.name} {what}".encode())).normal(
+        value, error, 10_000
+    )
 
 
 def log_e_draws(m: Measured) -> np.ndarray:
-    low, high = m.joint.intervals.get("mse", (math.nan, math.nan)) if m.joint else (math.nan, math.nan)
-    return draws(m, "E", math.log(m.joint.mse) if m.joint else math.nan, (math.log(high) - math.log(low)) / 2)
+    low, high = (
+        m.joint.intervals.get("mse", (math.nan, math.nan)) if m.joint else (math.nan, math.nan)
+    )
+    return draws(
+        m, "E", math.log(m.joint.mse) if m.joint else math.nan, (math.log(high) - math.log(low)) / 2
+    )
 
 
 def drift_draws(m: Measured) -> np.ndarray:
@@ -265,16 +357,23 @@ def loss_draws(m: Measured) -> np.ndarray:
 def spread(values: np.ndarray, digits: int = 2) -> str:
     """'0.31 (0.20 to 0.48)': median and 68% interval."""
     low, middle, high = np.percentile(values, (16, 50, 84))
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" if math.isfinite(middle) else "-"
+    return (
+        f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        if math.isfinite(middle)
+        else "-"
+    )
 
 
 TITLES = {
-    "embedding_rate": "Learning rate of the embedding over that of the hidden matrices: 1, sqrt(n), n",
+    "embedding_rate": "Learning rate of the embedding over that of the hidden matrices: 1, "
+    "sqrt(n), n",
     "frozen_embedding": "A frozen embedding",
     "warmup": "Warm-up, in steps",
-    "fixed_tokens": "Fixed tokens a parameter, decay lambda n; without decay the fourth is muP itself",
+    "fixed_tokens": "Fixed tokens a parameter, decay lambda n; without decay the fourth is muP "
+    "itself",
     "fixed_tokens_timescale": "Fixed tokens a parameter, decay lambda n / steps",
-    "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), n",
+    "first_layer": "Images: learning rate of the first layer over that of the others: 1, sqrt(n), "
+    "n",
     "longer": "Four times as many steps",
     "path": "From SP to muP, a switch at a time",
     "path_embd_last": "From SP to muP, the embedding last",
@@ -301,7 +400,9 @@ def account(found: Mapping[str, Sequence[Measured]]) -> str:
             "Is the embedding's learning rate most of it?\n" + embedding_share(slices),
             "All slices of the factorial\n" + study_table(slices),
         ]
-    parts += [f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found]
+    parts += [
+        f"{title}\n{study_table(found[name])}" for name, title in TITLES.items() if name in found
+    ]
     return "\n\n".join(parts)
 
 
@@ -324,7 +425,9 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
     """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
     from mujax.report import figures  # brings matplotlib
 
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained")
+    figure, axes = plt.subplots(
+        2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained"
+    )
 
     def look(p: PhasePoint) -> tuple[str, str]:
         on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
@@ -338,10 +441,19 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
                     side.set_ticks((-1, 0, 0.1, 1, 10))
             axis.set_title(who)
     for label, color, marker in (
-        ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on", "0.4", "^"),
+        ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on",
+        "0.4", "^"),
         ("flagged: hollow", "0.4", "o"),
     ):  # fmt: skip
-        axes[0][0].plot([], [], marker, color=color, mfc="none" if "hollow" in label else color, label=label, ls="")
+        axes[0][0].plot(
+            [],
+            [],
+            marker,
+            color=color,
+            mfc="none" if "hollow" in label else color,
+            label=label,
+            ls="",
+        )
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure
 
@@ -351,19 +463,30 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(6.4 * columns, 3.0 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(6.4 * columns, 3.0 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, (name, measured) in zip(axes.flat, shown.items(), strict=False):
         if name == "factorial":
-            measured = [m for m in measured if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)]
+            measured = [
+                m
+                for m in measured
+                if m.study.facets["parameterization"] in (SP, EMBD, SQRT_EMBD, MUP)
+            ]
         for m in measured:
             optima = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
             best = [o.log2_lr if o.vertex is None else o.vertex for _, o in optima]
             (line,) = axis.plot([n for n, _ in optima], best, "o-", ms=3.5, lw=1.2, label=short(m))
             flagged = [(n, x) for (n, o), x in zip(optima, best, strict=True) if o.flags]
             axis.plot(
-                [n for n, _ in flagged], [x for _, x in flagged], "o", color=line.get_color(), mfc="white", ms=3.5
+                [n for n, _ in flagged],
+                [x for _, x in flagged],
+                "o",
+                color=line.get_color(),
+                mfc="white",
+                ms=3.5,
             )
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted({n for m in measured for n in m.study.widths}))
@@ -375,9 +498,13 @@ def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, help="folder for account.txt, phase.png and studies.png")
+    parser.add_argument(
+        "--out", type=Path, help="folder for account.txt, phase.png and studies.png"
+    )
     args = parser.parse_args()
     try:
         found = load(args.folder)

@@ -1,12 +1,16 @@
-"""The tables and figures of Lingle 2024 (2404.05728) from finished sweeps, beside the published numbers.
+"""The tables and figures of Lingle 2024 (2404.05728) from finished sweeps, beside the published
+numbers.
 
-python experiments/lingle2024/tables.py experiments/lingle2024/desk/* --out=experiments/lingle2024/figures
-python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
+python experiments/lingle2024/tables.py experiments/lingle2024/desk/*
+--out=experiments/lingle2024/figures python experiments/lingle2024/tables.py
+baseline=runs/lingle_baseline
 
-A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given as NAME=FOLDER.
-Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses are the best of a run's evaluations,
-as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: how the optimum moves
-with the width, and what the narrowest width's costs at the others, by 90% intervals (mujax.transfer.verdict.judge).
+A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given
+as NAME=FOLDER. Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses
+are the best of a run's evaluations,
+as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: how
+the optimum moves with the width, and what the narrowest width's costs at the others, by 90%
+intervals (mujax.transfer.verdict.judge).
 """
 
 import argparse
@@ -32,7 +36,8 @@ from mujax.transfer.verdict import LEVEL, ArgminVerdict, Verdict, argmin_verdict
 
 HERE = Path(__file__).parent
 STUDIES = ABLATIONS | REASONS
-# Of one run's loss: gaps below 0.02 nats, so twice this, are called undecided in published.csv's source
+# Of one run's loss: gaps below 0.02 nats, so twice this, are called undecided in published.csv's
+# source
 NOISE = 0.01
 MISSING, DIVERGED = ".", "div"
 TOLERANCE = 0.25  # of the drift, log2 of the learning rate per doubling of width
@@ -45,10 +50,11 @@ PUBLISHED_NAME = {"wd_coupled": "wd_coupled_0.1", "combined": "combined_large_sc
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Losses of one ablation. cells: width -> log2 learning rate -> loss of each seed, None where diverged.
+    """Losses of one ablation. cells: width -> log2 learning rate -> loss of each seed, None where
+    diverged.
 
-    grid: the log2 learning rates that each width should have; a refinement adds more to some. notes: what a reader
-    must know of it.
+    grid: the log2 learning rates that each width should have; a refinement adds more to some.
+    notes: what a reader must know of it.
     """
 
     name: str
@@ -69,7 +75,10 @@ class Study:
     def argmin(self) -> ArgminVerdict:
         """The paper's verdict, on the grid that all widths share."""
         cells = [[x for x in self.grid if x in self.cells[width]] for width in self.widths]
-        losses = [[self.cells[width][x] for x in lrs] for width, lrs in zip(self.widths, cells, strict=True)]
+        losses = [
+            [self.cells[width][x] for x in lrs]
+            for width, lrs in zip(self.widths, cells, strict=True)
+        ]
         verdict = argmin_verdict(self.widths, cells, losses)
         complete = all(len(lrs) == len(self.grid) for lrs in cells)
         return verdict if complete else dataclasses.replace(verdict, word="undecided")
@@ -79,7 +88,8 @@ class Study:
         return [o.log2_lr if o else None for o in self.optima()]
 
     def optima(self) -> list[Optimum | None]:
-        """Of each width, None where nothing was run; noise from the seeds where there are several, else NOISE."""
+        """Of each width, None where nothing was run; noise from the seeds where there are several,
+        else NOISE."""
         there = [width for width in self.widths if self.cells[width]]
         lrs, losses = zip(*map(self.curve, there), strict=True) if there else ((), ())
         has_seeds = any(len(seeds) > 1 for curve in losses for seeds in curve)
@@ -89,7 +99,8 @@ class Study:
     def num_seeds(self) -> list[int]:
         """Of each width, at its best learning rate."""
         return [
-            len(self.cells[width][o.log2_lr]) if o else 0 for width, o in zip(self.widths, self.optima(), strict=True)
+            len(self.cells[width][o.log2_lr]) if o else 0
+            for width, o in zip(self.widths, self.optima(), strict=True)
         ]
 
     def verdict(self) -> Verdict:
@@ -112,7 +123,10 @@ def published() -> dict[str, Study]:
         losses = cells.setdefault(groups[row["group"]], {}).setdefault(int(row["width"]), {})
         loss, initial = float(row["loss"]), math.log(32_100) + 1 / (2 * int(row["width"]))
         losses[float(row["log2_lr"])] = (loss if abs(loss - initial) > 0.002 else None,)
-    return {name: Study(name, "published", tuple(sorted(set().union(*c.values()))), c) for name, c in cells.items()}
+    return {
+        name: Study(name, "published", tuple(sorted(set().union(*c.values()))), c)
+        for name, c in cells.items()
+    }
 
 
 def published_verdicts() -> dict[str, str]:
@@ -129,7 +143,9 @@ def load_study(argument: str) -> Study:
     name, _, folder = argument.rpartition("=")
     name = name or Path(folder).name
     if name not in STUDIES:
-        raise UserError(f"{argument}: no ablation {name!r}; name the folder as one, or write NAME=FOLDER")
+        raise UserError(
+            f"{argument}: no ablation {name!r}; name the folder as one, or write NAME=FOLDER"
+        )
     rows, _ = load_rows(folder)
     if not (Path(folder) / "manifest.json").exists():
         raise UserError(f"{argument}: no manifest.json, so it is no workdir of mujax sweep")
@@ -141,28 +157,46 @@ def load_study(argument: str) -> Study:
     return Study(name, "ours", tuple(grid), cells, notes)
 
 
-def _closest_config(name: str, config: Mapping[str, Any]) -> tuple[list[float], Sequence[int], tuple[str, ...]]:
-    """(log2 learning rates, widths, notes) of the shipped profile and scale that a sweep's config is nearest to."""
+def _closest_config(
+    name: str, config: Mapping[str, Any]
+) -> tuple[list[float], Sequence[int], tuple[str, ...]]:
+    """(log2 learning rates, widths, notes) of the shipped profile and scale that a sweep's config
+    is nearest to."""
     found = []
     for profile in ("paper", "head"):
         for scale in ("desk",) if name in REASONS else ("full", "desk"):
             shipped = same_study(get_config(f"{name},profile={profile},scale={scale}").to_dict())
-            changes = [f"{field}: {change}" for field, change in differences(shipped, same_study(config)).items()]
+            changes = [
+                f"{field}: {change}"
+                for field, change in differences(shipped, same_study(config)).items()
+            ]
             found.append((len(changes), shipped, (f"profile {profile}, scale {scale}", *changes)))
     _, shipped, notes = min(found, key=lambda item: item[0])
     rates = shipped["sweep"]["optim"]["learning_rate"]
-    return [round(math.log2(rate), 9) for rate in rates], shipped["sweep"]["model"]["d_model"], notes
+    return (
+        [round(math.log2(rate), 9) for rate in rates],
+        shipped["sweep"]["model"]["d_model"],
+        notes,
+    )
 
 
 def study_table(studies: Sequence[Study]) -> str:
-    """The losses of one ablation, ours and published, with the optima and what is wrong with them."""
-    grid = sorted(set().union(*(study.grid for study in studies), *(c for s in studies for c in s.cells.values())))
+    """The losses of one ablation, ours and published, with the optima and what is wrong with
+    them."""
+    grid = sorted(
+        set().union(
+            *(study.grid for study in studies), *(c for s in studies for c in s.cells.values())
+        )
+    )
     lines = [["width", "", *(f"2^{x:g}" for x in grid), "best", "optimum (68%)"]]
     flags = []
     for study in studies:
         for width, best, optimum in zip(study.widths, study.best(), study.optima(), strict=True):
             cells = [
-                cell_text(study.cells[width].get(x)) if x in study.grid or x in study.cells[width] else "" for x in grid
+                cell_text(study.cells[width].get(x))
+                if x in study.grid or x in study.cells[width]
+                else ""
+                for x in grid
             ]
             text, flagged = "-", optimum.flags if optimum else ()
             if optimum and optimum.vertex is not None:
@@ -170,13 +204,20 @@ def study_table(studies: Sequence[Study]) -> str:
                 if optimum.interval:
                     text += " ({:.2f} to {:.2f})".format(*optimum.interval)
             lines.append(
-                [f"{width}", study.source, *cells, "-" if best is None else f"2^{best:g}", text + "*" * bool(flagged)]
+                [
+                    f"{width}",
+                    study.source,
+                    *cells,
+                    "-" if best is None else f"2^{best:g}",
+                    text + "*" * bool(flagged),
+                ]
             )
             flags += [f"* {study.source}, width {width}: {'; '.join(flagged)}"] if flagged else []
         noise = next((optimum.noise for optimum in study.optima() if optimum), None)
         if noise and "widened" in noise.source:
             flags.append(
-                f"* {study.source}: the noise of a run, {noise.sigma:.3f} nats, is from {noise.source} of the fits"
+                f"* {study.source}: the noise of a run, {noise.sigma:.3f} nats, is from "
+                f"{noise.source} of the fits"
             )
     notes = [note for study in studies for note in study.notes]
     head = studies[0].name + (f" ({'; '.join(notes)})" if notes else "")
@@ -191,15 +232,32 @@ def cell_text(seeds: Sequence[float | None] | None) -> str:
 
 
 # Published word, ours -> do they agree?
-AGREEMENT = {("Yes", "transfers"): "yes", ("No", "drifts"): "yes", ("Yes", "drifts"): "no", ("No", "transfers"): "no"}
+AGREEMENT = {
+    ("Yes", "transfers"): "yes",
+    ("No", "drifts"): "yes",
+    ("Yes", "drifts"): "no",
+    ("No", "transfers"): "no",
+}
 # One learning rate that serves at all widths is what the paper asks for
 AGREEMENT |= {("Yes", "moves at no cost"): "yes", ("No", "moves at no cost"): "no"}
 
 
 def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
-    """A line an ablation: the verdict and the best learning rate of each width, published and ours."""
+    """A line an ablation: the verdict and the best learning rate of each width, published and
+    ours."""
     verdicts = published_verdicts()
-    header = ["ablation", "published", "best", "ours", "best", "drift", "cost", "agree", "by its rule", "seeds"]
+    header = [
+        "ablation",
+        "published",
+        "best",
+        "ours",
+        "best",
+        "drift",
+        "cost",
+        "agree",
+        "by its rule",
+        "seeds",
+    ]
     lines = [header]
     for name in STUDIES:
         said, their, our = verdicts.get(name, MISSING), theirs.get(name), ours.get(name)
@@ -212,14 +270,19 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
         agree = AGREEMENT.get((said, word), "open") if said != MISSING else MISSING
         rule = our.argmin()
         lines.append([
-            *line, word, best_text(our), drift_text(our), cost_text(our), agree, rule.word + "?" * bool(rule.close),
+            *line, word, best_text(our), drift_text(our), cost_text(our), agree,
+            rule.word + "?" * bool(rule.close),
             " ".join(map(str, seeds)),
         ])  # fmt: skip
     legend = (
-        "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does the optimum move by "
-        f"less than {TOLERANCE} log2 per doubling of width, and cost the narrowest width's less than {LOSS_TOLERANCE} "
-        "nats at the others? Drift: with its 90% interval. Cost: in nats, and in brackets the highest end of the 90% "
-        "intervals. By its rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. Seeds: at the best of "
+        "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does "
+        "the optimum move by "
+        f"less than {TOLERANCE} log2 per doubling of width, and cost the narrowest width's less "
+        f"than {LOSS_TOLERANCE} "
+        "nats at the others? Drift: with its 90% interval. Cost: in nats, and in brackets the "
+        "highest end of the 90% "
+        "intervals. By its rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. "
+        "Seeds: at the best of "
         "each width. "
         f"{MISSING}: not known; *: flagged, see the ablation's table."
     )
@@ -239,7 +302,8 @@ def drift_text(study: Study) -> str:
 
 
 def cost_text(study: Study) -> str:
-    """The most that the narrowest width's optimum costs at another, nats, and the highest end of the intervals."""
+    """The most that the narrowest width's optimum costs at another, nats, and the highest end of
+    the intervals."""
     costs = [cost for cost in penalties(study.widths, study.optima())[1:] if cost]
     ends = [end for cost in costs if (end := cost.within(LEVEL))]
     if not ends or study.verdict().cost is None:
@@ -268,13 +332,17 @@ def draw_drift(plt, ours: Mapping[str, Study]):
         axis.axvline(x, color="0.6", lw=0.8, ls="--", zorder=1)
         axis.text(x, -1.0, text, ha="center", va="bottom", fontsize=8, color="0.35")
     color = "#00798c"
-    axis.errorbar([], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label=f"drift, {LEVEL:.0%}")
+    axis.errorbar(
+        [], [], [], [], fmt="o", color=color, ms=4.5, capsize=2, label=f"drift, {LEVEL:.0%}"
+    )
     for row, name in enumerate(names):
         drift = ours[name].verdict().drift
         if drift and (interval := drift.within(LEVEL)):
             ends = [[abs(end - drift.value)] for end in interval]
             fill = "none" if drift.flags else color
-            axis.errorbar(drift.value, row, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2)
+            axis.errorbar(
+                drift.value, row, None, ends, fmt="o", color=color, mfc=fill, ms=4.5, capsize=2
+            )
     words = published_verdicts()
     told = {"Yes": "transfers", "No": "does not", MISSING: "not known"}
     axis.plot([], [], "o", color="0.3", mfc="none", ms=4.5, label="flagged")
@@ -283,7 +351,10 @@ def draw_drift(plt, ours: Mapping[str, Study]):
             axis.text(0, row, "undecided", ha="center", va="center", fontsize=8, color=color)
     labels = [f"{name}  (published: {told[words.get(name, MISSING)]})" for name in names]
     axis.set_yticks(range(len(names)), labels)
-    axis.set(ylim=(len(names) - 0.3, -1.1), xlabel="drift of the optimal log2 learning rate per doubling of width")
+    axis.set(
+        ylim=(len(names) - 0.3, -1.1),
+        xlabel="drift of the optimal log2 learning rate per doubling of width",
+    )
     axis.grid(axis="x", alpha=0.25)
     figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=3)
     return figure
@@ -293,20 +364,38 @@ def draw_losses(plt, ours: Mapping[str, Study]):
     names, columns = [name for name in STUDIES if name in ours], 5
     rows = -(-len(names) // columns)
     size = (2.9 * columns, 2.3 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    finite = [y for name in names for x in ours[name].cells.values() for c in x.values() if (y := mean(c)) is not None]
+    finite = [
+        y
+        for name in names
+        for x in ours[name].cells.values()
+        for c in x.values()
+        if (y := mean(c)) is not None
+    ]
     best = min(finite, default=0.0)
     for name, axis in zip(names, axes.flat, strict=False):
         study = ours[name]
         axis.set_title(name + LR_NOTES.get(name, ""))
-        shades = plt.get_cmap("viridis_r")([0.15 + 0.7 * i / len(study.widths) for i in range(len(study.widths))])
+        shades = plt.get_cmap("viridis_r")(
+            [0.15 + 0.7 * i / len(study.widths) for i in range(len(study.widths))]
+        )
         for width, shade in zip(study.widths, shades, strict=True):
-            points = [(x, y) for x, seeds in sorted(study.cells[width].items()) if (y := mean(seeds)) is not None]
+            points = [
+                (x, y)
+                for x, seeds in sorted(study.cells[width].items())
+                if (y := mean(seeds)) is not None
+            ]
             if points:
-                axis.plot(*zip(*points, strict=True), "o-", ms=3, lw=1.2, color=shade, label=f"{width}")
-                axis.plot(*min(points, key=lambda point: point[1]), "*", ms=11, color=shade, mec="white")
+                axis.plot(
+                    *zip(*points, strict=True), "o-", ms=3, lw=1.2, color=shade, label=f"{width}"
+                )
+                axis.plot(
+                    *min(points, key=lambda point: point[1]), "*", ms=11, color=shade, mec="white"
+                )
         axis.grid(alpha=0.25)
     axes[0][0].set_ylim(best - 0.05, best + 0.8)  # what is above is no optimum
     for axis in axes[:, 0]:
@@ -318,7 +407,9 @@ def draw_losses(plt, ours: Mapping[str, Study]):
 
 
 def main(argv: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweeps", nargs="*", metavar="[NAME=]FOLDER")
     parser.add_argument("--out", type=Path, help="folder for tables.txt, drift.png and losses.png")
     args = parser.parse_args(None if argv is None else list(argv))
@@ -328,7 +419,9 @@ def main(argv: Iterable[str] | None = None) -> None:
         parser.exit(2, f"tables: {e}\n")
     theirs = published()
     shown = [[s for s in (ours.get(name), theirs.get(name)) if s] for name in STUDIES]
-    text = "\n\n".join([overview(ours, theirs), *(study_table(studies) for studies in shown if studies)])
+    text = "\n\n".join(
+        [overview(ours, theirs), *(study_table(studies) for studies in shown if studies)]
+    )
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Names the tensor or activation that is wrong, and the power of the width it is wrong by, from slopes alone.
+"""Names the tensor or activation that is wrong, and the power of the width it is wrong by, from
+slopes alone.
 
-What is wrong at one place shows everywhere behind it, so places are judged by what they are made of: an activation is
-to blame only if it misses while all its sources pass (mujax.check.dataflow). Initialization comes first: after a
-forward pass that is wrong, training says little.
+What is wrong at one place shows everywhere behind it, so places are judged by what they are made
+of: an activation is to blame only if it misses while all its sources pass (mujax.check.dataflow).
+Initialization comes first: after a forward pass that is wrong, training says little.
 """
 
 import dataclasses
@@ -13,22 +14,25 @@ from mujax.check.coordinates import Slope
 from mujax.check.dataflow import Origin
 from mujax.check.findings import LEVELS, Finding, power, worst
 
-# How far a slope may be off. The mildest bugs are off by 1/2; what a right model of width 32 to 256 shows
-# after 10 steps is at most 0.21 (measured on mup, five optimizers, three seeds). Weights and activations at
-# initialization are almost exact.
+# How far a slope may be off. The mildest bugs are off by 1/2; what a right model of width 32 to 256
+# shows after 10 steps is at most 0.21 (measured on mup, five optimizers, three seeds). Weights and
+# activations at initialization are almost exact.
 INITIAL_TOLERANCE = 0.2
 TOLERANCE = 0.3
-# By which the slope of a size at initialization must certainly rise without the narrowest width, where it is steeper
+# By which the slope of a size at initialization must certainly rise without the narrowest width,
+# where it is steeper
 # than without the widest: what finite width does to right models gets less with width
 GROWTH = 0.03
 
-# Changes that may decline, up to this exponent, though all is right; a wrong scale shows at initialization too.
+# Changes that may decline, up to this exponent, though all is right; a wrong scale shows at
+# initialization too.
 LARGEST_DECLINE = -0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One tensor or activation: its exponents at initialization and at each horizon, measured and wanted.
+    """One tensor or activation: its exponents at initialization and at each horizon, measured and
+    wanted.
 
     first_initial, first_later: of an activation of several layers, those of its first layer alone.
     """
@@ -65,7 +69,8 @@ class Case:
 class Miss:
     """The amount a slope is off by, and whether that is certain: fail, or undecided and why.
 
-    by_seeds: whether it is the interval over seeds that leaves it undecided, not the choice of widths.
+    by_seeds: whether it is the interval over seeds that leaves it undecided, not the choice of
+      widths.
     """
 
     level: str
@@ -77,9 +82,10 @@ class Miss:
 def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss | None:
     """How a slope misses; None if it passes.
 
-    Near the tolerance, between two thirds and four thirds of it, it passes or fails only if the whole interval does,
-    and the slopes without the widest and without the narrowest width with it. Beyond, it fails unless the interval
-    reaches halfway into the tolerance. Below, it passes unless it certainly fails without one of these widths.
+    Near the tolerance, between two thirds and four thirds of it, it passes or fails only if the
+    whole interval does, and the slopes without the widest and without the narrowest width with it.
+    Beyond, it fails unless the interval reaches halfway into the tolerance. Below, it passes unless
+    it certainly fails without one of these widths.
     """
     if slope is None or wants is None:
         return None
@@ -88,8 +94,14 @@ def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss |
     ends = [math.copysign(1, exponent) * (end.mean - wants) for end in slope.ends]
     low, high = min(off - slope.half_width, *ends, off), max(off + slope.half_width, *ends, off)
     shown = " and ".join(f"{off:.2f}" for off in ends)
-    varies = f"its slope depends on the widths: it is off by {shown} without the widest and without the narrowest"
-    noisy = f"it is off by {off:.2f} ±{slope.half_width:.2f}, on both sides of the tolerance of {tolerance:g}"
+    varies = (
+        f"its slope depends on the widths: it is off by {shown} without the widest and without "
+        "the narrowest"
+    )
+    noisy = (
+        f"it is off by {off:.2f} ±{slope.half_width:.2f}, on both sides of the tolerance of "
+        f"{tolerance:g}"
+    )
     by_seeds = not ends or max(ends) - min(ends) <= slope.half_width
     undecided = Miss("undecided", exponent, noisy if by_seeds else varies, by_seeds)
     if off > tolerance * 4 / 3:
@@ -103,13 +115,17 @@ def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss |
 
 
 def grows_late(slope: Slope | None, wants: float | None) -> Miss | None:
-    """A size within tolerance that grows, the faster the wider: something in it starts small and will outgrow it."""
+    """A size within tolerance that grows, the faster the wider: something in it starts small and
+    will outgrow it."""
     if slope is None or wants is None or slope.bend is None:
         return None
     end = slope.ends[1]
     if slope.bend.mean <= 0 or end.low - wants <= GROWTH:
         return None
-    why = f"it grows the faster the wider the model: as m^{end.mean - wants:.2f} without the narrowest width"
+    why = (
+        f"it grows the faster the wider the model: as m^{end.mean - wants:.2f} without the "
+        "narrowest width"
+    )
     return Miss("undecided", end.mean - wants, why)
 
 
@@ -117,7 +133,9 @@ def coordinate_findings(case: Case, earlier: Sequence[Finding], eps: float) -> l
     """Findings from slopes alone, beside what `earlier` says; eps is the optimizer's."""
     findings: list[Finding] = []
     for line in case.tensors:
-        findings += _initial_tensor(line, [f for f in earlier if f.subject == line.name], case.widths)
+        findings += _initial_tensor(
+            line, [f for f in earlier if f.subject == line.name], case.widths
+        )
     forward = _activation_findings(case, "starts", [*earlier, *findings])
     findings += forward
     if worst(forward) == "fail":  # gradients are of wrong sizes too, and every change
@@ -135,20 +153,34 @@ def coordinate_findings(case: Case, earlier: Sequence[Finding], eps: float) -> l
 def _initial_tensor(line: Line, earlier: Sequence[Finding], widths: Sequence[int]) -> list[Finding]:
     miss = assess(line.initial, line.wants_initial, INITIAL_TOLERANCE)
     said = {finding.about for finding in earlier if finding.level == "fail"}
-    said |= {finding.about for finding in earlier if finding.level == "benign" and finding.about == "init"}
+    said |= {
+        finding.about
+        for finding in earlier
+        if finding.level == "benign" and finding.about == "init"
+    }
     if not miss or line.wants_initial is None or said & {"role", "init"}:
         return []
     starts, wants = (power(x) for x in (line.wants_initial + miss.exponent, line.wants_initial))
     text = f"starts as {starts}, the limit wants {wants}, and the table has it right"
     if miss.level == "undecided":
         return [_undecided(line.name, "init", text, miss, widths)]
-    return [Finding(line.name, "fail", "coordinates", "init", text, f"initial size x {power(-miss.exponent)}")]
+    return [
+        Finding(
+            line.name,
+            "fail",
+            "coordinates",
+            "init",
+            text,
+            f"initial size x {power(-miss.exponent)}",
+        )
+    ]
 
 
 def _updates(
     line: Line, earlier: Sequence[Finding], is_frozen: bool, eps: float, widths: Sequence[int]
 ) -> list[Finding]:
-    """Finds wrong updates that the static part cannot see: it reads the table, training shows how it is applied."""
+    """Finds wrong updates that the static part cannot see: it reads the table, training shows how
+    it is applied."""
     if is_frozen:
         fix = "look at masks and stopped gradients"
         return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]
@@ -161,11 +193,15 @@ def _updates(
     if not misses or failed & {"role", "learning rate"} or "learning rate" in benign:
         return []
     miss = _largest(misses)
-    text = f"its update goes as {power(line.wants_later + miss.exponent)}, the limit wants {power(line.wants_later)}"
+    text = (
+        f"its update goes as {power(line.wants_later + miss.exponent)}, the limit wants "
+        f"{power(line.wants_later)}"
+    )
     if miss.level == "undecided":
         return [_undecided(line.name, "update", text, miss, widths)]
     fix = (
-        f"update x {power(-miss.exponent)}: the table has it right, what applies it (optimizer, mask, schedule) has not"
+        f"update x {power(-miss.exponent)}: the table has it right, what applies it (optimizer, "
+        "mask, schedule) has not"
     )
     if "eps" in benign and miss.exponent < 0:
         text = f"{text}; {benign['eps'].text.partition(';')[0]}"
@@ -178,8 +214,8 @@ def _largest(misses: Sequence[Miss]) -> Miss:
 
 
 def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence[int]) -> Finding:
-    """With the widths that would decide it: four times as wide what finite width does is smaller, and seeds differ
-    less."""
+    """With the widths that would decide it: four times as wide what finite width does is smaller,
+    and seeds differ less."""
     decides = f"--widths={','.join(str(4 * width) for width in widths)}"
     if miss.by_seeds:
         decides = f"more seeds (--seeds), or {decides}"
@@ -187,10 +223,11 @@ def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence
 
 
 def _misses(line: Line, when: str, is_first: bool) -> Miss | None:
-    """How an activation misses at initialization (`starts`) or in its change (`changes`), of all layers or the first.
+    """How an activation misses at initialization (`starts`) or in its change (`changes`), of all
+    layers or the first.
 
-    Growth of a change counts at any horizon, decline at the last alone: before that a change still carries what
-    initialization leaves, which vanishes with width.
+    Growth of a change counts at any horizon, decline at the last alone: before that a change still
+    carries what initialization leaves, which vanishes with width.
     """
     if when == "starts":
         slope = line.first_initial if is_first else line.initial
@@ -205,12 +242,16 @@ def _misses(line: Line, when: str, is_first: bool) -> Miss | None:
 def _activation_findings(case: Case, when: str, earlier: Sequence[Finding]) -> list[Finding]:
     """The activations that miss while all that they are made of passes.
 
-    Where the first of several layers misses, it is the first that counts: what is read by all layers but the first,
-    the layers before, has not been made yet.
+    Where the first of several layers misses, it is the first that counts: what is read by all
+    layers but the first, the layers before, has not been made yet.
     """
     stacked = {line.name for line in case.activations if line.first_initial is not None}
     whole = {line.name: miss for line in case.activations if (miss := _misses(line, when, False))}
-    first = {line.name: miss for line in case.activations if (miss := _misses(line, when, line.name in stacked))}
+    first = {
+        line.name: miss
+        for line in case.activations
+        if (miss := _misses(line, when, line.name in stacked))
+    }
     # What is not of a layer may read the last one, whatever the first is like
     of_sources = {name: first if name in stacked else {**whole, **first} for name in first}
     findings = _blamed(case, when, first, of_sources, earlier)
@@ -224,7 +265,8 @@ def _blamed(
     of_sources: Mapping[str, Mapping[str, Miss]],
     earlier: Sequence[Finding],
 ) -> list[Finding]:
-    """A finding for each miss that neither the misses of its sources, of_sources[name], nor failed tensors explain."""
+    """A finding for each miss that neither the misses of its sources, of_sources[name], nor failed
+    tensors explain."""
     of_training = ("learning rate", "eps", "decay", "update")
     failed = {
         finding.subject
@@ -235,18 +277,35 @@ def _blamed(
     findings = []
     for name, miss in misses.items():
         origin = case.origins[name]
-        behind = {of_sources[name][source].level for source in origin.activations if source in of_sources[name]}
+        behind = {
+            of_sources[name][source].level
+            for source in origin.activations
+            if source in of_sources[name]
+        }
         if behind & {"fail", miss.level} or failed & (origin.tensors | origin.scales):
             continue
         text = f"{when} as {power(miss.exponent)} relative to what the limit wants"
         if when == "changes" and LARGEST_DECLINE <= miss.exponent < 0 and name in case.declining:
-            findings.append(Finding(name, "benign", "coordinates", "", f"{text}; harmless: {case.declining[name]}"))
+            findings.append(
+                Finding(
+                    name, "benign", "coordinates", "", f"{text}; harmless: {case.declining[name]}"
+                )
+            )
         elif miss.level == "undecided":
             findings.append(_undecided(name, "", text, miss, case.widths))
         else:
             made_of = ", ".join(sorted(origin.activations | origin.tensors)) or "the tokens"
             text = f"{text}, though all that it is made of passes: {made_of}"
-            findings.append(Finding(name, "fail", "coordinates", "", text, _fix(case, lines[name], origin, when, miss)))
+            findings.append(
+                Finding(
+                    name,
+                    "fail",
+                    "coordinates",
+                    "",
+                    text,
+                    _fix(case, lines[name], origin, when, miss),
+                )
+            )
     return findings
 
 
@@ -256,5 +315,7 @@ def _fix(case: Case, line: Line, origin: Origin, when: str, miss: Miss) -> str:
         if degree := case.degrees.get((line.name, scale)):
             return f"{scale} x {power(-miss.exponent / degree)}"
     if when == "changes":
-        return "look at the operation that makes it of them, and at gradients that are stopped there"
+        return (
+            "look at the operation that makes it of them, and at gradients that are stopped there"
+        )
     return f"take a factor {power(miss.exponent)} out of the operation that makes it of them"

@@ -1,7 +1,8 @@
-"""The coordinate check's measurement: how big weights, their updates, activations and their changes are.
+"""The coordinate check's measurement: how big weights, their updates, activations and their changes
+are.
 
-After Yang et al. 2022 (2203.03466, appendix D.1), but two-sided, per tensor, and over a short and a longer
-horizon. All points of one width train side by side in one compiled program.
+After Yang et al. 2022 (2203.03466, appendix D.1), but two-sided, per tensor, and over a short and a
+longer horizon. All points of one width train side by side in one compiled program.
 """
 
 import functools
@@ -23,10 +24,11 @@ from mujax.training.steps import make_train_fns
 
 @functools.cache
 def quick_compilation() -> dict[str, Any] | None:
-    """XLA options for a check, which runs a few steps of many programs: on CPU most of its time would go to LLVM.
+    """XLA options for a check, which runs a few steps of many programs: on CPU most of its time
+    would go to LLVM.
 
-    Measured on the quickstart transformer with jax 0.10: a training step compiles 4 to 5 times as fast. An option that
-    this XLA does not know is left out. None on accelerators.
+    Measured on the quickstart transformer with jax 0.10: a training step compiles 4 to 5 times as
+    fast. An option that this XLA does not know is left out. None on accelerators.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -46,11 +48,13 @@ def quick_compilation() -> dict[str, Any] | None:
 
 
 class Quantity(NamedTuple):
-    """What is measured, as a root mean square over all its entries; orthogonalized updates as a spectral norm.
+    """What is measured, as a root mean square over all its entries; orthogonalized updates as a
+    spectral norm.
 
-    kind: weight (effective, at initialization), update (of the effective weight, since initialization),
-      activation (at initialization), change (of an activation, since initialization), first activation and first
-      change (of an activation's first layer alone), or loss.
+    kind: weight (effective, at initialization), update (of the effective weight, since
+      initialization), activation (at initialization), change (of an activation, since
+      initialization), first activation and first change (of an activation's first layer alone), or
+      loss.
     name: of the tensor or activation.
     horizon: steps since initialization; 0 for weight and activation.
     """
@@ -90,7 +94,8 @@ def measure(
       batches: seed -> Batches.
       probe: integer rows [B, T + 1] on which activations and loss are taken.
       horizons: increasing numbers of steps.
-      stacked: the activations whose first axis counts layers; their first layer is measured by itself too.
+      stacked: the activations whose first axis counts layers; their first layer is measured by
+        itself too.
       num_draws: of the weights of each run; all but the first are not trained.
 
     Returns:
@@ -108,11 +113,14 @@ def measure(
         return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x))), tree)
 
     def update_size(update, meta):
-        return spectral_norm(update, meta) if program.optimizer.orthogonalizes(meta) else rms(update)
+        return (
+            spectral_norm(update, meta) if program.optimizer.orthogonalizes(meta) else rms(update)
+        )
 
     def measure_lane(first, params, hps, scalings):
         start, now = (
-            jax.tree.map(at_least_float32, plain.activations(p, probe, hps, scalings)) for p in (first, params)
+            jax.tree.map(at_least_float32, plain.activations(p, probe, hps, scalings))
+            for p in (first, params)
         )
         weight, update = (
             jax.tree.map(lambda w, s: w * s.forward, tree, scalings)
@@ -120,7 +128,8 @@ def measure(
         )
         change = jax.tree.map(jnp.subtract, now, start)
         first_start, first_change = (
-            {name: x[0] for name, x in named_leaves(tree).items() if name in stacked} for tree in (start, change)
+            {name: x[0] for name, x in named_leaves(tree).items() if name in stacked}
+            for tree in (start, change)
         )
         return {
             "weight": rms(weight),
@@ -151,7 +160,9 @@ def measure(
             for name, values in named_leaves(sizes[kind]).items():
                 values = np.asarray(values, np.float64)[:num_runs]
                 quantity = Quantity(kind, name, 0 if kind in AT_INIT else end)
-                measured[quantity] = np.concatenate([values, *([measured[quantity]] if quantity in measured else ())])
+                measured[quantity] = np.concatenate(
+                    [values, *([measured[quantity]] if quantity in measured else ())]
+                )
 
     for draw in reversed(range(num_draws)):  # the last of them is trained
         lanes = fns.init(np.asarray(seeds, np.uint32) + SEEDS_APART * draw, hps, scalings)
@@ -162,14 +173,17 @@ def measure(
     for begin, end in zip([0, *horizons], horizons, strict=False):
         steps = [min(begin + k, end - 1) for k in range(num_rows)]
         rows = np.stack([np.stack([batches[seed][t] for t in steps]) for seed in row_sets])
-        lanes, _ = fns.train(lanes, rows, row_set_N, active, np.int32(end - begin), hps, scalings, no_bound)
+        lanes, _ = fns.train(
+            lanes, rows, row_set_N, active, np.int32(end - begin), hps, scalings, no_bound
+        )
         sizes = measure_lanes(first, lanes.train.params, hps, scalings)
         add(sizes, sizes if not begin else sizes.keys() - AT_INIT, end)
     return measured
 
 
 def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
-    """Root mean square over the copies of a matrix of the largest singular value, by power iteration."""
+    """Root mean square over the copies of a matrix of the largest singular value, by power
+    iteration."""
     x_RIO = x.reshape(-1, meta.fan_in, meta.fan_out)
     v_RO = jax.random.normal(jax.random.key(0), x_RIO.shape[::2])
 
@@ -185,7 +199,8 @@ def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
 class Slope(NamedTuple):
     """d log(quantity) / d log(width): mean over seeds, and half-width of its 95% interval.
 
-    ends: the same without the widest width, and without the narrowest; empty where that leaves fewer than three.
+    ends: the same without the widest width, and without the narrowest; empty where that leaves
+      fewer than three.
     bend: by how much the second of these is larger than the first; None where there are none.
     """
 
@@ -200,7 +215,8 @@ class Slope(NamedTuple):
 
 
 def fit_slope(widths: Sequence[int], values_WS) -> Slope | None:
-    """Least-squares slope of log2 values [widths, seeds] for each seed, and their mean with Student's interval.
+    """Least-squares slope of log2 values [widths, seeds] for each seed, and their mean with
+    Student's interval.
 
     None where a value is zero or not finite: there is nothing to fit.
     """
@@ -225,8 +241,11 @@ def _mean(slopes_S: np.ndarray) -> Slope:
     if num_seeds == 1:
         return Slope(float(slopes_S[0]), 0.0)
     error = np.std(slopes_S, ddof=1) / np.sqrt(num_seeds)
-    return Slope(float(np.mean(slopes_S)), float(_STUDENT[min(num_seeds, len(_STUDENT)) - 1] * error))
+    return Slope(
+        float(np.mean(slopes_S)), float(_STUDENT[min(num_seeds, len(_STUDENT)) - 1] * error)
+    )
 
 
-# 97.5% quantiles of Student's t with n - 1 degrees of freedom, n = 1, 2, ...; the last serves beyond
+# 97.5% quantiles of Student's t with n - 1 degrees of freedom, n = 1, 2, ...; the last serves
+# beyond
 _STUDENT = (np.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

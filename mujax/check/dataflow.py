@@ -1,8 +1,10 @@
-"""The sources of each recorded activation, read off the traced forward pass, so that a fork declares nothing.
+"""The sources of each recorded activation, read off the traced forward pass, so that a fork
+declares nothing.
 
-`self.record(name, x)` names a place in the computation. The sources of x are what the model computes it from without
-passing another such place: recorded activations, tensors and forward scales. Of a stack of layers the first is looked
-at, whose input is what stands before the stack.
+`self.record(name, x)` names a place in the computation. The sources of x are what the model
+computes it from without
+passing another such place: recorded activations, tensors and forward scales. Of a stack of layers
+the first is looked at, whose input is what stands before the stack.
 """
 
 import dataclasses
@@ -24,9 +26,10 @@ class Origin:
     """The place of an activation in the computation.
 
     activations, tensors, scales: its sources, by name.
-    readouts: the tensors that it is a product with, where only factors, biases and masks follow the product.
-    summed: the size of the axis over which activations were multiplied by activations, as queries by keys, where only
-      factors and masks follow; None if it is made otherwise.
+    readouts: the tensors that it is a product with, where only factors, biases and masks follow the
+      product.
+    summed: the size of the axis over which activations were multiplied by activations, as queries
+      by keys, where only factors and masks follow; None if it is made otherwise.
     is_stacked: whether its first axis counts the layers of a scan.
     """
 
@@ -42,8 +45,8 @@ class Origin:
 class _Value:
     """An array of the forward pass: its sources and the last products on the paths to it.
 
-    sources: (kind, name) each. products: the name of a tensor or the size of an axis; OTHER for a path that does not
-    end in a product. Constants have neither.
+    sources: (kind, name) each. products: the name of a tensor or the size of an axis; OTHER for a
+    path that does not end in a product. Constants have neither.
     """
 
     sources: frozenset[tuple[str, str]] = frozenset()
@@ -60,8 +63,10 @@ class _Value:
 OTHER = ""
 # What leaves a product a product: factors, biases, masks, other shapes, and a soft cap
 LINEAR = frozenset(
-    "add sub mul div neg add_any convert_element_type reshape transpose squeeze broadcast_in_dim expand_dims copy "
-    "slice dynamic_slice dynamic_update_slice concatenate pad rev select_n reduce_sum reduce_precision stop_gradient "
+    "add sub mul div neg add_any convert_element_type reshape transpose squeeze broadcast_in_dim "
+    "expand_dims copy "
+    "slice dynamic_slice dynamic_update_slice concatenate pad rev select_n reduce_sum "
+    "reduce_precision stop_gradient "
     "sharding_constraint optimization_barrier tanh".split()
 )
 
@@ -71,14 +76,25 @@ def origins(run: Run) -> dict[str, Origin]:
     forward = make_train_fns(run.program).activations
     rows = jax.ShapeDtypeStruct((2, run.program.seq_len + 1), jnp.int32)
     params = abstract_state(run.program).params
-    closed, recorded = jax.make_jaxpr(forward, return_shape=True)(params, rows, run.hps, run.scalings)
+    closed, recorded = jax.make_jaxpr(forward, return_shape=True)(
+        params, rows, run.hps, run.scalings
+    )
     values = [_Value(frozenset([("tensor", name)])) for name in named_leaves(params)]
     values.append(_Value(frozenset([("tokens", "")]), frozenset([OTHER])))
-    scales = {f"{name}_scale": _Value(frozenset([("scale", f"{name} scale")])) for name in run.scales._fields}
+    scales = {
+        f"{name}_scale": _Value(frozenset([("scale", f"{name} scale")]))
+        for name in run.scales._fields
+    }
     values += [scales.get(name, _Value()) for name in run.hps._fields]
     values += [_Value()] * (len(closed.jaxpr.invars) - len(values))
     found: dict[str, Origin] = {}
-    _walk(closed.jaxpr, values, [_Record([name], True) for name in named_leaves(recorded)], False, found)
+    _walk(
+        closed.jaxpr,
+        values,
+        [_Record([name], True) for name in named_leaves(recorded)],
+        False,
+        found,
+    )
     return found
 
 
@@ -89,8 +105,11 @@ class _Record(NamedTuple):
     is_alone: bool = False
 
 
-def _walk(jaxpr: Jaxpr, values: Sequence[_Value], records: Sequence[_Record], is_stacked: bool, found) -> list[_Value]:
-    """The values of the outputs; adds to `found` an Origin for each name under which one of them is recorded."""
+def _walk(
+    jaxpr: Jaxpr, values: Sequence[_Value], records: Sequence[_Record], is_stacked: bool, found
+) -> list[_Value]:
+    """The values of the outputs; adds to `found` an Origin for each name under which one of them is
+    recorded."""
     known: dict[Any, _Value] = {}
     recorded, alone = _places(jaxpr, records)
 
@@ -112,15 +131,20 @@ def _walk(jaxpr: Jaxpr, values: Sequence[_Value], records: Sequence[_Record], is
         if inner is None:
             write(eqn.outvars, [_result(eqn, operands)] * len(eqn.outvars))
         else:
-            within = [_Record(recorded.pop(variable, ()), variable in alone) for variable in eqn.outvars]
-            results = _walk(inner, operands, within, is_stacked or eqn.primitive.name == "scan", found)
+            within = [
+                _Record(recorded.pop(variable, ()), variable in alone) for variable in eqn.outvars
+            ]
+            results = _walk(
+                inner, operands, within, is_stacked or eqn.primitive.name == "scan", found
+            )
             write(eqn.outvars, results)
     return [read(variable) for variable in jaxpr.outvars]
 
 
 def _places(jaxpr: Jaxpr, records: Sequence[_Record]) -> tuple[dict[Any, list[str]], set]:
-    """(variable -> the names it is recorded under, variables with which nothing else is done). What is made for the
-    record alone, a copy in another type say, counts as recorded where it was taken: the model goes on from there."""
+    """(variable -> the names it is recorded under, variables with which nothing else is done). What
+    is made for the record alone, a copy in another type say, counts as recorded where it was taken:
+    the model goes on from there."""
     used = {variable for eqn in jaxpr.eqns for variable in _variables(eqn)}
     places: dict[Any, list[str]] = {}
     alone = set()
@@ -131,7 +155,11 @@ def _places(jaxpr: Jaxpr, records: Sequence[_Record]) -> tuple[dict[Any, list[st
                 alone.add(variable)
     for eqn in reversed(jaxpr.eqns):
         operands = _variables(eqn)
-        if len(eqn.outvars) == len(operands) == 1 and eqn.outvars[0] in alone and _inner(eqn) is None:
+        if (
+            len(eqn.outvars) == len(operands) == 1
+            and eqn.outvars[0] in alone
+            and _inner(eqn) is None
+        ):
             places.setdefault(operands[0], []).extend(places.pop(eqn.outvars[0]))
     return places, alone
 
@@ -141,10 +169,15 @@ def _variables(eqn: JaxprEqn) -> list:
 
 
 def _inner(eqn: JaxprEqn) -> Jaxpr | None:
-    """The jaxpr that an equation calls, or one iteration of its scan; None where there is none or several."""
+    """The jaxpr that an equation calls, or one iteration of its scan; None where there is none or
+    several."""
     inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
     inner = [value for value in inner if isinstance(value, Jaxpr)]
-    if len(inner) != 1 or len(inner[0].invars) != len(eqn.invars) or len(inner[0].outvars) != len(eqn.outvars):
+    if (
+        len(inner) != 1
+        or len(inner[0].invars) != len(eqn.invars)
+        or len(inner[0].outvars) != len(eqn.outvars)
+    ):
         return None
     return inner[0]
 
@@ -161,7 +194,9 @@ def _result(eqn: JaxprEqn, operands: Sequence[_Value]) -> _Value:
     elif eqn.primitive.name in ("dot_general", "conv_general_dilated") and len(data) == 1:
         (other,) = (value for value in operands if not value.is_data)
         products = other.names("tensor") or data[0].products
-    elif eqn.primitive.name in LINEAR and not (eqn.primitive.name in ("mul", "div") and len(data) == 2):
+    elif eqn.primitive.name in LINEAR and not (
+        eqn.primitive.name in ("mul", "div") and len(data) == 2
+    ):
         products = frozenset().union(*(value.products for value in data))
     else:
         products = frozenset([OTHER])

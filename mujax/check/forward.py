@@ -1,6 +1,8 @@
-"""Probes one small model by forward passes in float64: is it causal, and what do its forward scales multiply?
+"""Probes one small model by forward passes in float64: is it causal, and what do its forward scales
+multiply?
 
-A model that predicts each next token must not read the tokens after a position: then its loss is no loss.
+A model that predicts each next token must not read the tokens after a position: then its loss is no
+loss.
 """
 
 import dataclasses
@@ -15,14 +17,17 @@ from mujax.check.findings import Finding
 from mujax.params import named_leaves
 from mujax.training.run import Run
 
-TOLERANCE = 1e-6  # relative; float64 rounds at 1e-16, and a norm over the sequence changes everything by 1e-2
+# relative; float64 rounds at 1e-16, and a norm over the sequence changes everything by 1e-2
+TOLERANCE = 1e-6
 
 
 class Forward(NamedTuple):
     """is_causal: None for a model that does not predict every next token, as one of images.
 
-    first_leak: of a model that is not causal, the first recorded activation that changes, '' if none does.
-    position, after: the logits at `position` change with the tokens after the later position `after`.
+    first_leak: of a model that is not causal, the first recorded activation that changes, '' if
+      none does.
+    position, after: the logits at `position` change with the tokens after the later position
+      `after`.
     degrees: (activation, forward scale) -> the power of the scale that it is proportional to.
     """
 
@@ -36,7 +41,8 @@ class Forward(NamedTuple):
 def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None) -> Forward:
     """Compares passes with other tokens after each position, and with each forward scale doubled.
 
-    Weights are of order 1 by their fan-in, also those that a table starts at zero, so that nothing is hidden.
+    Weights are of order 1 by their fan-in, also those that a table starts at zero, so that nothing
+    is hidden.
     """
     cfg, rng = run.program.model, np.random.default_rng(0)
     reads_text = getattr(type(cfg), "reads", "text") == "text"
@@ -53,11 +59,15 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
         tokens_BT = np.tile(tokens_T, (num_rows, 1))
         is_seen_BT = np.arange(length)[None] <= np.arange(num_rows)[:, None]
         others_BT = (tokens_BT + rng.integers(1, cfg.vocab_size, tokens_BT.shape)) % cfg.vocab_size
-        variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, run.hps), tokens_BT)
+        variables = jax.eval_shape(
+            lambda tokens: module.init(jax.random.key(0), tokens, run.hps), tokens_BT
+        )
         params = _weights(variables["params"], rng)
 
         def forward(tokens_BT, hps):
-            logits, seen = cast(Any, module.apply({"params": params}, tokens_BT, hps, mutable=["activations"]))
+            logits, seen = cast(
+                Any, module.apply({"params": params}, tokens_BT, hps, mutable=["activations"])
+            )
             return logits, named_leaves(seen.get("activations", {}))
 
         jitted = jax.jit(forward, compiler_options=compiler_options)
@@ -83,7 +93,9 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
         leaks = np.argwhere(_leaks(logits, other_logits, is_seen_BT))
         if not len(leaks):
             return Forward(True, "", 0, 0, degrees)
-        leaking = (name for name in origins if _leaks(recorded[name], other[name], is_seen_BT).any())
+        leaking = (
+            name for name in origins if _leaks(recorded[name], other[name], is_seen_BT).any()
+        )
         after, position = (int(i) for i in leaks[np.argmin(leaks[:, 1])])
         return Forward(False, next(leaking, ""), position, after, degrees)
 
@@ -99,7 +111,8 @@ def _weights(shapes, rng: np.random.Generator):
 
 
 def _degree(x, doubled) -> float:
-    """The power of a factor that x is proportional to, by what doubling the factor does; 0 if to none."""
+    """The power of a factor that x is proportional to, by what doubling the factor does; 0 if to
+    none."""
     size = np.sqrt(np.mean(np.square(x)))
     if not size > 0:
         return 0.0
@@ -109,8 +122,8 @@ def _degree(x, doubled) -> float:
 
 
 def _leaks(x, other, is_seen_BT) -> np.ndarray:
-    """[B, T]: whether something at a position changes though only tokens after it have. Axes are known by their sizes;
-    none where rows or positions are not among them."""
+    """[B, T]: whether something at a position changes though only tokens after it have. Axes are
+    known by their sizes; none where rows or positions are not among them."""
     num_rows, length = is_seen_BT.shape
     rows = [axis for axis, size in enumerate(x.shape) if size == num_rows]
     positions = [axis for axis, size in enumerate(x.shape) if size == length]
@@ -131,7 +144,8 @@ def causality_findings(forward: Forward) -> list[Finding]:
     if forward.is_causal is not False:
         return []
     text = (
-        f"reads the future: the logits at position {forward.position} change with the tokens after position "
+        f"reads the future: the logits at position {forward.position} change with the tokens "
+        "after position "
         f"{forward.after}; the loss of a model that sees what it must predict is no loss"
     )
     fix = "look for a norm, a mean or a mix over the sequence axis without a causal mask"

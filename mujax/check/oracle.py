@@ -1,9 +1,9 @@
 """The symmetry oracle: storing theta * W in place of W must not change a run.
 
-With every number scaled to match (init and learning rate x theta, forward and eps / theta, in the optimizer's
-gauge), effective weights are equal at every step. Code that treats a stored weight as if it were the effective
-one (a clip, a decay, an eps, a schedule that overwrites per-tensor rates) breaks the equality, by ten orders
-of magnitude more than float64 rounds.
+With every number scaled to match (init and learning rate x theta, forward and eps / theta, in the
+optimizer's gauge), effective weights are equal at every step. Code that treats a stored weight as
+if it were the effective one (a clip, a decay, an eps, a schedule that overwrites per-tensor rates)
+breaks the equality, by ten orders of magnitude more than float64 rounds.
 """
 
 import dataclasses
@@ -18,12 +18,14 @@ from mujax.params import named_leaves
 from mujax.training.run import Run
 from mujax.training.steps import make_train_fns
 
-TOLERANCE = 1e-10  # of the loss, relative; right code stays below 1e-13, a bug above 1e-8 (tests/test_check.py)
+# of the loss, relative; right code stays below 1e-13, a bug above 1e-8 (tests/test_check.py)
+TOLERANCE = 1e-10
 LARGEST_THETA = 8.0
 
 
 class Symmetry(NamedTuple):
-    """difference: the largest relative one of a loss, over all steps; broken_by: the tensors that cause it."""
+    """difference: the largest relative one of a loss, over all steps; broken_by: the tensors that
+    cause it."""
 
     difference: float
     broken_by: tuple[str, ...]
@@ -34,7 +36,8 @@ def stretch(scalings, thetas, gauge: int):
 
     def stretched(s, theta):
         return s._replace(
-            init=s.init * theta, forward=s.forward / theta, lr=s.lr * theta**gauge, eps=s.eps / theta
+            init=s.init * theta, forward=s.forward / theta, lr=s.lr * theta**gauge,
+            eps=s.eps / theta
         )  # fmt: skip
 
     return jax.tree.map(stretched, scalings, thetas, is_leaf=is_scaling)
@@ -86,9 +89,21 @@ def symmetry(run: Run, rows, seed: int = 0, compiler_options=None) -> Symmetry:
 
 def symmetry_findings(result: Symmetry) -> list[Finding]:
     if np.isnan(result.difference):
-        return [Finding("loss", "fail", "oracle", "", "diverges in the symmetry oracle", "a smaller learning rate")]
+        return [
+            Finding(
+                "loss",
+                "fail",
+                "oracle",
+                "",
+                "diverges in the symmetry oracle",
+                "a smaller learning rate",
+            )
+        ]
     if result.difference <= TOLERANCE:
         return []
     text = f"losses differ by {result.difference:.1e} when stored weights are rescaled"
     fix = "the optimizer must see effective weights: look at clip, decay, eps, schedule"
-    return [Finding(name, "fail", "oracle", "", text, fix) for name in result.broken_by or ("optimizer",)]
+    return [
+        Finding(name, "fail", "oracle", "", text, fix)
+        for name in result.broken_by or ("optimizer",)
+    ]

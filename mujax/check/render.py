@@ -29,15 +29,24 @@ def format_report(report: Report) -> str:
     at = [f"@{horizon}" for horizon in horizons]
     blocks = [
         f"{cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name}: widths {widths}; "
-        f"seeds {report.seeds[0]}-{report.seeds[-1]}; after {' and '.join(map(str, horizons))} steps\n"
+        f"seeds {report.seeds[0]}-{report.seeds[-1]}; after {' and '.join(map(str, horizons))} "
+        "steps\n"
         "exponents in the width, measured ±95% over seeds (wanted)",
-        format_columns([["tensor", "role", "init", *(f"update {a}" for a in at), "verdict"], *tensors]),
-        format_columns([["activation", "init", *(f"change {a}" for a in at), "verdict"], *activations]),
+        format_columns(
+            [["tensor", "role", "init", *(f"update {a}" for a in at), "verdict"], *tensors]
+        ),
+        format_columns(
+            [["activation", "init", *(f"change {a}" for a in at), "verdict"], *activations]
+        ),
         _scales(report),
-        f"symmetry oracle, float64: losses differ by {report.symmetry.difference:.0e} when stored weights are rescaled",
+        f"symmetry oracle, float64: losses differ by {report.symmetry.difference:.0e} when stored "
+        "weights are rescaled",
     ]
     if report.forward.is_causal is not None:
-        blocks.append(f"causal: {'no' if not report.forward.is_causal else 'no position sees the tokens after it'}")
+        blocks.append(
+            "causal: "
+            + ("no position sees the tokens after it" if report.forward.is_causal else "no")
+        )
     for level in ("benign", "undecided", "fail"):
         grouped: dict[tuple[str, str], list[str]] = {}
         for finding in verdict.findings:
@@ -45,18 +54,24 @@ def format_report(report: Report) -> str:
                 grouped.setdefault((finding.text, finding.fix), []).append(finding.subject)
         if grouped:
             what = "what would decide it" if level == "undecided" else "fix"
-            lines = [_finding(subjects, text, fix, what) for (text, fix), subjects in grouped.items()]
+            lines = [
+                _finding(subjects, text, fix, what) for (text, fix), subjects in grouped.items()
+            ]
             blocks.append(f"{level}\n" + "\n".join(lines))
     if verdict.passed:
         blocks.append("pass")
     else:
-        state, subjects = ("FAIL", verdict.culprits) if verdict.culprits else ("UNDECIDED", verdict.undecided)
+        state, subjects = (
+            ("FAIL", verdict.culprits) if verdict.culprits else ("UNDECIDED", verdict.undecided)
+        )
         blocks.append(_wrap(f"{state}: {', '.join(subjects)}", 6))
     return "\n\n".join(blocks)
 
 
 def _line(line: Line, level: str) -> list[str]:
-    initial = "" if line.initial is None else f"{_slope(line.initial)} ({_fraction(line.wants_initial)})"
+    initial = (
+        "" if line.initial is None else f"{_slope(line.initial)} ({_fraction(line.wants_initial)})"
+    )
     later = [_slope(slope) for slope in line.later]
     later[-1] += f" ({_fraction(line.wants_later)})"
     return [line.name, line.role, initial, *later, level]
@@ -83,7 +98,9 @@ def _scales(report: Report) -> str:
         ]
         for name in names
     ]
-    return format_columns([["forward scale", *(f"at {width}" for width in report.widths), "verdict"], *rows])
+    return format_columns(
+        [["forward scale", *(f"at {width}" for width in report.widths), "verdict"], *rows]
+    )
 
 
 def _finding(subjects: Sequence[str], text: str, fix: str, what: str) -> str:
@@ -96,7 +113,8 @@ def _wrap(text: str, indent: int) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything in the report, as JSON values; quantities as [widths][seeds], null where a run diverged."""
+    """Everything in the report, as JSON values; quantities as [widths][seeds], null where a run
+    diverged."""
 
     def slope(value: Slope | None):
         return None if value is None else {"mean": value.mean, "half_width_95": value.half_width}
@@ -107,7 +125,9 @@ def as_json(report: Report) -> dict[str, Any]:
                 "role": line.role or None,
                 "initial": slope(line.initial),
                 "wants_initial": line.wants_initial,
-                "later": {h: slope(s) for h, s in zip(report.plan.horizons, line.later, strict=True)},
+                "later": {
+                    h: slope(s) for h, s in zip(report.plan.horizons, line.later, strict=True)
+                },
                 "wants_later": line.wants_later,
                 "verdict": report.verdict.level(line.name),
             }
@@ -115,7 +135,14 @@ def as_json(report: Report) -> dict[str, Any]:
         }
 
     def finding(f: Finding):
-        return {"subject": f.subject, "level": f.level, "part": f.part, "about": f.about, "text": f.text, "fix": f.fix}
+        return {
+            "subject": f.subject,
+            "level": f.level,
+            "part": f.part,
+            "about": f.about,
+            "text": f.text,
+            "fix": f.fix,
+        }
 
     quantities = list(report.measured[report.widths[0]])
     return {
@@ -128,14 +155,20 @@ def as_json(report: Report) -> dict[str, Any]:
         "seeds": list(report.seeds),
         "horizons": list(report.plan.horizons),
         "device": device_description(),
-        "symmetry": {"difference": _finite(report.symmetry.difference), "broken_by": list(report.symmetry.broken_by)},
+        "symmetry": {
+            "difference": _finite(report.symmetry.difference),
+            "broken_by": list(report.symmetry.broken_by),
+        },
         "findings": [finding(f) for f in report.verdict.findings],
         "tensors": lines(report.verdict.tensors),
         "activations": lines(report.verdict.activations),
         "measured": [
             {
                 **quantity._asdict(),
-                "values": [[_finite(v) for v in report.measured[width][quantity]] for width in report.widths],
+                "values": [
+                    [_finite(v) for v in report.measured[width][quantity]]
+                    for width in report.widths
+                ],
             }
             for quantity in quantities
         ],
@@ -143,7 +176,8 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write_report(report: Report, workdir: str) -> Path:
-    """Writes check.json and check.png; those of an earlier check are moved to earlier/N. Returns the folder.
+    """Writes check.json and check.png; those of an earlier check are moved to earlier/N. Returns
+    the folder.
 
     Raises:
       UserError: the folder cannot be written.
@@ -160,7 +194,8 @@ def _finite(value) -> float | None:
 
 
 def save_plot(report: Report, file: Path) -> None:
-    """Size against width, a panel an activation and a tensor; dashed: the exponent that the limit wants."""
+    """Size against width, a panel an activation and a tensor; dashed: the exponent that the limit
+    wants."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,7 +210,12 @@ def save_plot(report: Report, file: Path) -> None:
     failed = {*verdict.culprits, *verdict.undecided}
     with plt.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
         fig, axes = plt.subplots(
-            rows, columns, figsize=(13, 2.3 * rows + 0.6), sharex=True, squeeze=False, layout="constrained"
+            rows,
+            columns,
+            figsize=(13, 2.3 * rows + 0.6),
+            sharex=True,
+            squeeze=False,
+            layout="constrained",
         )
         for ax in axes.flat[len(panels) :]:
             ax.axis("off")
@@ -184,15 +224,22 @@ def save_plot(report: Report, file: Path) -> None:
             short = line.name.removeprefix("blocks/")
             color = "#d1495b" if line.name in failed else "black"
             ax.set_title(f"{short} ({later})", fontsize=8, color=color)
-        for ax in axes.flat[max(len(panels) - columns, 0) : len(panels)]:  # the lowest of each column
+        for ax in axes.flat[max(len(panels) - columns, 0) : len(panels)]:
+            # the lowest of each column
             ax.set_xlabel("width")
             ax.tick_params(labelbottom=True)
         handles, labels = axes.flat[0].get_legend_handles_labels()
-        handles, labels = [*handles, Line2D([], [], color="gray", linestyle="--")], [*labels, "wanted exponent"]
+        handles, labels = (
+            [*handles, Line2D([], [], color="gray", linestyle="--")],
+            [*labels, "wanted exponent"],
+        )
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         state = "passes" if verdict.passed else "fails" if verdict.culprits else "is undecided"
         cfg = report.cfg
-        fig.suptitle(f"Coordinate check: {cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name} {state}")
+        fig.suptitle(
+            f"Coordinate check: {cfg.parameterization.name}, {cfg.optim.name}, {cfg.model_name} "
+            f"{state}"
+        )
         fig.savefig(file, dpi=110)
         plt.close(fig)
 
@@ -202,7 +249,12 @@ def _panel(ax, report: Report, line: Line, initial: str, later: str) -> None:
     shades = ("#9fb8ad", "#00798c", "#2e4057")
     series = [(Quantity(initial, line.name, 0), "at initialization", line.wants_initial, shades[0])]
     series += [
-        (Quantity(later, line.name, horizon), f"change after {horizon} steps", line.wants_later, color)
+        (
+            Quantity(later, line.name, horizon),
+            f"change after {horizon} steps",
+            line.wants_later,
+            color,
+        )
         for horizon, color in zip(report.plan.horizons, shades[1:], strict=False)
     ]
     for quantity, label, wants, color in series:

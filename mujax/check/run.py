@@ -17,8 +17,8 @@ from mujax.training.run import Run, make_run
 
 
 class Plan(NamedTuple):
-    """What is measured: widths as multiples of the base width, number of seeds, horizons in steps, and the
-    most sequences of a batch, and tokens of a sequence."""
+    """What is measured: widths as multiples of the base width, number of seeds, horizons in steps,
+    and the most sequences of a batch, and tokens of a sequence."""
 
     multiples: tuple[int, ...]
     num_seeds: int
@@ -33,7 +33,8 @@ ORACLE_STEPS = 10
 
 
 class Report(NamedTuple):
-    """A verdict and what it rests on; runs: width -> one of its runs, measured: width -> {Quantity: [seeds]}."""
+    """A verdict and what it rests on; runs: width -> one of its runs, measured: width -> {Quantity:
+    [seeds]}."""
 
     cfg: RunConfig
     widths: tuple[int, ...]
@@ -47,7 +48,8 @@ class Report(NamedTuple):
 
 
 def at_width(cfg: RunConfig, width: int) -> RunConfig:
-    """The config at another width: heads grow if the config says at which size they start (base_d_head).
+    """The config at another width: heads grow if the config says at which size they start
+    (base_d_head).
 
     Raises:
       UserError: there is no such model.
@@ -56,16 +58,19 @@ def at_width(cfg: RunConfig, width: int) -> RunConfig:
     base = cfg.parameterization
     if base.base_d_head:
         if base.base_d_head * width % base.base_width:
-            raise UserError(f"width {width}: d_head would be {base.base_d_head * width / base.base_width:g}")
+            raise UserError(
+                f"width {width}: d_head would be {base.base_d_head * width / base.base_width:g}"
+            )
         changes["d_head"] = base.base_d_head * width // base.base_width
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, **changes))
 
 
 def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
-    """The config as it is checked: constant learning rate from the first step, small batches, no clip.
+    """The config as it is checked: constant learning rate from the first step, small batches, no
+    clip.
 
-    A clip that bites rescales every update by the gradient's norm, which is not constant in width, and would hide
-    what each tensor does by itself. The oracle keeps it.
+    A clip that bites rescales every update by the gradient's norm, which is not constant in width,
+    and would hide what each tensor does by itself. The oracle keeps it.
     """
     is_text = DATASETS[cfg.data.name] == "text"  # which can be cut
     batch_size = min(cfg.train.batch_size, plan.batch_size)
@@ -74,7 +79,9 @@ def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
         optim=dataclasses.replace(cfg.optim, grad_clip=0.0),
         schedule=ScheduleConfig(name="constant", warmup_steps=0, decay_steps=0, final_ratio=1.0),
         train=dataclasses.replace(cfg.train, batch_size=batch_size, accumulation=1, eval_batches=1),
-        data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len)) if is_text else cfg.data,
+        data=dataclasses.replace(cfg.data, seq_len=min(cfg.data.seq_len, plan.seq_len))
+        if is_text
+        else cfg.data,
     )
 
 
@@ -90,7 +97,11 @@ def static_runs(cfg: RunConfig, widths: Sequence[int]) -> dict[int, Run]:
 
 
 def check(
-    cfg: RunConfig, plan: Plan, widths: Sequence[int] = (), num_seeds: int = 0, progress=lambda text: None
+    cfg: RunConfig,
+    plan: Plan,
+    widths: Sequence[int] = (),
+    num_seeds: int = 0,
+    progress=lambda text: None,
 ) -> Report:
     """Checks one config; see the module's parts for what is measured.
 
@@ -104,9 +115,13 @@ def check(
     Raises:
       UserError: fewer than four widths, or one that the model cannot have.
     """
-    widths = tuple(sorted(set(widths or (cfg.parameterization.base_width * k for k in plan.multiples))))
+    widths = tuple(
+        sorted(set(widths or (cfg.parameterization.base_width * k for k in plan.multiples)))
+    )
     if len(widths) < 4:
-        raise UserError(f"--widths: {len(widths)} distinct widths; a slope with an interval needs at least 4")
+        raise UserError(
+            f"--widths: {len(widths)} distinct widths; a slope with an interval needs at least 4"
+        )
     num_seeds = num_seeds or plan.num_seeds
     if num_seeds < 3:
         raise UserError(f"--seeds={num_seeds}: an interval over seeds needs at least 3")
@@ -121,7 +136,9 @@ def check(
     progress("symmetry oracle")
     rows = [batches[cfg.seed][t] for t in range(ORACLE_STEPS)]
     clipped = dataclasses.replace(cfg, optim=dataclasses.replace(cfg.optim, grad_clip=clip))
-    symmetry = oracle.symmetry(make_run(at_width(clipped, widths[0])), rows, compiler_options=quick_compilation())
+    symmetry = oracle.symmetry(
+        make_run(at_width(clipped, widths[0])), rows, compiler_options=quick_compilation()
+    )
     findings += oracle.symmetry_findings(symmetry)
     progress("forward passes")
     firsts = {width: runs[0] for width, runs in groups.items()}

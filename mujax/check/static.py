@@ -1,8 +1,10 @@
-"""What the resolved table alone tells: its exponents against those that the maximal-update limit asks for.
+"""What the resolved table alone tells: its exponents against those that the maximal-update limit
+asks for.
 
-No training sees a wrong attention exponent at one head size, a gain that learns too slowly or a decay whose
-timescale grows: these are read off the numbers. The numbers are taken from `make_run` at several widths, as
-training would, so a wrong resolver is seen like a wrong table.
+No training sees a wrong attention exponent at one head size, a gain that learns too slowly or a
+decay whose
+timescale grows: these are read off the numbers. The numbers are taken from `make_run` at several
+widths, as training would, so a wrong resolver is seen like a wrong table.
 """
 
 import dataclasses
@@ -34,8 +36,9 @@ class Growth:
 class Wanted:
     """Exponents in the width that keep every update maximal (2203.03466; 2310.17813, Condition 1).
 
-    All are of the effective weight. init and update: root mean square, but the spectral norm of orthogonalized
-    updates; lr: in the optimizer's own unit; eps: as the gradient of the weight falls.
+    All are of the effective weight. init and update: root mean square, but the spectral norm of
+    orthogonalized updates; lr: in the optimizer's own unit; eps: as the gradient of the weight
+    falls.
     """
 
     init: float
@@ -52,11 +55,13 @@ def growth(narrow: ParamMeta, wide: ParamMeta, width_ratio: float) -> Growth:
 
 
 def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
-    """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update must be of
-    order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i (its logits vanish).
+    """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update
+    must be of order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i
+    (its logits vanish).
 
-    initial: the exponent that the weight really has, see initial_exponent, for updates that are relative to it.
-    A gradient falls as the readout does, n^-o, or n^-o/2 in a table that means its initial logits to be of order 1.
+    initial: the exponent that the weight really has, see initial_exponent, for updates that are
+    relative to it. A gradient falls as the readout does, n^-o, or n^-o/2 in a table that means its
+    initial logits to be of order 1.
     """
     optimizer = run.program.optimizer
     intended = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("initial logits")
@@ -64,15 +69,16 @@ def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
     init = -grows.fan_in if is_readout else -grows.fan_in / 2
     update = -grows.fan_in
     gradient = 0.0 if is_readout else grows.fan_out * (intended.exponent if intended else -1.0)
-    lr = update - {0: initial, 1: 0.0, 2: gradient}[optimizer.gauge]  # what an update of rate 1 is as large as
+    # what an update of rate 1 is as large as
+    lr = update - {0: initial, 1: 0.0, 2: gradient}[optimizer.gauge]
     if optimizer.orthogonalizes(meta):
         update = lr = (grows.fan_out - grows.fan_in) / 2
     return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0: no minus zero
 
 
 def initial_exponent(widths: Sequence[int], scalings: Sequence[Scaling]) -> float:
-    """Exponent of the effective weight's size; 0 for ones, and for zeros, in whose place updates that are
-    relative to the weight take a constant."""
+    """Exponent of the effective weight's size; 0 for ones, and for zeros, in whose place updates
+    that are relative to the weight take a constant."""
     sizes = [float(s.init * s.forward) for s in scalings]
     return fit_power(widths, sizes)[0] if all(sizes) else 0.0
 
@@ -88,7 +94,8 @@ ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where
 
 
 def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
-    """Findings from the resolved numbers of runs at several widths, which differ in nothing else."""
+    """Findings from the resolved numbers of runs at several widths, which differ in nothing
+    else."""
     widths = sorted(runs)
     narrow = runs[widths[0]]
     table = PARAMETERIZATIONS[narrow.cfg.parameterization.name]
@@ -100,7 +107,9 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
         grows = growth(meta, metas[-1], widths[-1] / widths[0])
         scalings = [scalings[name] for scalings in by_width]
         # Under a wrong role every number is wrong: no use in listing them
-        findings += _role(name, meta, grows) or _tensor(name, metas, grows, narrow, widths, scalings)
+        findings += _role(name, meta, grows) or _tensor(
+            name, metas, grows, narrow, widths, scalings
+        )
     findings += _scales(table, runs)
     if table.relative:
         findings += _base_constants(narrow)
@@ -110,10 +119,23 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
 def _role(name: str, meta: ParamMeta, grows: Growth) -> list[Finding]:
     for side, wants in zip(("fan_in", "fan_out"), ROLE_GROWTH[meta.role], strict=True):
         if wants is not None and (getattr(grows, side) > 0) != wants:
-            fits = [role for role, sides in ROLE_GROWTH.items() if _fits(sides, grows) and role in BASIC_ROLES]
+            fits = [
+                role
+                for role, sides in ROLE_GROWTH.items()
+                if _fits(sides, grows) and role in BASIC_ROLES
+            ]
             does = "grows" if not wants else "does not grow"
             text = f"declared {meta.role!r} by {meta.text!r}, but its {side} {does} with width"
-            return [Finding(name, "fail", "static", "role", text, fix=f"declare it {' or '.join(map(repr, fits))}")]
+            return [
+                Finding(
+                    name,
+                    "fail",
+                    "static",
+                    "role",
+                    text,
+                    fix=f"declare it {' or '.join(map(repr, fits))}",
+                )
+            ]
     return []
 
 
@@ -140,7 +162,10 @@ def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
         form = run.cfg.optim.decay_form
         if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # in SGD they are one
             gauges = [optimizer.decay_gauge(at, s) for at, s in zip(metas, scalings, strict=True)]
-            sizes["decay"] = ([s.lr * g * s.weight_decay for s, g in zip(scalings, gauges, strict=True)], 0.0)
+            sizes["decay"] = (
+                [s.lr * g * s.weight_decay for s, g in zip(scalings, gauges, strict=True)],
+                0.0,
+            )
         elif form == "l2":  # as large beside the gradient at every width
             sizes["decay"] = (decay, want.eps - (want.init if meta.dist == "normal" else 0.0))
         else:
@@ -151,7 +176,9 @@ def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
         if what == "init" and not any(values):
             continue  # zero-init
         if not all(value > 0 for value in values):
-            findings.append(Finding(name, "fail", "static", what, f"{what} is zero at width {widths[0]}"))
+            findings.append(
+                Finding(name, "fail", "static", what, f"{what} is zero at width {widths[0]}")
+            )
             continue
         exponent, error = fit_power(widths, values)
         if error > EXACT:
@@ -176,17 +203,23 @@ def _wrong_exponent(name, meta: ParamMeta, run: Run, what: str, exponent, target
         return Finding(name, "benign", "static", what, f"{says}; meant so: {meant.reason}")
     if what == "eps":
         return Finding(
-            name, "benign", "static", what, f"{says}; too small to matter as long as updates keep their exponent",
+            name, "benign", "static", what, f"{says}; too small to matter as long as updates keep "
+                                            "their exponent",
             fix=f"eps x {power(target - exponent)}",
         )  # fmt: skip
     if what == "decay":
-        how = "beside the gradient, decay" if run.cfg.optim.decay_form == "l2" else "the timescale of decay"
+        how = (
+            "beside the gradient, decay"
+            if run.cfg.optim.decay_form == "l2"
+            else "the timescale of decay"
+        )
         says = f"{how} depends on width: {power(exponent)} where the limit wants {power(target)}"
     return Finding(name, "fail", "static", what, says, fix=f"{what} x {power(target - exponent)}")
 
 
 def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
-    """attention: 1/d_head where heads grow. logits: 1/m if tied. The others do not depend on width."""
+    """attention: 1/d_head where heads grow. logits: 1/m if tied. The others do not depend on
+    width."""
     widths = sorted(runs)
     run = runs[widths[0]]
     is_tied = any(meta.role == "tied" for meta in named_leaves(run.metas).values())
@@ -204,8 +237,15 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
             rule = run.rules.attention
             exponent = rule.fan_in + rule.ratio_in
             if "head_dim" in run.cfg.model.dims and exponent != target:
-                text = f"goes as d_head^{exponent:g}, a constant here: d_head is {sizes[0]} at every width"
-                findings.append(Finding(subject, "benign", "static", "", text, fix="d_head^-1 if heads should grow"))
+                text = (
+                    f"goes as d_head^{exponent:g}, a constant here: d_head is {sizes[0]} at every "
+                    "width"
+                )
+                findings.append(
+                    Finding(
+                        subject, "benign", "static", "", text, fix="d_head^-1 if heads should grow"
+                    )
+                )
             continue
         exponent, error = fit_power(sizes, values)
         size = "d_head" if scale == "attention" else "width"
@@ -218,11 +258,15 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
 
 
 def _base_constants(run: Run) -> list[Finding]:
-    """A relative table equals sp at the base width, or a learning rate tuned there means something else."""
+    """A relative table equals sp at the base width, or a learning rate tuned there means something
+    else."""
     base, sp = (_at_base(run, name) for name in (run.cfg.parameterization.name, "sp"))
     if base is None or sp is None:
         return []
-    pairs = {f"{name} scale": (getattr(base.scales, name), getattr(sp.scales, name)) for name in base.scales._fields}
+    pairs = {
+        f"{name} scale": (getattr(base.scales, name), getattr(sp.scales, name))
+        for name in base.scales._fields
+    }
     ours, theirs = (named_leaves(r.scalings) for r in (base, sp))
     gauge = run.program.optimizer.gauge
     effective = {
@@ -236,16 +280,28 @@ def _base_constants(run: Run) -> list[Finding]:
             value, reference = of(ours[name]), of(theirs[name])
             if value and not math.isclose(value, reference, rel_tol=EXACT):
                 text = f"{what} at the base width is {value:.4g}, in sp {reference:.4g}"
-                findings.append(Finding(name, "fail", "static", what, text, fix=f"{what} x {reference / value:.4g}"))
+                findings.append(
+                    Finding(
+                        name, "fail", "static", what, text, fix=f"{what} x {reference / value:.4g}"
+                    )
+                )
     for subject, (value, reference) in pairs.items():
         if not math.isclose(value, reference, rel_tol=EXACT):
-            text = f"at the base width it is {value:.4g}, in sp {reference:.4g}: a base constant is missing"
-            findings.append(Finding(subject, "fail", "static", "", text, fix=f"{subject} x {reference / value:.4g}"))
+            text = (
+                f"at the base width it is {value:.4g}, in sp {reference:.4g}: a base constant is "
+                "missing"
+            )
+            findings.append(
+                Finding(
+                    subject, "fail", "static", "", text, fix=f"{subject} x {reference / value:.4g}"
+                )
+            )
     return findings
 
 
 def _at_base(run: Run, table: str) -> Run | None:
-    """The run at the base sizes under a table without overrides; None where it has no rule for a tensor."""
+    """The run at the base sizes under a table without overrides; None where it has no rule for a
+    tensor."""
     cfg = run.cfg
     plain = dataclasses.replace(cfg.parameterization, name=table, override=())
     try:
@@ -255,7 +311,8 @@ def _at_base(run: Run, table: str) -> Run | None:
 
 
 def fit_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """(exponent, largest relative error) of the power law through positive values at distinct sizes."""
+    """(exponent, largest relative error) of the power law through positive values at distinct
+    sizes."""
     x, y = np.log(np.asarray(sizes, float)), np.log(np.asarray(values, float))
     exponent, constant = np.polyfit(x, y, 1)
     return float(exponent), float(np.max(np.abs(np.expm1(y - exponent * x - constant))))

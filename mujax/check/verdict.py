@@ -1,4 +1,5 @@
-"""From measurements to a verdict: slopes, what the maximal-update limit wants of them, and who is to blame."""
+"""From measurements to a verdict: slopes, what the maximal-update limit wants of them, and who is
+to blame."""
 
 import dataclasses
 import math
@@ -20,7 +21,8 @@ LOSS_TOLERANCE = 0.02  # relative
 # Why a change may decline though all is right
 SUM_DECLINES = "at finite width what it multiplies, which passes, lines up less in larger models"
 READOUT_DECLINES = (
-    "after few or small steps the initial readout, of size width^-1/2, has most of a part in their change"
+    "after few or small steps the initial readout, of size width^-1/2, has most of a part in "
+    "their change"
 )
 
 
@@ -68,7 +70,8 @@ def judge(
       measured: width -> {Quantity: values [seeds]} of that table.
       earlier: findings of the static part, of the oracle and of the forward pass.
       origins: width -> the Origin of each activation, at the narrowest and the widest width.
-      degrees: (activation, forward scale) -> the power of the scale that the activation is proportional to.
+      degrees: (activation, forward scale) -> the power of the scale that the activation is
+        proportional to.
     """
     widths = sorted(measured)
     first = measured[widths[0]]
@@ -76,10 +79,18 @@ def judge(
 
     def slope(kind: str, name: str, horizon: int = 0) -> Slope | None:
         quantity = Quantity(kind, name, horizon)
-        return fit_slope(widths, [measured[width][quantity] for width in widths]) if quantity in first else None
+        return (
+            fit_slope(widths, [measured[width][quantity] for width in widths])
+            if quantity in first
+            else None
+        )
 
     def is_zero(name: str) -> bool:
-        return not any(measured[w][Quantity("update", name, horizon)].any() for w in widths for horizon in horizons)
+        return not any(
+            measured[w][Quantity("update", name, horizon)].any()
+            for w in widths
+            for horizon in horizons
+        )
 
     run, wide = runs[widths[0]], runs[widths[-1]]
     wide_metas = named_leaves(wide.metas)
@@ -100,12 +111,16 @@ def judge(
         tensors.append(Line(name, meta.role, *initial, later, want.update))
 
     narrow_origins, wide_origins = origins[widths[0]], origins[widths[-1]]
-    sums = {name: _growth_of_sum(origin, wide_origins.get(name), widths) for name, origin in narrow_origins.items()}
+    sums = {
+        name: _growth_of_sum(origin, wide_origins.get(name), widths)
+        for name, origin in narrow_origins.items()
+    }
     roles = {line.name: line.role for line in tensors}
     activations = []
     for name, origin in narrow_origins.items():
         later, first_later = (
-            tuple(slope(kind, name, horizon) for horizon in horizons) for kind in ("change", "first change")
+            tuple(slope(kind, name, horizon) for horizon in horizons)
+            for kind in ("change", "first change")
         )
         wants = _initial_activation(origin, outputs, sums[name]), later, _change(origin, roles, run)
         starts = slope("activation", name), slope("first activation", name)
@@ -113,9 +128,17 @@ def judge(
     activations = tuple(activations)
     frozen = {line.name for line in tensors if is_zero(line.name)}
     declining = {name: SUM_DECLINES for name, grows in sums.items() if grows}
-    declining |= {n: READOUT_DECLINES for n, o in narrow_origins.items() if o.readouts and o.readouts <= outputs.keys()}
-    case = Case(tuple(tensors), activations, narrow_origins, declining, degrees or {}, frozen, tuple(widths))
-    losses_WS = np.stack([measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths])
+    declining |= {
+        n: READOUT_DECLINES
+        for n, o in narrow_origins.items()
+        if o.readouts and o.readouts <= outputs.keys()
+    }
+    case = Case(
+        tuple(tensors), activations, narrow_origins, declining, degrees or {}, frozen, tuple(widths)
+    )
+    losses_WS = np.stack(
+        [measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths]
+    )
     findings = list(earlier)
     if np.all(np.isfinite(losses_WS)):  # else nothing can be said of the training
         findings += coordinate_findings(case, earlier, float(run.cfg.optim.eps))
@@ -126,15 +149,18 @@ def judge(
 
 
 def _growth_of_sum(narrow: Origin, wide: Origin | None, widths: Sequence[int]) -> float:
-    """The exponent by which an axis grows over which activations are multiplied by activations, as of heads; else 0."""
+    """The exponent by which an axis grows over which activations are multiplied by activations, as
+    of heads; else 0."""
     if wide is None or not narrow.summed or not wide.summed:
         return 0.0
     return math.log(wide.summed / narrow.summed) / math.log(widths[-1] / widths[0])
 
 
-def _initial_activation(origin: Origin, outputs: Mapping[str, float | None], sum_grows: float) -> float | None:
-    """A product with an output tensor starts as that lets it; a mean over an axis that grows, as q.k / d_head, as a
-    random sum; all others are of order 1. None where it cannot be said."""
+def _initial_activation(
+    origin: Origin, outputs: Mapping[str, float | None], sum_grows: float
+) -> float | None:
+    """A product with an output tensor starts as that lets it; a mean over an axis that grows, as
+    q.k / d_head, as a random sum; all others are of order 1. None where it cannot be said."""
     if origin.readouts and origin.readouts <= outputs.keys():
         starts = [outputs[name] for name in origin.readouts]
         return None if None in starts else max(start for start in starts if start is not None)
@@ -144,14 +170,30 @@ def _initial_activation(origin: Origin, outputs: Mapping[str, float | None], sum
 def _change(origin: Origin, roles: Mapping[str, str], run: Run) -> float:
     """Of order 1, but of the embedded tokens, which change at the rate their table means."""
     meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("embedding rate")
-    embeds = not origin.activations and {roles[name] for name in origin.tensors} in ({"input"}, {"tied"})
+    embeds = not origin.activations and {roles[name] for name in origin.tensors} in (
+        {"input"},
+        {"tied"},
+    )
     return meant.exponent if meant and embeds else 0.0
 
 
 def _loss_findings(widths: Sequence[int], losses_WS: np.ndarray) -> list[Finding]:
     if not np.all(np.isfinite(losses_WS)):
-        worse = [str(width) for width, losses in zip(widths, losses_WS, strict=True) if not np.all(np.isfinite(losses))]
-        return [Finding("loss", "fail", "loss", "", f"diverged at width {', '.join(worse)}", "a smaller learning rate")]
+        worse = [
+            str(width)
+            for width, losses in zip(widths, losses_WS, strict=True)
+            if not np.all(np.isfinite(losses))
+        ]
+        return [
+            Finding(
+                "loss",
+                "fail",
+                "loss",
+                "",
+                f"diverged at width {', '.join(worse)}",
+                "a smaller learning rate",
+            )
+        ]
     slope = fit_slope(widths, losses_WS)
     narrow, wide = losses_WS[0].mean(), losses_WS[-1].mean()
     if slope and slope.low > 0 and wide > narrow * (1 + LOSS_TOLERANCE):

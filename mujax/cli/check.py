@@ -1,4 +1,4 @@
-"""mujax check - is the model right under its parameterization and optimizer, and which tensor is not?
+"""mujax check - is a model right under its table and optimizer, and which tensor is wrong?
 
   mujax check --config=configs/quickstart.py --workdir=runs/check --fast
   mujax check --config=configs/quickstart.py --workdir=runs/check-sp \\
@@ -33,7 +33,9 @@ from mujax.cli.verb import CHECK_FAILED, FINISHED, Verb
 from mujax.errors import UserError
 
 
-def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, seeds: str | None) -> int:
+def run(
+    config: dict[str, Any], workdir: str, fast: bool, widths: str | None, seeds: str | None
+) -> int:
     make_cores_devices()
     find_devices()
     from mujax.check.render import format_report, write_report
@@ -58,5 +60,10 @@ def run(config: dict[str, Any], workdir: str, fast: bool, widths: str | None, se
 
 
 VERB = Verb(
-    "check", __doc__, run, required=("config", "workdir"), optional=("fast", "widths", "seeds"), switches=("fast",)
+    "check",
+    __doc__,
+    run,
+    required=("config", "workdir"),
+    optional=("fast", "widths", "seeds"),
+    switches=("fast",),
 )

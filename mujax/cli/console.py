@@ -1,4 +1,5 @@
-"""Standard output and error, whose failure ends no work: a pipe that nobody reads, a full disk, an ASCII console."""
+"""Standard output and error, whose failure ends no work: a pipe that nobody reads, a full disk, an
+ASCII console."""
 
 import contextlib
 import io
@@ -32,11 +33,13 @@ class _Tolerant(io.RawIOBase):
 
 
 def make_tolerant() -> None:
-    """Puts streams that cannot fail in the place of sys.stdout and sys.stderr; for the start of a process."""
+    """Puts streams that cannot fail in the place of sys.stdout and sys.stderr; for the start of a
+    process."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
-        except OSError:  # closed: the next file opened would get its number, and all that is printed
+        except OSError:
+            # closed: the next file opened would get its number, and all that is printed
             with contextlib.suppress(OSError):
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
@@ -44,14 +47,20 @@ def make_tolerant() -> None:
 
 def _tolerant(stream, fd: int) -> io.TextIOWrapper:
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    is_live = fd == 2 or getattr(stream, "line_buffering", False) or getattr(stream, "write_through", False)
+    is_live = (
+        fd == 2
+        or getattr(stream, "line_buffering", False)
+        or getattr(stream, "write_through", False)
+    )
     # A character that the encoding lacks is written as its number, like \\u2014
-    return io.TextIOWrapper(io.BufferedWriter(_Tolerant(fd)), encoding, "backslashreplace", line_buffering=is_live)
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Tolerant(fd)), encoding, "backslashreplace", line_buffering=is_live
+    )
 
 
 def output_error() -> OSError | None:
-    """Flushes standard output, and returns why something of it was not written. A reader that has closed its pipe has
-    seen enough, which is no error."""
+    """Flushes standard output, and returns why something of it was not written. A reader that has
+    closed its pipe has seen enough, which is no error."""
     sys.stdout.flush()
     error = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "error", None)
     return None if isinstance(error, BrokenPipeError) else error

@@ -46,7 +46,9 @@ def tables() -> str:
     from mujax.parameterization import PARAMETERIZATIONS
 
     return "\n".join(
-        textwrap.fill(f"{name}: {table.source}", 100, initial_indent="  ", subsequent_indent="      ")
+        textwrap.fill(
+            f"{name}: {table.source}", 100, initial_indent="  ", subsequent_indent="      "
+        )
         for name, table in PARAMETERIZATIONS.items()
     )
 

@@ -1,4 +1,4 @@
-"""mujax export - a table for a model of another framework: parameter groups for torch.optim, as JSON.
+"""mujax export - a table for a model of another framework: torch.optim parameter groups, as JSON.
 
   mujax export --shapes=shapes.json --base_shapes=base.bsh --parameterization=mup_table8 \\
       --learning_rate=0.01 --roles="embed.weight=input,head.weight=output"
@@ -49,7 +49,9 @@ def run(
         "weight_decay": number("weight_decay", weight_decay, 0.0, 0.0),
     }
     files = read_shapes(shapes, "shapes"), read_shapes(base_shapes, "base_shapes")
-    exported = export(*files, parameterization, optimizer or "adamw", hyperparameters, parse_roles(roles))
+    exported = export(
+        *files, parameterization, optimizer or "adamw", hyperparameters, parse_roles(roles)
+    )
     print(json.dumps(exported, indent=1))
     return FINISHED
 

@@ -12,7 +12,11 @@ INDENT = " " * 6
 
 def fields_text() -> str:
     """Returns every field of a config: its name, default and meaning, a section after the other."""
-    lines = ["Fields of a config, with their defaults", f"  seed = {SEED.default}", f"      {SEED.metadata['doc']}"]
+    lines = [
+        "Fields of a config, with their defaults",
+        f"  seed = {SEED.default}",
+        f"      {SEED.metadata['doc']}",
+    ]
     of_models = {f"model, {name}": config for name, (config, _) in MODELS.items()}
     for title, section in {**of_models, **SECTIONS, "refine": RefineConfig}.items():
         lines.append(f"\n{title}")

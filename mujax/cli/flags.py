@@ -15,7 +15,8 @@ from mujax.errors import UserError, cut, suggest
 
 DEEPEST = 16  # sections in sections; mujax has 2
 PLACEHOLDERS = {
-    "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE", "learning_rate": "X",
+    "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE",
+    "learning_rate": "X",
 }  # fmt: skip
 
 
@@ -23,7 +24,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments of a verb's function.
 
     Raises:
-      UserError: an unknown or missing flag, a config file that fails, or a field that does not exist.
+      UserError: an unknown or missing flag, a config file that fails, or a field that does not
+        exist.
     """
     argv = _joined(argv)
     takes_config = "config" in verb.required
@@ -38,12 +40,17 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
         _check_overrides(_load_config(verb.name, argv), argv)
     try:
         if takes_config:  # here, because it already reads the files that --flagfile names
-            config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", *argv])
+            config_flags.DEFINE_config_file(
+                "config", None, "", flag_values=values, sys_argv=["mujax", *argv]
+            )
         rest = values(["mujax", *argv])[1:]
     except flags.UnrecognizedFlagError as e:
         name = cut(e.flagname)
-        raise UserError(f"unknown flag --{name}{suggest(name, names)}; see mujax {verb.name} --help") from e
-    except BaseException as e:  # of the config file, which is read once more, or of what reads the text of a value
+        raise UserError(
+            f"unknown flag --{name}{suggest(name, names)}; see mujax {verb.name} --help"
+        ) from e
+    except BaseException as e:
+        # of the config file, which is read once more, or of what reads the text of a value
         _raise_interrupt(e)
         raise UserError(f"{cut(_text(e), 300)}; see mujax {verb.name} --help") from e
     if rest:
@@ -51,7 +58,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     for name in verb.required:
         if not values[name].value:
             raise UserError(
-                f"{verb.name} needs --{name}={PLACEHOLDERS.get(name, 'NAME')}; see mujax {verb.name} --help"
+                f"{verb.name} needs --{name}={PLACEHOLDERS.get(name, 'NAME')}; see mujax "
+                f"{verb.name} --help"
             )
     kwargs: dict[str, Any] = {name: values[name].value for name in names}
     if takes_config:
@@ -66,7 +74,8 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """-name and --name value -> --name=value, the one form in which config_flags and we look for a config."""
+    """-name and --name value -> --name=value, the one form in which config_flags and we look for a
+    config."""
     joined: list[str] = []
     for arg in argv:
         if not arg.startswith("-") or re.match(r"-\.?\d", arg):  # a negative number is a value
@@ -79,7 +88,8 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
-    """The config file alone, without overrides, so that its own errors are told apart from theirs."""
+    """The config file alone, without overrides, so that its own errors are told apart from
+    theirs."""
     found = [arg for arg in argv if arg.startswith("--config=")]
     if not found:
         raise UserError(f"{verb} needs --config=FILE.py, for example --config=configs/base.py")
@@ -87,7 +97,9 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     if not Path(path).is_file():
         raise UserError(f"--config={path}: no such file")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=["mujax", found[-1]])
+    config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=["mujax", found[-1]]
+    )
     try:
         values(["mujax", found[-1]])
     except BaseException as e:  # a config file is the user's code and may raise anything
@@ -95,13 +107,18 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
         cause = _cause(e)  # config_flags wraps what get_config raised
         raise UserError(f"--config={path}: {type(cause).__name__}: {cut(_text(cause), 300)}") from e
     if not isinstance(values.config, ConfigDict):
-        raise UserError(f"--config={path}: get_config() returned {type(values.config).__name__}, not a ConfigDict")
+        raise UserError(
+            f"--config={path}: get_config() returned {type(values.config).__name__}, not a "
+            "ConfigDict"
+        )
     return values.config
 
 
 def _check_nesting(tree: dict[str, Any], depth: int = 0) -> None:
     if depth > DEEPEST:
-        raise UserError(f"--config: sections are nested more than {DEEPEST} deep, or one is in itself")
+        raise UserError(
+            f"--config: sections are nested more than {DEEPEST} deep, or one is in itself"
+        )
     for value in tree.values():
         if isinstance(value, dict):
             _check_nesting(value, depth + 1)
@@ -126,10 +143,12 @@ def _text(e: BaseException) -> str:
 
 
 def _raise_interrupt(e: BaseException) -> None:
-    """Raises what the user has interrupted the command by. The command's own handler raises a class of its own, so that
-    KeyboardInterrupt itself comes from a config file then."""
+    """Raises what the user has interrupted the command by. The command's own handler raises a class
+    of its own, so that KeyboardInterrupt itself comes from a config file then."""
     is_interrupt = isinstance(e, KeyboardInterrupt)
-    if is_interrupt and (type(e) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is _PYTHONS):
+    if is_interrupt and (
+        type(e) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is _PYTHONS
+    ):
         raise e
 
 
@@ -147,7 +166,10 @@ def _check_overrides(config: ConfigDict, argv: Sequence[str]) -> None:
             if not isinstance(node, ConfigDict) or name not in node:
                 names = list(node) if isinstance(node, ConfigDict) else []
                 if fields[0] == "sweep" and len(fields) > 1:
-                    raise UserError(f"{flag}: the config sweeps no such axis; name it in the config file, in c.sweep")
+                    raise UserError(
+                        f"{flag}: the config sweeps no such axis; name it in the config file, in "
+                        "c.sweep"
+                    )
                 raise UserError(f"{flag}: the config has no such field{suggest(name, names)}")
             node = node[name]
         if "=" in arg:
@@ -158,10 +180,13 @@ KINDS = {int: (int, "a whole number"), float: (float, "a number")}
 
 
 def _check_value(flag: str, text: str, before: Any) -> None:
-    """That a field's new value is of the type of the one before, as far as a section or a number goes."""
+    """That a field's new value is of the type of the one before, as far as a section or a number
+    goes."""
     given = f"{flag}={cut(text)}"
     if isinstance(before, ConfigDict) and len(before):
-        raise UserError(f"{given}: this is a section; set a field of it, e.g. {flag}.{next(iter(before))}=...")
+        raise UserError(
+            f"{given}: this is a section; set a field of it, e.g. {flag}.{next(iter(before))}=..."
+        )
     if isinstance(before, bool) and text.lower() not in ("true", "false", "t", "f", "1", "0"):
         raise UserError(f"{given} is not True or False")
     read, words = KINDS.get(type(before), (str, ""))
@@ -186,7 +211,9 @@ def number(flag: str, text: str | None, default, least, most=None):
     try:
         value = kind(text)
     except ValueError:
-        raise UserError(f"--{flag}={cut(text)} is not a {'whole ' if kind is int else ''}number") from None
+        raise UserError(
+            f"--{flag}={cut(text)} is not a {'whole ' if kind is int else ''}number"
+        ) from None
     most = LARGEST[kind] if most is None else most
     if not least <= value <= most:
         bound = "" if most == sys.float_info.max else f", at most {most}"

@@ -39,4 +39,11 @@ def run(config: dict[str, Any], topology: str, workdir: str | None, search: bool
     return FINISHED if fits else CHECK_FAILED
 
 
-VERB = Verb("plan", __doc__, run, required=("config", "topology"), optional=("workdir", "search"), switches=("search",))
+VERB = Verb(
+    "plan",
+    __doc__,
+    run,
+    required=("config", "topology"),
+    optional=("workdir", "search"),
+    switches=("search",),
+)

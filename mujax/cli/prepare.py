@@ -65,13 +65,18 @@ def run(
         field=field or "text",
         data_dir=data_dir or "",
     )
-    described = prepare(recipe, workdir, number("processes", processes, os.cpu_count() or 1, 1, 1024))
+    described = prepare(
+        recipe, workdir, number("processes", processes, os.cpu_count() or 1, 1, 1024)
+    )
     for split, counts in described["splits"].items():
         per_byte = counts["tokens_per_byte"]
         ratio = "" if per_byte is None else f", {per_byte:.3f} a byte"
         cut = f", {counts['cut_documents']} of them cut" if counts["cut_documents"] else ""
         padding = f", and {counts['padding']} of padding" if "padding" in counts else ""
-        print(f"{split}: {counts['documents']} documents{cut}; {counts['tokens']} tokens{padding}{ratio}")
+        print(
+            f"{split}: {counts['documents']} documents{cut}; {counts['tokens']} "
+            f"tokens{padding}{ratio}"
+        )
     fields = {"name": "shards", "path": workdir, "vocab_size": described["tokenizer"]["vocab_size"]}
     if described["layout"] == "document":
         fields |= {"seq_len": described["seq_len"], "eos_id": described["tokenizer"]["eos_id"]}

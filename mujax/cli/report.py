@@ -57,11 +57,25 @@ def run(
 
     level = None if noise is None else number("noise", noise, 0.0, 0)
     target = None if target_width is None else number("target_width", target_width, 1, 1)
-    print(report(workdir, sources.split(",") if sources else (), input, columns, level, tensor_tables, target))
+    print(
+        report(
+            workdir,
+            sources.split(",") if sources else (),
+            input,
+            columns,
+            level,
+            tensor_tables,
+            target,
+        )
+    )
     print(f"\n{workdir}/report.html")
     return FINISHED
 
 
 VERB = Verb(
-    "report", __doc__, run, required=("workdir",), optional=("sources", "input", "columns", "noise", "target_width")
+    "report",
+    __doc__,
+    run,
+    required=("workdir",),
+    optional=("sources", "input", "columns", "noise", "target_width"),
 )

@@ -43,7 +43,8 @@ def run(
 ) -> int:
     from mujax.sample import Sampling, sample
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns that it only reads, as it was told to
+    # Orbax warns that it only reads, as it was told to
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     which = checkpoint or "latest"
     if which not in ("latest", "best"):
         raise UserError(f"--checkpoint={which} is not one of: latest, best")
@@ -57,7 +58,11 @@ def run(
     find_devices()
     lines = [prompt or ""] if prompts is None else _read_lines("prompts", prompts)
     texts = [text for text in lines for _ in range(number("num_samples", num_samples, 1, 1, 10**5))]
-    limits = number("num_tokens", num_tokens, 256, 1, 2**24), sampling, number("window", window, 0, 0, 2**24)
+    limits = (
+        number("num_tokens", num_tokens, 256, 1, 2**24),
+        sampling,
+        number("window", window, 0, 0, 2**24),
+    )
     continuations = sample(workdir, texts, *limits, number("seed", seed, 0, 0, 2**32 - 1), which)
     for i, (text, continuation) in enumerate(zip(texts, continuations, strict=True), start=1):
         heading = f"--- {i} of {len(texts)}\n" if len(texts) > 1 else ""
@@ -80,6 +85,16 @@ VERB = Verb(
     __doc__,
     run,
     required=("workdir",),
-    optional=("prompt", "prompts", "num_tokens", "num_samples", "temperature", "top_k", "top_p", "window", "seed")
+    optional=(
+        "prompt",
+        "prompts",
+        "num_tokens",
+        "num_samples",
+        "temperature",
+        "top_k",
+        "top_p",
+        "window",
+        "seed",
+    )
     + ("checkpoint",),
 )

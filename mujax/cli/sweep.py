@@ -60,7 +60,9 @@ def run(
     if dry_run:
         from mujax.sweep import dry_run as dry
 
-        config_flags = [arg for arg in argv if arg.startswith(("--config", "--noconfig", "--flagfile"))]
+        config_flags = [
+            arg for arg in argv if arg.startswith(("--config", "--noconfig", "--flagfile"))
+        ]
         print(dry.dry_run(config, part, config_flags))
         return FINISHED
     if not workdir:
@@ -71,8 +73,12 @@ def run(
     from mujax.sweep.trackers import open_mirrors
 
     study = Path(workdir).name
-    rows = sweep(config, workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or ""))
-    counts = {status: sum(row["status"] == status for row in rows) for status in ("diverged", "stopped")}
+    rows = sweep(
+        config, workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or "")
+    )
+    counts = {
+        status: sum(row["status"] == status for row in rows) for status in ("diverged", "stopped")
+    }
     stopped = f" and {counts['stopped']} given up" if counts["stopped"] else ""
     print(
         f"{len(rows)} points finished, {counts['diverged']} of them diverged{stopped}; "

@@ -54,7 +54,10 @@ def run(
     given = {"num_processes": num_processes, "process_id": process_id, "coordinator": coordinator}
     if any(given.values()) and not all(given.values()):
         missing = [name for name, value in given.items() if not value]
-        raise UserError(f"--coordinator, --num_processes and --process_id go together; --{missing[0]} is missing")
+        raise UserError(
+            f"--coordinator, --num_processes and --process_id go together; --{missing[0]} is "
+            "missing"
+        )
     total = number("num_processes", num_processes, 1, 1)
     own = number("process_id", process_id, 0, 0, total - 1)
 
@@ -62,16 +65,23 @@ def run(
     from mujax.training.distributed import initialize, is_primary, leaving_at_once
     from mujax.training.loop import train
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises, with tracebacks
-    if make_run_config(config).mesh.num_devices > 1:  # a mesh of cores, where there is nothing better
+    # Orbax logs the errors that it raises, with tracebacks
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if make_run_config(config).mesh.num_devices > 1:
+        # a mesh of cores, where there is nothing better
         make_cores_devices()
     initialize(coordinator, total, own)
     find_devices()
     with leaving_at_once():
-        row = train(config, workdir, [name for name in (allow_config_change or "").split(",") if name])
+        row = train(
+            config, workdir, [name for name in (allow_config_change or "").split(",") if name]
+        )
     stream = sys.stdout if is_primary() else sys.stderr
     if row["status"] == "diverged":
-        print(f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve", file=stream)
+        print(
+            f"diverged at step {row['diverged_at_step']}; {workdir}/metrics.jsonl has the curve",
+            file=stream,
+        )
         return DIVERGED
     if row["status"] == "stopped":
         where = f"step {row['stopped_at_step']} by train.give_up_step"

@@ -16,10 +16,11 @@ CONFIG_FLAGS = """\
 class Verb:
     """A command and its flags.
 
-    help: what `mujax NAME --help` prints, the docstring of the verb's module (None under python -OO). It begins
-      'mujax NAME - summary.'; {config} stands for the flags that set the config, {tables} for what `tables` returns.
-    run: returns the exit code. Its keyword arguments are the flags: the config as a dict, switches as booleans, and
-      all others as text, or None where an optional one is not given.
+    help: what `mujax NAME --help` prints, the docstring of the verb's module (None under python
+      -OO). It begins 'mujax NAME - summary.'; {config} stands for the flags that set the config,
+      {tables} for what `tables` returns.
+    run: returns the exit code. Its keyword arguments are the flags: the config as a dict, switches
+      as booleans, and all others as text, or None where an optional one is not given.
     switches: the optional flags that take no value.
     takes_argv: `run` takes the command line too, as `argv`, with every flag written --name=value.
     """

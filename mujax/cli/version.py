@@ -1,4 +1,4 @@
-"""mujax version - the versions of mujax and of what it stands on, and the devices: for a bug report.
+"""mujax version - the versions of mujax and what it stands on, and the devices: for a bug report.
 
   mujax version
 
@@ -9,7 +9,17 @@ import platform
 
 from mujax.cli.verb import FINISHED, Verb
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml_collections", "numpy", "libtpu")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "ml_collections",
+    "numpy",
+    "libtpu",
+)
 
 
 def run() -> int:
@@ -27,7 +37,8 @@ def run() -> int:
             print(f"{package} is not installed")
     try:
         devices = jax.devices()
-    except (RuntimeError, AssertionError) as e:  # one that another process holds, a driver that is missing
+    except (RuntimeError, AssertionError) as e:
+        # one that another process holds, a driver that is missing
         print(f"no devices: {' '.join(str(explained(e)).split())}")
     else:
         print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")

@@ -72,14 +72,20 @@ class RunConfig:
 
     @functools.cached_property
     def id(self) -> str:
-        """First 12 hex of the SHA-256 of the resolved config without OPERATION_SECTIONS: names the run."""
-        parts = {key: canonical(getattr(self, key)) for key in SECTIONS if key not in OPERATION_SECTIONS}
-        parts.update(seed=json.dumps(self.seed), model=_canonical_model(self.model_name, Itself(self.model)))
+        """First 12 hex of the SHA-256 of the resolved config without OPERATION_SECTIONS: names the
+        run."""
+        parts = {
+            key: canonical(getattr(self, key)) for key in SECTIONS if key not in OPERATION_SECTIONS
+        }
+        parts.update(
+            seed=json.dumps(self.seed), model=_canonical_model(self.model_name, Itself(self.model))
+        )
         return hashed("{" + ", ".join(f'"{key}": {parts[key]}' for key in sorted(parts)) + "}")
 
 
 def _models() -> Mapping[str, Any]:
-    """Returns the architectures by name. They bring JAX, which who only reads a config need not wait for."""
+    """Returns the architectures by name. They bring JAX, which who only reads a config need not
+    wait for."""
     from mujax.models import MODELS
 
     return MODELS
@@ -87,7 +93,11 @@ def _models() -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _canonical_model(name: str, model: Itself) -> str:
-    fields = {field: value for field, value in dataclasses.asdict(model.thing).items() if field not in DERIVED}
+    fields = {
+        field: value
+        for field, value in dataclasses.asdict(model.thing).items()
+        if field not in DERIVED
+    }
     return json.dumps({"name": name, **fields}, sort_keys=True)
 
 
@@ -106,7 +116,8 @@ def default_config(model: str = "transformer") -> dict[str, Any]:
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Nested mapping (ConfigDict.to_dict()) -> the RunConfig of the run it names; `sweep` and `refine` are ignored.
+    """Nested mapping (ConfigDict.to_dict()) -> the RunConfig of the run it names; `sweep` and
+    `refine` are ignored.
 
     Raises:
       UserError: an unknown or missing field, a wrong type, a value out of range, or a combination
@@ -116,8 +127,9 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
 
 
 class ConfigMaker:
-    """Makes RunConfigs, see make_run_config, of trees that share sections: one that is the same object as an earlier
-    tree's is typed, and its numbers checked, once. No section may change meanwhile."""
+    """Makes RunConfigs, see make_run_config, of trees that share sections: one that is the same
+    object as an earlier tree's is typed, and its numbers checked, once. No section may change
+    meanwhile."""
 
     def __init__(self):
         self._typed: dict[Any, Any] = {}
@@ -133,7 +145,10 @@ class ConfigMaker:
         check_together(**sections)
         reads, holds = getattr(model_cls, "reads", "text"), DATASETS[sections["data"].name]
         if reads != holds:
-            raise UserError(f"data.name = {sections['data'].name!r} is {holds}; model.name = {name!r} reads {reads}")
+            raise UserError(
+                f"data.name = {sections['data'].name!r} is {holds}; model.name = {name!r} reads "
+                f"{reads}"
+            )
         model = self._model(tree["model"], model_cls, fields, sections["data"])
         cfg = RunConfig(seed=seed, model_name=name, model=model, **sections)
         _check_base(cfg)
@@ -143,7 +158,9 @@ class ConfigMaker:
     def _once(self, section, cls, where: str):
         key = Itself(section), where
         if key not in self._typed:
-            self._typed[key] = _typed_model(section) if cls is None else typed_section(cls, section, where)
+            self._typed[key] = (
+                _typed_model(section) if cls is None else typed_section(cls, section, where)
+            )
         return self._typed[key]
 
     def _model(self, section, cls, fields: Mapping[str, Any], data: DataConfig):
@@ -169,7 +186,8 @@ def _typed_model(tree) -> tuple[str, dict[str, Any]]:
 
 
 def _check_fields_of(model_name: str, model_tree: Mapping[str, Any]) -> None:
-    """Raises UserError where model.name alone was changed, and the fields are those of another model."""
+    """Raises UserError where model.name alone was changed, and the fields are those of another
+    model."""
     fields = {name: set(type_hints(cls)) - set(DERIVED) for name, (cls, _) in _models().items()}
     others = [name for name, own in fields.items() if own == set(model_tree)]
     if others and model_name not in others:
@@ -182,29 +200,43 @@ def _check_fields_of(model_name: str, model_tree: Mapping[str, Any]) -> None:
 def _check_base(cfg: RunConfig) -> None:
     for name in ("d_head", "num_layers"):
         if getattr(cfg.parameterization, f"base_{name}") and not hasattr(cfg.model, name):
-            raise UserError(f"parameterization.base_{name}: model {cfg.model_name!r} has no {name}; set it to 0")
+            raise UserError(
+                f"parameterization.base_{name}: model {cfg.model_name!r} has no {name}; set it to 0"
+            )
     _check_base_depth(cfg.parameterization)
     try:
         cfg.base_model  # noqa: B018 - the base model must be a valid model too
     except UserError as e:
-        raise UserError(f"parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e
+        raise UserError(
+            f"parameterization.base_width = {cfg.parameterization.base_width}: {e}"
+        ) from e
 
 
 def _check_base_depth(parameterization: ParameterizationConfig) -> None:
     """Raises UserError where a depth is given for tables that never look at it."""
     # An override takes rows from other tables: "hidden=completep", "residual=completep"
-    values = [override.partition("=")[2].strip().partition(".")[0] for override in parameterization.override]
-    tables = [PARAMETERIZATIONS[name] for name in (parameterization.name, *values) if name in PARAMETERIZATIONS]
+    values = [
+        override.partition("=")[2].strip().partition(".")[0]
+        for override in parameterization.override
+    ]
+    tables = [
+        PARAMETERIZATIONS[name]
+        for name in (parameterization.name, *values)
+        if name in PARAMETERIZATIONS
+    ]
     if parameterization.base_num_layers and not any(table.compares_depths for table in tables):
         have = ", ".join(name for name, table in PARAMETERIZATIONS.items() if table.compares_depths)
         raise UserError(
-            f"parameterization.base_num_layers = {parameterization.base_num_layers}: {parameterization.name!r} has no "
-            f"rule that compares depths, so it would have no effect; set it to 0, or choose a table that has: {have}"
+            f"parameterization.base_num_layers = {parameterization.base_num_layers}: "
+            f"{parameterization.name!r} has no "
+            "rule that compares depths, so it would have no effect; set it to 0, or choose a "
+            f"table that has: {have}"
         )
 
 
 def _check_rules(cfg: RunConfig) -> None:
-    # One list of rules serves every architecture, so those of base.py may name axes that this one lacks
+    # One list of rules serves every architecture, so those of base.py may name axes that this one
+    # lacks
     known = (*cfg.model.dims, *(axis for axis, _ in RULES if axis not in cfg.model.dims))
     seen = set()
     for rule, (axis, mesh_axis) in zip(cfg.mesh.rules, cfg.mesh.axis_rules, strict=True):
@@ -212,7 +244,9 @@ def _check_rules(cfg: RunConfig) -> None:
         if axis not in known:
             raise UserError(f"{where} names no axis of a weight{suggest(axis, known)}")
         if mesh_axis not in WEIGHT_AXES:
-            raise UserError(f"{where} names no mesh axis that splits weights{suggest(mesh_axis, WEIGHT_AXES)}")
+            raise UserError(
+                f"{where} names no mesh axis that splits weights{suggest(mesh_axis, WEIGHT_AXES)}"
+            )
         if axis in seen:
             raise UserError(f"{where} is a second rule for {axis}")
         seen.add(axis)

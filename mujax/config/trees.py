@@ -1,4 +1,5 @@
-"""Configs as trees: their leaves, how two differ, and hashes that do not depend on the order of keys."""
+"""Configs as trees: their leaves, how two differ, and hashes that do not depend on the order of
+keys."""
 
 import dataclasses
 import functools
@@ -19,7 +20,8 @@ def digest(tree) -> str:
 
 
 class Itself:
-    """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same JSON."""
+    """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same
+    JSON."""
 
     def __init__(self, thing):
         self.thing = thing

@@ -1,4 +1,5 @@
-"""A section of a config as the dataclass that declares its fields: names, types and ranges checked."""
+"""A section of a config as the dataclass that declares its fields: names, types and ranges
+checked."""
 
 import functools
 import math
@@ -24,7 +25,9 @@ def typed_section(cls, tree: Mapping[str, Any], where: str):
     return cls(**fields)
 
 
-def typed_fields(cls, tree: Mapping[str, Any], where: str, derived: tuple[str, ...] = ()) -> dict[str, Any]:
+def typed_fields(
+    cls, tree: Mapping[str, Any], where: str, derived: tuple[str, ...] = ()
+) -> dict[str, Any]:
     hints = {name: hint for name, hint in type_hints(cls).items() if name not in derived}
     check_names(tree, hints, f"{where}.")
     return {name: cast(tree[name], hint, f"{where}.{name}") for name, hint in hints.items()}
@@ -39,11 +42,14 @@ def check_names(tree: Mapping[str, Any], names, prefix: str) -> None:
             raise UserError(f"unknown field {prefix}{key}{suggest(str(key), names)}")
     for name in names:
         if name not in tree:
-            raise UserError(f"field {prefix}{name} is missing; start from configs/base.py, which sets all")
+            raise UserError(
+                f"field {prefix}{name} is missing; start from configs/base.py, which sets all"
+            )
 
 
 def cast(value, kind: type, field: str) -> Any:
-    """Checks a value's type; an int serves as a float, a NumPy scalar as its Python number; no other conversion."""
+    """Checks a value's type; an int serves as a float, a NumPy scalar as its Python number; no
+    other conversion."""
     if isinstance(value, np.generic):
         value = value.item()
     if get_origin(kind) is tuple:  # of any length, all entries of one type
@@ -53,7 +59,9 @@ def cast(value, kind: type, field: str) -> Any:
     if kind is float and type(value) is int and abs(value) < 1e38:
         value = float(value)
     if kind is float and type(value) in (float, int):
-        if type(value) is int or not (math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)):
+        if type(value) is int or not (
+            math.isfinite(value) and (value == 0 or 1e-37 < abs(value) < 1e38)
+        ):
             raise UserError(f"{field} = {shown(value)} is not a finite number that fits float32")
         return value + 0.0  # -0.0 is 0.0
     if type(value) is not kind:

@@ -1,4 +1,5 @@
-"""Text in pieces of a SentencePiece vocabulary, which is trained on that text the first time it is asked for."""
+"""Text in pieces of a SentencePiece vocabulary, which is trained on that text the first time it is
+asked for."""
 
 import contextlib
 import hashlib
@@ -24,7 +25,8 @@ def cache_folder() -> Path:
 
 
 def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
-    """The folder of a packed dataset of this text in so many pieces; made once, then found by what it is made of.
+    """The folder of a packed dataset of this text in so many pieces; made once, then found by what
+    it is made of.
 
     Raises:
       UserError: see mujax.data.prepare.dataset.
@@ -33,20 +35,27 @@ def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
     digest = hashlib.sha256(f"{FORMAT} {vocab_size} {sentencepiece.__version__}".encode())
     try:
         for file in files:
-            digest.update(b"%s %d " % (file.relative_to(root).as_posix().encode(), file.stat().st_size))
+            digest.update(
+                b"%s %d " % (file.relative_to(root).as_posix().encode(), file.stat().st_size)
+            )
             digest.update(file.read_bytes())
     except OSError as e:
         raise UserError(f"{e.filename} cannot be read: {e.strerror}") from e
     folder = cache_folder() / f"pieces-{vocab_size}-{digest.hexdigest()[:12]}"
     if (folder / DESCRIPTION).exists():
         return folder
-    print(f"training {vocab_size} SentencePiece pieces on {path or 'the embedded text'}, once", file=sys.stderr)
+    print(
+        f"training {vocab_size} SentencePiece pieces on {path or 'the embedded text'}, once",
+        file=sys.stderr,
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Whoever is first; others that make the same meanwhile have worked in vain
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError as e:
-        raise UserError(f"{folder.parent} cannot be written ({e.strerror}); set MUJAX_CACHE to another folder") from e
+        raise UserError(
+            f"{folder.parent} cannot be written ({e.strerror}); set MUJAX_CACHE to another folder"
+        ) from e
     try:
         is_file = len(files) == 1 and Path(path).expanduser().is_file()
         pattern = escape(str(files[0])) if is_file else f"{escape(str(root))}/{glob}"

@@ -22,8 +22,8 @@ def load_images(name: str, path: str, seq_len: int, num_classes: int, batch_size
     """Reads or makes images of seq_len = side * side * 3 bytes; every tenth is for validation.
 
     Args:
-      name: images, of a .npz file with `images` uint8 [N, side, side, 3] and `labels` [N] in [0, num_classes);
-        or synthetic_images.
+      name: images, of a .npz file with `images` uint8 [N, side, side, 3] and `labels` [N] in [0,
+        num_classes); or synthetic_images.
 
     Raises:
       UserError: no such file, or arrays of other shapes, types or numbers; or less than a batch.
@@ -33,11 +33,16 @@ def load_images(name: str, path: str, seq_len: int, num_classes: int, batch_size
         images, labels = synthetic_images(NUM_SYNTHETIC, side, num_classes)
     else:
         images, labels = _read(path, side, num_classes)
-    rows = np.concatenate([images.reshape(len(images), -1), labels[:, None]], axis=1, dtype=np.uint8, casting="unsafe")
+    rows = np.concatenate(
+        [images.reshape(len(images), -1), labels[:, None]], axis=1, dtype=np.uint8, casting="unsafe"
+    )
     is_validation = np.arange(len(rows)) % VALIDATION_PERIOD == 0
     train, validation = rows[~is_validation], rows[is_validation]
     if len(validation) < batch_size:
-        raise UserError(f"data.path = {path!r}: {len(validation)} images for validation make no batch of {batch_size}")
+        raise UserError(
+            f"data.path = {path!r}: {len(validation)} images for validation make no batch of "
+            f"{batch_size}"
+        )
     return Corpus(train, validation, hashlib.sha256(rows.tobytes()).hexdigest()[:12], None)
 
 
@@ -45,19 +50,24 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
     file = Path(os.path.expanduser(path))
     try:
         check_regular(file)
-        with open(file, "rb") as stream, np.load(stream) as content:  # NumPy leaves a damaged file open
+        with open(file, "rb") as stream, np.load(stream) as content:
+            # NumPy leaves a damaged file open
             images, labels = content["images"], content["labels"]
     except Exception as e:  # whatever NumPy and zipfile make of what they read
         reason = " ".join(str(e).split())
-        raise UserError(f"data.path = {path!r} is no .npz file with arrays `images` and `labels`: {reason}") from e
+        raise UserError(
+            f"data.path = {path!r} is no .npz file with arrays `images` and `labels`: {reason}"
+        ) from e
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, COLORS):
         raise UserError(
-            f"data.path = {path!r}: images are {images.dtype} {images.shape}; data.seq_len wants uint8 "
+            f"data.path = {path!r}: images are {images.dtype} {images.shape}; data.seq_len wants "
+            "uint8 "
             f"(N, {side}, {side}, {COLORS})"
         )
     if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"data.path = {path!r}: labels must be one an image, from 0 to data.vocab_size - 1 = {num_classes - 1}"
+            f"data.path = {path!r}: labels must be one an image, from 0 to data.vocab_size - 1 = "
+            f"{num_classes - 1}"
         )
     return images, labels
 
@@ -65,8 +75,8 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
 def synthetic_images(num_images: int, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(uint8 [N, side, side, 3], labels [N]); the same at every call.
 
-    A class is a smooth pattern. An image is that of its class anywhere (the pattern wraps around), at some contrast,
-    under another of no class and noise.
+    A class is a smooth pattern. An image is that of its class anywhere (the pattern wraps around),
+    at some contrast, under another of no class and noise.
     """
     rng = np.random.default_rng(0)
     patterns = np.stack([_pattern(rng, side) for _ in range(2 * num_classes)])
@@ -74,8 +84,15 @@ def synthetic_images(num_images: int, side: int, num_classes: int) -> tuple[np.n
     distractors = num_classes + rng.integers(num_classes, size=num_images)
     images = np.empty((num_images, side, side, COLORS), np.uint8)
     for i, (label, distractor) in enumerate(zip(labels, distractors, strict=True)):
-        own, other = (np.roll(patterns[k], rng.integers(side, size=2), axis=(0, 1)) for k in (label, distractor))
-        image = rng.uniform(0.3, 1) * own + rng.uniform(0.3, 1) * other + 1.0 * rng.normal(size=own.shape)
+        own, other = (
+            np.roll(patterns[k], rng.integers(side, size=2), axis=(0, 1))
+            for k in (label, distractor)
+        )
+        image = (
+            rng.uniform(0.3, 1) * own
+            + rng.uniform(0.3, 1) * other
+            + 1.0 * rng.normal(size=own.shape)
+        )
         images[i] = np.clip(128 + 40 * image, 0, 255)
     return images, labels
 

@@ -22,10 +22,12 @@ NUM_THREADS, NUM_AHEAD = 2, 4
 
 
 class TrainBatches:
-    """Shuffled rows, reshuffled every epoch; `batches[t]` is [batch_size, seq_len + 1], of any unsigned type."""
+    """Shuffled rows, reshuffled every epoch; `batches[t]` is [batch_size, seq_len + 1], of any
+    unsigned type."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int):
-        # Of numbers: an array as grain's source takes three times as long a row. Beyond its length comes a new epoch.
+        # Of numbers: an array as grain's source takes three times as long a row. Beyond its length
+        # comes a new epoch.
         self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle()
         self._rows, self._batch_size = rows, batch_size
 
@@ -35,7 +37,9 @@ class TrainBatches:
     def rows(self, t: int, which: slice) -> np.ndarray:
         """Some rows of batch t; no others are read."""
         first = t * self._batch_size
-        return self._rows[np.asarray([self._order[first + i] for i in range(which.start, which.stop)])]
+        return self._rows[
+            np.asarray([self._order[first + i] for i in range(which.start, which.stop)])
+        ]
 
 
 def ahead(read: Callable[[int], T], first: int, end: int) -> Iterator[T]:
@@ -54,15 +58,22 @@ def validation_batches(rows: Rows, batch_size: int, num_batches: int) -> np.ndar
     return rows[picks].reshape(num_batches, batch_size, -1)
 
 
-def load_batches(cfg: RunConfig, seeds: Iterable[int]) -> tuple[dict[int, TrainBatches], np.ndarray, Corpus]:
-    """({seed: training batches}, validation batches [E, B, T + 1], corpus) of a config; a source is read once.
+def load_batches(
+    cfg: RunConfig, seeds: Iterable[int]
+) -> tuple[dict[int, TrainBatches], np.ndarray, Corpus]:
+    """({seed: training batches}, validation batches [E, B, T + 1], corpus) of a config; a source is
+    read once.
 
     Raises:
       UserError: the source is missing or damaged, or does not fit the config.
     """
     corpus, train = _load(cfg), cfg.train
     batches = {seed: TrainBatches(corpus.train, train.batch_size, seed) for seed in seeds}
-    return batches, validation_batches(corpus.validation, train.batch_size, train.eval_batches), corpus
+    return (
+        batches,
+        validation_batches(corpus.validation, train.batch_size, train.eval_batches),
+        corpus,
+    )
 
 
 def _load(cfg: RunConfig) -> Corpus:
@@ -72,11 +83,14 @@ def _load(cfg: RunConfig) -> Corpus:
     if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return load_corpus(data.name, data.path, data.glob, data.seq_len, batch_size)
     boundary_id = getattr(cfg.model, "boundary_id", -1)
-    return load_shards(shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, boundary_id, batch_size)
+    return load_shards(
+        shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, boundary_id, batch_size
+    )
 
 
 def shards_folder(data: DataConfig) -> Path:
-    """Where the token shards of a config are, made first where they are of text that comes with no tokenizer.
+    """Where the token shards of a config are, made first where they are of text that comes with no
+    tokenizer.
 
     Raises:
       UserError: they cannot be made, or are not on a local disk.
@@ -85,7 +99,8 @@ def shards_folder(data: DataConfig) -> Path:
         return load_pieces(data.name, data.path, data.glob, data.vocab_size)
     if "://" in data.path:
         raise UserError(
-            f"data.path = {data.path!r}: shards are read from a local disk; copy them first (gcloud storage rsync -r), "
+            f"data.path = {data.path!r}: shards are read from a local disk; copy them first "
+            "(gcloud storage rsync -r), "
             "or mount the bucket (gcsfuse)"
         )
     return Path(os.path.expanduser(data.path))

@@ -1,9 +1,10 @@
-"""Token shards: files of token ids and the dataset.json that says what is in them. mujax prepare writes them; here they
-are read.
+"""Token shards: files of token ids and the dataset.json that says what is in them. mujax prepare
+writes them; here they are read.
 
-A file is a stream of uint16 or uint32, little-endian, train-00000.bin and so on. Layout `document`: rows of
-seq_len + 1, a document each, cut or padded. Layout `packed`: documents one after the other, each with its end; rows of
-any length are cut from all files of a split as one stream, and overlap by one token, so that each is a target once.
+A file is a stream of uint16 or uint32, little-endian, train-00000.bin and so on. Layout `document`:
+rows of seq_len + 1, a document each, cut or padded. Layout `packed`: documents one after the other,
+each with its end; rows of any length are cut from all files of a split as one stream, and overlap
+by one token, so that each is a target once.
 """
 
 import concurrent.futures
@@ -31,7 +32,8 @@ HASH_BYTES = 2**20
 
 
 class StreamRows:
-    """Rows of `length` tokens, the next one `stride` tokens further, in streams that follow each other.
+    """Rows of `length` tokens, the next one `stride` tokens further, in streams that follow each
+    other.
 
     rows[indices] is an array [len(indices), length]; nothing else is read.
     """
@@ -42,7 +44,9 @@ class StreamRows:
         self._num_rows = max(0, (int(self._ends[-1]) - length) // stride + 1) if streams else 0
         # Views; one of a stream that is shorter than a row is never used
         self._windows = [
-            np.lib.stride_tricks.sliding_window_view(stream, length) if len(stream) >= length else stream
+            np.lib.stride_tricks.sliding_window_view(stream, length)
+            if len(stream) >= length
+            else stream
             for stream in streams
         ]
 
@@ -72,15 +76,22 @@ class StreamRows:
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:
-    """First 12 hex of the SHA-256 of what is trained on: layout, tokenizer and the content of all files."""
-    parts = {key: description[key] for key in ("format", "layout", "seq_len", "dtype", "tokenizer", "shards")}
+    """First 12 hex of the SHA-256 of what is trained on: layout, tokenizer and the content of all
+    files."""
+    parts = {
+        key: description[key]
+        for key in ("format", "layout", "seq_len", "dtype", "tokenizer", "shards")
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
     """With a SHA-256 of all of it, by which an edit is seen."""
     content = {key: value for key, value in description.items() if key != "sha256"}
-    return {**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+    return {
+        **content,
+        "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -93,20 +104,31 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         description = read_json(file)
         if description["format"] != FORMAT:
-            raise UserError(f"{file} has format {description['format']!r}; this version of mujax reads {FORMAT}")
-        is_same = description == sealed(description) and description["fingerprint"] == fingerprint(description)
+            raise UserError(
+                f"{file} has format {description['format']!r}; this version of mujax reads {FORMAT}"
+            )
+        is_same = description == sealed(description) and description["fingerprint"] == fingerprint(
+            description
+        )
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {DESCRIPTION}: it is no dataset; mujax prepare makes one") from None
+        raise UserError(
+            f"{folder} has no {DESCRIPTION}: it is no dataset; mujax prepare makes one"
+        ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{file} cannot be read: {type(e).__name__}: {e}") from e
     if not is_same:
-        raise UserError(f"{file} was edited: its SHA-256 is not that of its content; restore it from a copy")
+        raise UserError(
+            f"{file} was edited: its SHA-256 is not that of its content; restore it from a copy"
+        )
     _check_fields(f"{file}", description, _CHECKS)  # an edit may have been sealed again
     _check_fields(f"{file}, tokenizer", description["tokenizer"], _TOKENIZER_CHECKS)
     for i, shard in enumerate(description["shards"]):
         _check_fields(f"{file}, shard {i}", shard, _SHARD_CHECKS)
         if shard["bytes"] % np.dtype(description["dtype"]).itemsize:
-            raise UserError(f"{file}, shard {i}: {shard['bytes']} bytes are no whole number of {description['dtype']}")
+            raise UserError(
+                f"{file}, shard {i}: {shard['bytes']} bytes are no whole number of "
+                f"{description['dtype']}"
+            )
     for split in SPLITS:
         _check_fields(f"{file}, {split}", description["splits"][split], _SPLIT_CHECKS)
     return description
@@ -129,7 +151,9 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "tokenizer": lambda x: isinstance(x, dict),
     "recipe": lambda x: isinstance(x, dict),
     "shards": lambda x: isinstance(x, list) and all(isinstance(shard, dict) for shard in x),
-    "splits": lambda x: isinstance(x, dict) and all(isinstance(x.get(split), dict) for split in SPLITS),
+    "splits": lambda x: (
+        isinstance(x, dict) and all(isinstance(x.get(split), dict) for split in SPLITS)
+    ),
 }
 _TOKENIZER_CHECKS: dict[str, Callable[[Any], bool]] = {
     "vocab_size": lambda x: _is_count(x) and 0 < x < 2**31,
@@ -150,15 +174,21 @@ _SPLIT_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _check_fields(where: str, fields: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> None:
+def _check_fields(
+    where: str, fields: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]
+) -> None:
     for name, is_right in checks.items():
         if name not in fields or not is_right(fields[name]):
             value = shown(fields[name]) if name in fields else "missing"
-            raise UserError(f"{where}: {name} is {value}, which mujax prepare never writes; restore it from a copy")
+            raise UserError(
+                f"{where}: {name} is {value}, which mujax prepare never writes; restore it from a "
+                "copy"
+            )
 
 
 def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError, which names the file, if one is missing, cut short or has other content than it was given.
+    """Raises UserError, which names the file, if one is missing, cut short or has other content
+    than it was given.
 
     What was read once is not read again while its size and time of change are the same.
     """
@@ -168,18 +198,22 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     unread = []
     for shard in shards:
         if not is_name(shard["file"]):
-            raise UserError(f"{folder / DESCRIPTION}: {shown(shard['file'])} is no name of a file in its folder")
+            raise UserError(
+                f"{folder / DESCRIPTION}: {shown(shard['file'])} is no name of a file in its folder"
+            )
         file = folder / shard["file"]
         check_regular(file)
         try:
             status = file.stat()
         except OSError as e:
             raise UserError(
-                f"{file} is missing: {e.strerror}; restore it from a copy, or prepare the data anew elsewhere"
+                f"{file} is missing: {e.strerror}; restore it from a copy, or prepare the data "
+                "anew elsewhere"
             ) from e
         if status.st_size != shard["bytes"]:
             raise UserError(
-                f"{file} has {status.st_size} bytes, not the {shard['bytes']} that were written: restore it"
+                f"{file} has {status.st_size} bytes, not the {shard['bytes']} that were written: "
+                "restore it"
             )
         found[shard["file"]] = [status.st_size, status.st_mtime_ns, shard["sha256"]]
         if verified.get(shard["file"]) != found[shard["file"]]:
@@ -187,17 +221,25 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     if not unread:
         return
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shard, digest in zip(unread, pool.map(lambda s: _sha256(folder / s["file"]), unread), strict=True):
+        for shard, digest in zip(
+            unread, pool.map(lambda s: _sha256(folder / s["file"]), unread), strict=True
+        ):
             if digest != shard["sha256"]:
-                raise UserError(f"{folder / shard['file']} was changed since it was prepared: restore it from a copy")
+                raise UserError(
+                    f"{folder / shard['file']} was changed since it was prepared: restore it from "
+                    "a copy"
+                )
     with contextlib.suppress(OSError):  # a folder that is only read is read whole each time
         temporary = folder / f"{VERIFIED}.{os.getpid()}"
         temporary.write_text(json.dumps(found))
         temporary.replace(folder / VERIFIED)
 
 
-def load_shards(folder: Path, seq_len: int, vocab_size: int, eos_id: int, boundary_id: int, batch_size: int) -> Corpus:
-    """The rows of a dataset, [., seq_len + 1] of memory-mapped files, checked against the config that reads them.
+def load_shards(
+    folder: Path, seq_len: int, vocab_size: int, eos_id: int, boundary_id: int, batch_size: int
+) -> Corpus:
+    """The rows of a dataset, [., seq_len + 1] of memory-mapped files, checked against the config
+    that reads them.
 
     Raises:
       UserError: no dataset, a damaged one, or one that does not fit the config.
@@ -207,32 +249,53 @@ def load_shards(folder: Path, seq_len: int, vocab_size: int, eos_id: int, bounda
     least = tokenizer["vocab_size"]
     if not least <= vocab_size <= -(-least // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
         raise UserError(
-            f"data.vocab_size = {vocab_size}: {where} has {least} ids; set that, or up to the next multiple of "
+            f"data.vocab_size = {vocab_size}: {where} has {least} ids; set that, or up to the "
+            "next multiple of "
             f"{VOCAB_MULTIPLE}"
         )
     is_packed, end = description["layout"] == "packed", tokenizer["eos_id"]
     if not is_packed and description["seq_len"] != seq_len:
-        raise UserError(f"data.seq_len = {seq_len}: {where} has a document a row, cut to {description['seq_len']}")
+        raise UserError(
+            f"data.seq_len = {seq_len}: {where} has a document a row, cut to "
+            f"{description['seq_len']}"
+        )
     if not is_packed and eos_id != end:
-        raise UserError(f"data.eos_id = {eos_id}: rows of {where} are padded with {end}, which the loss must not count")
+        raise UserError(
+            f"data.eos_id = {eos_id}: rows of {where} are padded with {end}, which the loss must "
+            "not count"
+        )
     if is_packed and eos_id != -1:
-        raise UserError(f"data.eos_id = {eos_id}: {where} is packed, and the loss counts all of a row: set -1")
+        raise UserError(
+            f"data.eos_id = {eos_id}: {where} is packed, and the loss counts all of a row: set -1"
+        )
     if boundary_id not in (-1, end):
-        raise UserError(f"model.boundary_id = {boundary_id}: documents of {where} end with {end}; set that, or -1")
+        raise UserError(
+            f"model.boundary_id = {boundary_id}: documents of {where} end with {end}; set that, "
+            "or -1"
+        )
     check_files(folder, description["shards"])
     stride = seq_len if is_packed else seq_len + 1
     splits = {}
     for split in SPLITS:
-        files = [folder / shard["file"] for shard in description["shards"] if shard["split"] == split]
+        files = [
+            folder / shard["file"] for shard in description["shards"] if shard["split"] == split
+        ]
         dtype = np.dtype(description["dtype"]).newbyteorder("<")
-        splits[split] = StreamRows([np.memmap(file, dtype, "r") for file in files], seq_len + 1, stride)
+        splits[split] = StreamRows(
+            [np.memmap(file, dtype, "r") for file in files], seq_len + 1, stride
+        )
         if len(splits[split]) < batch_size:
             raise UserError(
-                f"{where}: its {split} split has {len(splits[split])} rows of {seq_len} tokens, and "
+                f"{where}: its {split} split has {len(splits[split])} rows of {seq_len} tokens, "
+                "and "
                 f"train.batch_size = {batch_size}"
             )
     validation = description["splits"]["validation"]
-    return Corpus(**splits, fingerprint=description["fingerprint"], tokens_per_byte=validation["tokens_per_byte"])
+    return Corpus(
+        **splits,
+        fingerprint=description["fingerprint"],
+        tokens_per_byte=validation["tokens_per_byte"],
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -32,9 +32,18 @@ COMPRESSIONS = {
     b"PK\x03\x04": "zip",
 }
 
-# Tests are not prose anybody wrote to be read; encodings/ is generated tables; the others vary by machine.
+# Tests are not prose anybody wrote to be read; encodings/ is generated tables; the others vary by
+# machine.
 _EMBEDDED_SUFFIXES = (".py", ".txt")
-_EMBEDDED_SKIP = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+_EMBEDDED_SKIP = {
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
 
 
 class Rows(Protocol):
@@ -49,8 +58,8 @@ class Rows(Protocol):
 class Corpus:
     """Rows of tokens [num_rows, seq_len + 1] of both splits, and what identifies them.
 
-    fingerprint: first 12 hex of a SHA-256 of all that is trained on. tokens_per_byte: of the text of the validation
-      split; None where that is not known, or there is no text.
+    fingerprint: first 12 hex of a SHA-256 of all that is trained on. tokens_per_byte: of the text
+      of the validation split; None where that is not known, or there is no text.
     """
 
     train: Rows
@@ -64,11 +73,16 @@ class Corpus:
 
 
 def embedded_files() -> list[Path]:
-    """The standard library's own .py and .txt files, about 11 MB, sorted; empty if it is not on disk."""
+    """The standard library's own .py and .txt files, about 11 MB, sorted; empty if it is not on
+    disk."""
     found = []
     for folder, subfolders, names in os.walk(sysconfig.get_paths()["stdlib"]):
         subfolders[:] = [name for name in subfolders if name not in _EMBEDDED_SKIP]
-        kept = [name for name in names if name.endswith(_EMBEDDED_SUFFIXES) and not name.startswith("_sysconfigdata")]
+        kept = [
+            name
+            for name in names
+            if name.endswith(_EMBEDDED_SUFFIXES) and not name.startswith("_sysconfigdata")
+        ]
         found += [Path(folder) / name for name in kept]
     return sorted(found)
 
@@ -83,7 +97,8 @@ def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
         files = embedded_files()
         if not files:
             raise UserError(
-                "data.name = 'embedded': this Python has no standard library sources on disk; set data.path"
+                "data.name = 'embedded': this Python has no standard library sources on disk; set "
+                "data.path"
             )
         return Path(sysconfig.get_paths()["stdlib"]), files
     root = Path(os.path.expanduser(path))
@@ -94,7 +109,9 @@ def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
             raise UserError(f"data.path = {path!r}: no such file or folder")
         files = sorted(file for file in root.glob(glob) if file.is_file())
     except (OSError, ValueError, NotImplementedError) as e:
-        raise UserError(f"data.path = {path!r} with data.glob = {glob!r} cannot be read: {e}") from e
+        raise UserError(
+            f"data.path = {path!r} with data.glob = {glob!r} cannot be read: {e}"
+        ) from e
     if not files:
         raise UserError(f"data.path = {path!r}: no file matches data.glob = {glob!r}")
     return root, files
@@ -114,16 +131,21 @@ def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) 
     documents = {file.relative_to(root).as_posix(): _read_utf8(file) for file in files}
     documents = {key: text for key, text in documents.items() if text}
     if not documents:
-        raise UserError(f"{_describe(name, path)} is empty: it has {len(files)} file(s) and no text")
+        raise UserError(
+            f"{_describe(name, path)} is empty: it has {len(files)} file(s) and no text"
+        )
     train, validation = (bytes([DOCUMENT_END]).join(part) for part in _split(documents))
     for split, stream in (("training", train), ("validation", validation)):
         if len(stream) < batch_size * seq_len + 1:
             raise UserError(
-                f"{_describe(name, path)} is too small: {len(stream)} {split} bytes, and one batch needs "
+                f"{_describe(name, path)} is too small: {len(stream)} {split} bytes, and one "
+                "batch needs "
                 f"train.batch_size * data.seq_len = {batch_size * seq_len}"
             )
     digest = hashlib.sha256(b"%d %d " % (seq_len, len(train)) + train + validation).hexdigest()
-    return Corpus(_rows(train, seq_len), _rows(validation, seq_len), digest[:12], tokens_per_byte=1.0)
+    return Corpus(
+        _rows(train, seq_len), _rows(validation, seq_len), digest[:12], tokens_per_byte=1.0
+    )
 
 
 def _describe(name: str, path: str) -> str:
@@ -141,15 +163,20 @@ def _read_utf8(file: Path) -> bytes:
         raw.decode()
     except UnicodeDecodeError as e:
         if kind := compression_of(raw):
-            raise UserError(f"{file} is compressed ({kind}): decompress it, or narrow data.glob") from e
-        raise UserError(f"{file} is not UTF-8 text (byte {e.start}); convert it, or narrow data.glob") from e
+            raise UserError(
+                f"{file} is compressed ({kind}): decompress it, or narrow data.glob"
+            ) from e
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {e.start}); convert it, or narrow data.glob"
+        ) from e
     except OSError as e:
         raise UserError(f"{file} cannot be read: {e.strerror}") from e
     return raw
 
 
 def held_out_files(keys: Sequence[str]) -> set[str] | None:
-    """Those of the files, by their paths from the root, that are for validation; None: the end of each of them."""
+    """Those of the files, by their paths from the root, that are for validation; None: the end of
+    each of them."""
     if len(keys) < MIN_FILES_TO_SPLIT_BY_FILE:
         return None
     by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())

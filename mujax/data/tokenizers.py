@@ -1,4 +1,5 @@
-"""Text to token ids and back: the ids of seqio's vocabularies, without TensorFlow; and Hugging Face's tokenizers."""
+"""Text to token ids and back: the ids of seqio's vocabularies, without TensorFlow; and Hugging
+Face's tokenizers."""
 
 import dataclasses
 import hashlib
@@ -26,7 +27,8 @@ MAX_LINE_BYTES = 16_384
 class Tokenizer:
     """encode: documents -> their ids, without an end. decode: ids -> text, without what is no text.
 
-    eos_id: ends a document, and pads its row. start_id: what a row begins with where a document begins.
+    eos_id: ends a document, and pads its row. start_id: what a row begins with where a document
+      begins.
     file: what it was made of, as name and content; ("", b"") where there is none.
     """
 
@@ -53,7 +55,8 @@ class Tokenizer:
 
 
 def parse(text: str) -> tuple[str, str, dict[str, str]]:
-    """'sentencepiece:t5.model,extra_ids=100' -> ('sentencepiece', 't5.model', {'extra_ids': '100'}).
+    """'sentencepiece:t5.model,extra_ids=100' -> ('sentencepiece', 't5.model', {'extra_ids':
+    '100'}).
 
     Raises:
       UserError: no such kind or option.
@@ -61,16 +64,27 @@ def parse(text: str) -> tuple[str, str, dict[str, str]]:
     head, *rest = text.split(",")
     kind, _, value = head.partition(":")
     if kind not in KINDS and kind != "train":
-        raise UserError(f"--tokenizer={text}: {kind!r} is not one of: {', '.join([*KINDS, 'train'])}")
+        raise UserError(
+            f"--tokenizer={text}: {kind!r} is not one of: {', '.join([*KINDS, 'train'])}"
+        )
     known = OPTIONS.get(kind, ())
     options = {}
     for entry in rest:
         name, _, setting = entry.partition("=")
         if name not in known or not setting:
-            what = f"options of {kind} are {', '.join(known)}, as NAME=VALUE" if known else f"{kind} has no options"
+            what = (
+                f"options of {kind} are {', '.join(known)}, as NAME=VALUE"
+                if known
+                else f"{kind} has no options"
+            )
             raise UserError(f"--tokenizer={text}: {entry!r}: {what}")
         options[name] = setting
-    wanted = {"bytes": "", "byte_vocabulary": "", "ids": "the number of ids", "train": "the number of ids"}
+    wanted = {
+        "bytes": "",
+        "byte_vocabulary": "",
+        "ids": "the number of ids",
+        "train": "the number of ids",
+    }
     needs = wanted.get(kind, "a file")
     if bool(value) != bool(needs):
         raise UserError(f"--tokenizer={text}: {kind} takes {needs or 'nothing'} after the colon")
@@ -97,7 +111,8 @@ def of_dataset(folder: Path, recorded: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a dataset.json names.
 
     Raises:
-      UserError: it cannot be made here, or its file is missing or not the one that the text was encoded with.
+      UserError: it cannot be made here, or its file is missing or not the one that the text was
+        encoded with.
     """
     kind, name = recorded["kind"], recorded["file"]
     if kind not in KINDS:
@@ -112,7 +127,9 @@ def of_dataset(folder: Path, recorded: Mapping[str, Any]) -> Tokenizer:
         except OSError as e:
             raise UserError(f"{file} cannot be read: {e.strerror}") from e
         if hashlib.sha256(model).hexdigest() != recorded["sha256"]:
-            raise UserError(f"{file} is not the one that {folder} was prepared with; restore it from a copy")
+            raise UserError(
+                f"{file} is not the one that {folder} was prepared with; restore it from a copy"
+            )
     return make(kind, model, recorded["options"])
 
 
@@ -128,13 +145,17 @@ def make(kind: str, model: bytes, options: Options) -> Tokenizer:
 def _whole(options: Options, name: str, default: int, least: int, most: int) -> int:
     text = options.get(name, str(default))
     if not text.isdecimal() or not least <= int(text) <= most:
-        raise UserError(f"--tokenizer: {name} = {text} is not a whole number from {least} to {most}")
+        raise UserError(
+            f"--tokenizer: {name} = {text} is not a whole number from {least} to {most}"
+        )
     return int(text)
 
 
 def _bytes(model: bytes, options: Options) -> Tokenizer:
     """The bytes of UTF-8; 0 ends a document. What configs with data.vocab_size = 256 train on."""
-    return Tokenizer("bytes", 256, 0, 0, _encode_bytes, lambda ids: bytes(ids).decode(errors="replace"))
+    return Tokenizer(
+        "bytes", 256, 0, 0, _encode_bytes, lambda ids: bytes(ids).decode(errors="replace")
+    )
 
 
 def _encode_bytes(texts: Sequence[str]) -> Sequence[Ids]:
@@ -142,7 +163,8 @@ def _encode_bytes(texts: Sequence[str]) -> Sequence[Ids]:
 
 
 def _byte_vocabulary(model: bytes, options: Options) -> Tokenizer:
-    """seqio.ByteVocabulary (ByT5, 2105.13626): 0 pads, 1 ends, 2 is unknown, and byte b is b + 3."""
+    """seqio.ByteVocabulary (ByT5, 2105.13626): 0 pads, 1 ends, 2 is unknown, and byte b is b +
+    3."""
     extra = _whole(options, "extra_ids", 0, 0, 2**20)
 
     def decode(ids: Sequence[int]) -> str:
@@ -155,17 +177,23 @@ def _byte_vocabulary(model: bytes, options: Options) -> Tokenizer:
 
 
 def _sentencepiece(model: bytes, options: Options) -> Tokenizer:
-    """seqio.SentencePieceVocabulary: the ids of a model, and extra_ids after them, which no text becomes (T5's 100)."""
+    """seqio.SentencePieceVocabulary: the ids of a model, and extra_ids after them, which no text
+    becomes (T5's 100)."""
     extra = _whole(options, "extra_ids", 0, 0, 2**20)
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
     except RuntimeError as e:
-        raise UserError(f"--tokenizer: this file is no SentencePiece model ({len(model)} bytes)") from e
+        raise UserError(
+            f"--tokenizer: this file is no SentencePiece model ({len(model)} bytes)"
+        ) from e
     size = processor.GetPieceSize()
     eos, pad, bos = processor.eos_id(), processor.pad_id(), processor.bos_id()
     if eos < 0:
-        raise UserError("--tokenizer: this SentencePiece model has no end of text (eos), which must end documents")
+        raise UserError(
+            "--tokenizer: this SentencePiece model has no end of text (eos), which must end "
+            "documents"
+        )
 
     def encode(texts: Sequence[str]) -> Sequence[Ids]:
         return processor.Encode(list(texts), num_threads=1)
@@ -179,20 +207,26 @@ def _sentencepiece(model: bytes, options: Options) -> Tokenizer:
 
 
 def _huggingface(model: bytes, options: Options) -> Tokenizer:
-    """A tokenizer.json of Hugging Face's `tokenizers`; eos=NAME where the end of a text has an unusual name."""
+    """A tokenizer.json of Hugging Face's `tokenizers`; eos=NAME where the end of a text has an
+    unusual name."""
     try:
         import tokenizers
     except ImportError as e:
-        raise UserError("--tokenizer=huggingface:FILE needs the library: pip install 'mujax[tokenizers]'") from e
+        raise UserError(
+            "--tokenizer=huggingface:FILE needs the library: pip install 'mujax[tokenizers]'"
+        ) from e
     try:
         tokenizer = tokenizers.Tokenizer.from_str(model.decode())
     except Exception as e:  # the library raises plain Exception
-        raise UserError(f"--tokenizer: this file is no tokenizer.json: {' '.join(str(e).split())[:120]}") from e
+        raise UserError(
+            f"--tokenizer: this file is no tokenizer.json: {' '.join(str(e).split())[:120]}"
+        ) from e
     names = [options["eos"]] if "eos" in options else END_NAMES
     eos = next((i for i in map(tokenizer.token_to_id, names) if i is not None), None)
     if eos is None:
         raise UserError(
-            f"--tokenizer: this tokenizer.json has no {' or '.join(names)}; name its end of text: ,eos=NAME"
+            f"--tokenizer: this tokenizer.json has no {' or '.join(names)}; name its end of text: "
+            ",eos=NAME"
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -204,7 +238,10 @@ def _huggingface(model: bytes, options: Options) -> Tokenizer:
     def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode([int(i) for i in ids])
 
-    size, file = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1, ("tokenizer.json", model)
+    size, file = (
+        max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+        ("tokenizer.json", model),
+    )
     return Tokenizer("huggingface", size, eos, eos, encode, decode, options, file)
 
 
@@ -233,10 +270,11 @@ OPTIONS = {
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model (unigram, 1804.10959) of this text; the same bytes whenever the text is the same.
+    """A SentencePiece model (unigram, 1804.10959) of this text; the same bytes whenever the text is
+    the same.
 
-    Nothing is lost but U+2581, which SentencePiece takes for a space: what it has no piece for is bytes, and it
-    normalizes nothing. Ids as T5's: 0 pads, 1 ends a
+    Nothing is lost but U+2581, which SentencePiece takes for a space: what it has no piece for is
+    bytes, and it normalizes nothing. Ids as T5's: 0 pads, 1 ends a
     text, 2 is unknown.
 
     Raises:
@@ -244,7 +282,12 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     """
     sentencepiece.set_random_generator_seed(TRAINING_SEED)
     model = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n") if line and len(line) < MAX_LINE_BYTES // 4)
+    lines = (
+        line
+        for text in texts
+        for line in text.split("\n")
+        if line and len(line) < MAX_LINE_BYTES // 4
+    )
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=lines,
@@ -270,5 +313,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as e:
         reason = " ".join(str(e).split())[-160:]
-        raise UserError(f"no SentencePiece model of {vocab_size} pieces could be trained on this text: {reason}") from e
+        raise UserError(
+            f"no SentencePiece model of {vocab_size} pieces could be trained on this text: {reason}"
+        ) from e
     return model.getvalue()

@@ -1,4 +1,5 @@
-"""`explain`: every number of a parameterization, tensor by tensor, with the rule and the source it came from."""
+"""`explain`: every number of a parameterization, tensor by tensor, with the rule and the source it
+came from."""
 
 import dataclasses
 import json
@@ -22,10 +23,10 @@ SHORT = {"learning_rate": "lr", "weight_decay": "decay", "decay_steps": "steps"}
 def describe(run: Run) -> dict[str, Any]:
     """Everything `explain` says of one run, as JSON values.
 
-    Per tensor: role, signature, shape, fans, draw; init (standard deviation of the stored weight), forward
-    multiplier, learning rate, eps and decay coefficient as the optimizer uses them (null where it reads none);
-    decay_steps, the steps in which decay alone shrinks the weight by e at peak rate (null: never); the rule of
-    each number; and the source.
+    Per tensor: role, signature, shape, fans, draw; init (standard deviation of the stored weight),
+    forward multiplier, learning rate, eps and decay coefficient as the optimizer uses them (null
+    where it reads none); decay_steps, the steps in which decay alone shrinks the weight by e at
+    peak rate (null: never); the rule of each number; and the source.
     """
     metas, rows = named_leaves(run.metas), named_leaves(run.rows)
     scalings = named_leaves(run.scalings)
@@ -55,7 +56,10 @@ def _tensor(run: Run, meta: ParamMeta, row: Row, scaling: Scaling) -> dict[str, 
     init, forward, lr, eps, decay = (float(value) for value in scaling)
     rate = optim.learning_rate * lr
     shrink = {
-        "decoupled": rate * float(optimizer.decay_gauge(meta, scaling)) * optim.weight_decay * decay,
+        "decoupled": rate
+        * float(optimizer.decay_gauge(meta, scaling))
+        * optim.weight_decay
+        * decay,
         "l2": 0.0,
     }.get(optim.decay_form, optim.weight_decay * decay)
     rules = {name: str(getattr(row, name)) for name in ("init", "forward", "eps", "weight_decay")}
@@ -105,7 +109,9 @@ def explain(cfgs: Sequence[RunConfig], diff: str = "", as_json: bool = False) ->
     if as_json:
         return json.dumps({"runs": ours, "against": theirs} if diff else {"runs": ours}, indent=1)
     if diff:
-        return "\n\n".join(_differences(mine, other) for mine, other in zip(ours, theirs, strict=True))
+        return "\n\n".join(
+            _differences(mine, other) for mine, other in zip(ours, theirs, strict=True)
+        )
     return _several(ours) if len(ours) > 1 else _one(ours[0])
 
 
@@ -118,7 +124,10 @@ def _heading(d: Mapping[str, Any], one_width: bool = True) -> str:
     lines = [f"{d['parameterization']}: {d['source']}"]
     lines += [f"override: {override}" for override in d["overrides"]]
     width = f"width {d['width']}, " if one_width else ""
-    lines.append(f"{d['model']}, {d['optimizer']}, decay {d['decay_form']}; {width}base width {d['base_width']}")
+    lines.append(
+        f"{d['model']}, {d['optimizer']}, decay {d['decay_form']}; {width}base width "
+        f"{d['base_width']}"
+    )
     return "\n".join(textwrap.fill(line, COLUMNS, subsequent_indent="  ") for line in lines)
 
 
@@ -128,7 +137,14 @@ def _one(description: Mapping[str, Any]) -> str:
     numbers: dict[tuple, int] = {}
     for tensor in tensors.values():
         numbers.setdefault(_rule_key(tensor), len(numbers) + 1)
-    head = ["tensor", "role", "fan_in", "fan_out", *(SHORT.get(name, name) for name in NUMBERS), "rule"]
+    head = [
+        "tensor",
+        "role",
+        "fan_in",
+        "fan_out",
+        *(SHORT.get(name, name) for name in NUMBERS),
+        "rule",
+    ]
     rows = [
         [
             name,
@@ -140,19 +156,29 @@ def _one(description: Mapping[str, Any]) -> str:
         ]
         for name, tensor in tensors.items()
     ]
-    what = [[name, tensor["signature"], "x".join(map(str, tensor["shape"]))] for name, tensor in tensors.items()]
+    what = [
+        [name, tensor["signature"], "x".join(map(str, tensor["shape"]))]
+        for name, tensor in tensors.items()
+    ]
     scales = [
-        [f"{name} scale", f"{scale['value']:.5g}", scale["rule"]] for name, scale in description["scales"].items()
+        [f"{name} scale", f"{scale['value']:.5g}", scale["rule"]]
+        for name, scale in description["scales"].items()
     ]
     rules = []
     for (rule, source), number in numbers.items():
-        text = " · ".join(f"{SHORT.get(name, name)} {power}" for name, power in rule if power != "1") or "all 1"
-        rules.append(textwrap.fill(f"[{number}] {text}  ({source})", COLUMNS, subsequent_indent="    "))
+        text = (
+            " · ".join(f"{SHORT.get(name, name)} {power}" for name, power in rule if power != "1")
+            or "all 1"
+        )
+        rules.append(
+            textwrap.fill(f"[{number}] {text}  ({source})", COLUMNS, subsequent_indent="    ")
+        )
     return "\n\n".join(
         [
             _heading(description),
             format_columns([head, *rows]),
-            "rules; m is a size over the same at the base, n the width, L the number of layers\n" + "\n".join(rules),
+            "rules; m is a size over the same at the base, n the width, L the number of layers\n"
+            + "\n".join(rules),
             format_columns([["forward scale", "value", "rule"], *scales]),
             format_columns([["tensor", "signature", "shape"], *what]),
             _NOTES,
@@ -161,9 +187,12 @@ def _one(description: Mapping[str, Any]) -> str:
 
 
 _NOTES = textwrap.fill(
-    "init: standard deviation of the stored weight; forward: effective weight / stored weight; lr, eps, decay: as the "
-    "optimizer uses them, at the peak of the schedule; steps: in which decay alone shrinks the weight by a factor e. "
-    "Clipping, l2 and decoupled decay act on effective weights, so forms of one table that store other weights "
+    "init: standard deviation of the stored weight; forward: effective weight / stored weight; "
+    "lr, eps, decay: as the "
+    "optimizer uses them, at the peak of the schedule; steps: in which decay alone shrinks the "
+    "weight by a factor e. "
+    "Clipping, l2 and decoupled decay act on effective weights, so forms of one table that store "
+    "other weights "
     "(rescaled by theta, forward by 1/theta) train alike.",
     COLUMNS,
 )
@@ -198,9 +227,17 @@ def _several(descriptions: Sequence[Mapping[str, Any]]) -> str:
             for name in names
         ]
         if any(len(set(row[1:-1])) > 1 for row in rows):
-            blocks.append(format_columns([[number.replace("_", " "), *widths, "rule" if rule_name else ""], *rows]))
+            blocks.append(
+                format_columns(
+                    [[number.replace("_", " "), *widths, "rule" if rule_name else ""], *rows]
+                )
+            )
     scales = [
-        [f"{name} scale", *(f"{d['scales'][name]['value']:.4g}" for d in descriptions), scale["rule"]]
+        [
+            f"{name} scale",
+            *(f"{d['scales'][name]['value']:.4g}" for d in descriptions),
+            scale["rule"],
+        ]
         for name, scale in descriptions[0]["scales"].items()
     ]
     blocks.append(format_columns([["forward scale", *widths, "rule"], *scales]))
@@ -217,7 +254,14 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
             if not _same(other[number], tensor[number]):
                 rule = {"learning_rate": "lr", "decay_steps": "weight_decay"}.get(number, number)
                 rows.append(
-                    [name, SHORT.get(number, number), a, b, other["rules"].get(rule, ""), tensor["rules"][rule]]
+                    [
+                        name,
+                        SHORT.get(number, number),
+                        a,
+                        b,
+                        other["rules"].get(rule, ""),
+                        tensor["rules"][rule],
+                    ]
                 )
     for name, scale in ours["scales"].items():
         other = theirs["scales"][name]
@@ -237,11 +281,16 @@ def _same(a: float | None, b: float | None) -> bool:
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns columns to the left; where a table is wider than COLUMNS, the longest names lose their middle."""
+    """Aligns columns to the left; where a table is wider than COLUMNS, the longest names lose their
+    middle."""
     others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
     first = max(COLUMNS - sum(others) - 2 * len(others), 12)
 
     def shorten(text: str) -> str:
-        return text if len(text) <= first else f"{text[: first // 3]}..{text[len(text) - (first - first // 3 - 2) :]}"
+        return (
+            text
+            if len(text) <= first
+            else f"{text[: first // 3]}..{text[len(text) - (first - first // 3 - 2) :]}"
+        )
 
     return "\n".join(align([[f"{shorten(name):<12}", *cells] for name, *cells in rows]))

@@ -1,8 +1,9 @@
-"""A table applied to the tensors of another framework: parameter groups for torch.optim, from shapes and base shapes.
+"""A table applied to the tensors of another framework: parameter groups for torch.optim, from
+shapes and base shapes.
 
-Shapes are written as torch stores them: [out, in, ...] for linear layers and convolutions, [rows, width] for
-embeddings. Base shapes are files of microsoft/mup (github.com/microsoft/mup, save_base_shapes), where null marks a size
-that does not grow, or JSON of the same content.
+Shapes are written as torch stores them: [out, in, ...] for linear layers and convolutions, [rows,
+width] for embeddings. Base shapes are files of microsoft/mup (github.com/microsoft/mup,
+save_base_shapes), where null marks a size that does not grow, or JSON of the same content.
 """
 
 import json
@@ -36,13 +37,18 @@ def read_shapes(file: str, flag: str) -> dict[str, BaseShape]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # which JSON is, too
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise UserError(f"--{flag}={file} is neither YAML nor JSON: {' '.join(str(e).split())}") from None
+        raise UserError(
+            f"--{flag}={file} is neither YAML nor JSON: {' '.join(str(e).split())}"
+        ) from None
     if not isinstance(tree, dict) or not tree:
         raise UserError(f"--{flag}={file} names no tensors; write {{name: [sizes]}}")
     for name, sizes in tree.items():
-        if not isinstance(sizes, list) or not all(s is None or (type(s) is int and s > 0) for s in sizes):
+        if not isinstance(sizes, list) or not all(
+            s is None or (type(s) is int and s > 0) for s in sizes
+        ):
             raise UserError(
-                f"--{flag}={file}: {name} is {repr(sizes)[:60]}, not a list of sizes, with null where none grows"
+                f"--{flag}={file}: {name} is {repr(sizes)[:60]}, not a list of sizes, with null "
+                "where none grows"
             )
     return {str(name): tuple(sizes) for name, sizes in tree.items()}
 
@@ -57,7 +63,10 @@ def parse_roles(text: str | None) -> dict[str, str]:
     for part in text.split(",") if text else ():
         pattern, equals, role = (piece.strip() for piece in part.partition("="))
         if not equals or role not in ROLES:
-            raise UserError(f"--roles: {part!r} is not PATTERN=ROLE{suggest(role, ROLES)}; roles: {', '.join(ROLES)}")
+            raise UserError(
+                f"--roles: {part!r} is not PATTERN=ROLE{suggest(role, ROLES)}; roles: "
+                f"{', '.join(ROLES)}"
+            )
         roles[pattern] = role
     return roles
 
@@ -66,7 +75,8 @@ def role_of(name: str, base: BaseShape, roles: Mapping[str, str]) -> str:
     """The role that a pattern gives, or the one that a shape has by what grows of it.
 
     Raises:
-      UserError: an embedding [rows, width] and a readout [classes, width] grow alike; a role must tell them apart.
+      UserError: an embedding [rows, width] and a readout [classes, width] grow alike; a role must
+        tell them apart.
     """
     for pattern, role in roles.items():
         if fnmatchcase(name, pattern):
@@ -75,11 +85,14 @@ def role_of(name: str, base: BaseShape, roles: Mapping[str, str]) -> str:
         return "vector"
     grows = [size is not None for size in base]
     if not any(grows[:2]):
-        raise UserError(f"{name} has no size that grows; give it a role, e.g. --roles={name}=vector")
+        raise UserError(
+            f"{name} has no size that grows; give it a role, e.g. --roles={name}=vector"
+        )
     if grows[0]:
         return "hidden" if grows[1] else "input"
     raise UserError(
-        f"{name} {json.dumps(base)} may be an embedding or a readout: give its role, --roles={name}=input or "
+        f"{name} {json.dumps(base)} may be an embedding or a readout: give its role, "
+        f"--roles={name}=input or "
         f"--roles={name}=output"
     )
 
@@ -101,8 +114,9 @@ def export(
     hyperparameters: Mapping[str, float],
     roles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """{"groups": parameter groups of torch.optim, by names; and by tensor "roles", "init" (standard deviations),
-    "forward" (factors on weights) and "readout" (factor on the logits of a tied embedding)}.
+    """{"groups": parameter groups of torch.optim, by names; and by tensor "roles", "init" (standard
+    deviations), "forward" (factors on weights) and "readout" (factor on the logits of a tied
+    embedding)}.
 
     Args:
       base_shapes: at the base width, None where a size does not grow.
@@ -110,11 +124,13 @@ def export(
       hyperparameters: lr, eps and weight_decay, each of a tensor whose factor is 1.
 
     Raises:
-      UserError: an unknown table or optimizer, a table with rules that shapes cannot follow, tensors that are not in
-        both, shapes that do not fit, a missing role, a pattern of no tensor.
+      UserError: an unknown table or optimizer, a table with rules that shapes cannot follow,
+        tensors that are not in both, shapes that do not fit, a missing role, a pattern of no
+        tensor.
     """
     for flag, value, known in (
-        ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer, OPTIMIZERS),
+        ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer,
+        OPTIMIZERS),
     ):  # fmt: skip
         if value not in known:
             raise UserError(f"--{flag}={value} {not_one_of(value, known)}")
@@ -132,7 +148,8 @@ def export(
             embeddings.add(name)
         elif role == "input" and len(base) > 1 and base == sizes:
             raise UserError(
-                f"{name} has shape {json.dumps(sizes)} in both files: is it an embedding or a layer? Write null in "
+                f"{name} has shape {json.dumps(sizes)} in both files: is it an embedding or a "
+                "layer? Write null in "
                 "--base_shapes for the size that does not grow"
             )
         metas[name] = _meta(name, role, sizes, name in embeddings)  # pyright: ignore[reportArgumentType]
@@ -141,15 +158,19 @@ def export(
     scalings = resolve(rows, metas, base_metas, column)
     groups: dict[tuple, list[str]] = {}
     for name, s in scalings.items():
-        # torch decays a stored weight by its own rate; a table means that of the effective weight, see mujax.optimizers
+        # torch decays a stored weight by its own rate; a table means that of the effective weight,
+        # see mujax.optimizers
         decay = s.weight_decay * OPTIMIZERS[optimizer].decay_gauge(metas[name], s)
         factors = {"lr": s.lr, "eps": s.eps, "weight_decay": decay}
-        numbers = tuple((field, hyperparameters[field] * factor) for field, factor in factors.items())
+        numbers = tuple(
+            (field, hyperparameters[field] * factor) for field, factor in factors.items()
+        )
         groups.setdefault(numbers, []).append(name)
 
     def init(name: str) -> float:
         meta, std = metas[name], scalings[name].init
-        # The tables' inputs are one-hot; a layer that sums over its inputs starts at fan_in^-1/2 (2203.03466, Table 3)
+        # The tables' inputs are one-hot; a layer that sums over its inputs starts at fan_in^-1/2
+        # (2203.03466, Table 3)
         return std * meta.fan_in**-0.5 if meta.role == "input" and name not in embeddings else std
 
     return {
@@ -158,7 +179,9 @@ def export(
         "init": {name: init(name) for name, meta in metas.items() if meta.dist == "normal"},
         "forward": {name: s.forward for name, s in scalings.items()},
         "readout": {
-            name: rows[name].readout(Size(fan_in=meta.fan_out), Size(fan_in=base_metas[name].fan_out))
+            name: rows[name].readout(
+                Size(fan_in=meta.fan_out), Size(fan_in=base_metas[name].fan_out)
+            )
             for name, meta in metas.items()
             if meta.role == "tied"
         },
@@ -169,33 +192,49 @@ def _check_table(table: Parameterization, column: str, optimizer: str) -> None:
     """That its rules can be followed from roles and shapes alone."""
     here = f"--parameterization={table.name}"
     if table.tensors:
-        raise UserError(f"{here} has rules for single tensors of mujax's models ({', '.join(table.tensors)})")
+        raise UserError(
+            f"{here} has rules for single tensors of mujax's models ({', '.join(table.tensors)})"
+        )
     if has_depth_rules(table.rows, table.scales):
-        raise UserError(f"{here} has rules for depth, of which shapes say nothing; choose a table without")
+        raise UserError(
+            f"{here} has rules for depth, of which shapes say nothing; choose a table without"
+        )
     without = [role for role in BASIC_ROLES if column not in table.rows[role].lr]
     if without:
         raise UserError(
-            f"{here} has no learning rate of {without[0]} tensors for --optimizer={optimizer}; it has those of "
+            f"{here} has no learning rate of {without[0]} tensors for --optimizer={optimizer}; it "
+            "has those of "
             f"{', '.join(table.rows[without[0]].lr)}"
         )
 
 
-def _check_names(shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]):
+def _check_names(
+    shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]
+):
     if different := sorted(set(shapes) ^ set(base_shapes)):
-        raise UserError(f"{different[0]} is in one of --shapes and --base_shapes, and not in the other")
+        raise UserError(
+            f"{different[0]} is in one of --shapes and --base_shapes, and not in the other"
+        )
     for pattern in roles:
         if not any(fnmatchcase(name, pattern) for name in shapes):
             raise UserError(f"--roles: {pattern!r} matches no tensor{suggest(pattern, shapes)}")
-    pairs = {name: list(zip(sizes, base_shapes[name], strict=False)) for name, sizes in shapes.items()}
-    is_wider = any(size != base for sizes in pairs.values() for size, base in sizes if base is not None)
+    pairs = {
+        name: list(zip(sizes, base_shapes[name], strict=False)) for name, sizes in shapes.items()
+    }
+    is_wider = any(
+        size != base for sizes in pairs.values() for size, base in sizes if base is not None
+    )
     for name, sizes in shapes.items():
         base = base_shapes[name]
         if len(base) != len(sizes) or None in sizes:
             both = f"{json.dumps(sizes)} and base shape {json.dumps(base)}"
-            raise UserError(f"{name} has shape {both}; both need as many sizes, and null is for the base alone")
+            raise UserError(
+                f"{name} has shape {both}; both need as many sizes, and null is for the base alone"
+            )
         if is_wider and any(size == own for size, own in pairs[name]):
             raise UserError(
-                f"{name} has shape {json.dumps(sizes)} in both files; write null in --base_shapes for a size that does "
+                f"{name} has shape {json.dumps(sizes)} in both files; write null in --base_shapes "
+                "for a size that does "
                 "not grow"
             )
 
@@ -203,11 +242,12 @@ def _check_names(shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, Base
 def _with_nulls(
     shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]
 ) -> Mapping[str, BaseShape]:
-    """The base shapes; null where a size cannot grow, if they are those of the model itself and mark none.
+    """The base shapes; null where a size cannot grow, if they are those of the model itself and
+    mark none.
 
-    Nothing grows from a model to itself, so nothing but the null that is missing would tell an embedding from a layer.
-    A size that grows is the output of one matrix and the input of another; a vocabulary or an image's channels are
-    not.
+    Nothing grows from a model to itself, so nothing but the null that is missing would tell an
+    embedding from a layer. A size that grows is the output of one matrix and the input of another;
+    a vocabulary or an image's channels are not.
     """
     matrices = [sizes for sizes in base_shapes.values() if len(sizes) > 1]
     if shapes != base_shapes or any(None in sizes for sizes in base_shapes.values()):
@@ -215,7 +255,9 @@ def _with_nulls(
     inside = {sizes[0] for sizes in matrices} & {sizes[1] for sizes in matrices}
 
     def told(name: str, sizes: BaseShape) -> BaseShape:
-        is_hidden = any(role == "hidden" and fnmatchcase(name, pattern) for pattern, role in roles.items())
+        is_hidden = any(
+            role == "hidden" and fnmatchcase(name, pattern) for pattern, role in roles.items()
+        )
         if len(sizes) < 2 or is_hidden:
             return sizes
         return (*(size if size in inside else None for size in sizes[:2]), *sizes[2:])
@@ -226,5 +268,6 @@ def _with_nulls(
 def _check_stack(name: str, role: str, base: BaseShape) -> None:
     if role == "hidden" and len(base) > 2 and None in base[:2]:
         raise UserError(
-            f"{name} {json.dumps(base)}: the first two sizes of a hidden tensor grow; split a stack of them"
+            f"{name} {json.dumps(base)}: the first two sizes of a hidden tensor grow; split a "
+            "stack of them"
         )

@@ -1,16 +1,30 @@
-"""The tensors of a sweep, as tables for its report: what `explain` says of one point a parameterization."""
+"""The tensors of a sweep, as tables for its report: what `explain` says of one point a
+parameterization."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = ("tensor", "role", "shape", "init std", "forward", "LR / global LR", "eps", "decay", "rule of LR", "source")
+HEADER = (
+    "tensor",
+    "role",
+    "shape",
+    "init std",
+    "forward",
+    "LR / global LR",
+    "eps",
+    "decay",
+    "rule of LR",
+    "source",
+)
 MAX_TABLES = 20
 
 
 def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
-    """By title, a table of each parameterization's widest point; those that today's code cannot make are left out."""
-    from mujax.config import make_run_config  # here, as runs bring JAX, and a table from elsewhere has no tensors
+    """By title, a table of each parameterization's widest point; those that today's code cannot
+    make are left out."""
+    # here, as runs bring JAX, and a table from elsewhere has no tensors
+    from mujax.config import make_run_config
     from mujax.explain.explain import describe
     from mujax.training.run import make_run
 
@@ -29,9 +43,13 @@ def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]
         try:
             cfg = make_run_config(_with(config, overrides))
             told = describe(make_run(cfg))
-        except Exception:  # of another version of mujax, or edited: whatever is wrong, the rows have been read
+        except Exception:
+            # of another version of mujax, or edited: whatever is wrong, the rows have been read
             continue
-        title = f"{told['parameterization']}, width {told['width']} (base width {told['base_width']}): {told['source']}"
+        title = (
+            f"{told['parameterization']}, width {told['width']} (base width "
+            f"{told['base_width']}): {told['source']}"
+        )
         lr = cfg.optim.learning_rate
         lines = [
             (

@@ -1,4 +1,5 @@
-"""A sweep as jobs of an existing engine: this machine, TPU VMs, GKE or Slurm. mujax has no scheduler of its own."""
+"""A sweep as jobs of an existing engine: this machine, TPU VMs, GKE or Slurm. mujax has no
+scheduler of its own."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ def launch(
     retries: int,
     flags: Mapping[str, Any],
 ) -> int:
-    """Writes what `engine` needs to run the sweep, and says what to do with it; engine local runs it.
+    """Writes what `engine` needs to run the sweep, and says what to do with it; engine local runs
+    it.
 
     Args:
       config_flags: see make_launch.
@@ -73,7 +75,9 @@ def launch(
 def _render_tpu(engine: str, plan: Launch, tpu: Slice, given: Mapping[str, Any]) -> dict[str, str]:
     get, spot = given.get, bool(given.get("spot"))
     if engine == "jobset":
-        return jobset.render(plan, tpu, given["image"], given["mount"], get("queue"), spot, get("parallel"))
+        return jobset.render(
+            plan, tpu, given["image"], given["mount"], get("queue"), spot, get("parallel")
+        )
     return tpu_vm.render(plan, tpu, given["zone"], get("project"), get("runtime_version"), spot)
 
 
@@ -93,11 +97,13 @@ def _instructions(engine: str, plan: Launch, out: Path, tpu: Slice | None) -> st
     elif len(plan.jobs) == 1:
         steps = f"tpu_scripts/recreate.sh {folder}/{plan.name}.env"
     else:
-        steps = f'for env in {folder}/*.env; do tpu_scripts/recreate.sh "$env" >"$env.log" 2>&1 & done; wait'
+        each = 'tpu_scripts/recreate.sh "$env" >"$env.log" 2>&1 &'
+        steps = f"for env in {folder}/*.env; do {each} done; wait"
     text = f"{len(plan.jobs)} jobs in {out}; run them with\n{steps}\nand then\n{plan.next_steps}"
     if tpu is not None and tpu.hosts > 1:
         text += (
-            f"\n\nnote: this slice has {tpu.hosts} hosts, each of which runs the command; a sweep cannot run across "
+            f"\n\nnote: this slice has {tpu.hosts} hosts, each of which runs the command; a sweep "
+            "cannot run across "
             "hosts, so choose slices of one host (docs/tpu.md)"
         )
     return text

@@ -1,4 +1,5 @@
-"""What an engine is given to run: shards of a sweep, each one idempotent command with a workdir of its own."""
+"""What an engine is given to run: shards of a sweep, each one idempotent command with a workdir of
+its own."""
 
 import dataclasses
 import glob
@@ -26,7 +27,8 @@ _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command. `name` is a DNS label; `workdir` is where its results end up, for mujax merge to find."""
+    """One command. `name` is a DNS label; `workdir` is where its results end up, for mujax merge to
+    find."""
 
     name: str
     argv: tuple[str, ...]
@@ -50,7 +52,10 @@ class Launch:
         if len(self.jobs) == 1:
             return report
         parts = f"{glob.escape(self.workdir)}/shard-*"
-        return shlex.join(["mujax", "merge", f"--workdir={self.workdir}", f"--sources={parts}"]) + f"\n{report}"
+        return (
+            shlex.join(["mujax", "merge", f"--workdir={self.workdir}", f"--sources={parts}"])
+            + f"\n{report}"
+        )
 
 
 def make_launch(
@@ -65,13 +70,14 @@ def make_launch(
     """The jobs of a config's sweep.
 
     Args:
-      config_flags: --config=FILE and the fields that the command line sets; they reach each job as they are.
+      config_flags: --config=FILE and the fields that the command line sets; they reach each job as
+        they are.
       name: what the jobs are called; None takes the last part of the workdir.
       num_devices: of the one TPU slice that each job gets; None where that is not known.
 
     Raises:
-      UserError: the sweep would be refused, has fewer points than shards, or a point that takes more devices than a
-        job gets, or the name is no DNS label.
+      UserError: the sweep would be refused, has fewer points than shards, or a point that takes
+        more devices than a job gets, or the name is no DNS label.
     """
     from mujax.sweep.points import Shard, make_points  # here, as they bring JAX
     from mujax.sweep.refine import refine_config
@@ -84,10 +90,14 @@ def make_launch(
     field = refinement.field if refinement else None
     if not Shard(shards - 1, shards).take(grid, field):
         together = f", and those of a curve along {field} stay together" if field else ""
-        raise UserError(f"--shards={shards}: the sweep has {len(grid)} points{together}; ask for fewer shards")
+        raise UserError(
+            f"--shards={shards}: the sweep has {len(grid)} points{together}; ask for fewer shards"
+        )
     root = os.path.abspath(local_path(workdir))
     if "," in root:
-        raise UserError(f"--workdir={workdir} has a comma, at which mujax merge would part it; choose another")
+        raise UserError(
+            f"--workdir={workdir} has a comma, at which mujax merge would part it; choose another"
+        )
     label = _label(name, Path(root).name, shards)
     jobs = []
     for i in range(shards):
@@ -100,25 +110,36 @@ def make_launch(
 
 def _check_mesh(mesh: MeshConfig, num_devices: int) -> None:
     if mesh.slices > 1:
-        raise UserError(f"mesh.slices = {mesh.slices}: each job has one slice, whose hosts know of no other")
+        raise UserError(
+            f"mesh.slices = {mesh.slices}: each job has one slice, whose hosts know of no other"
+        )
     check_devices(mesh.num_devices, num_devices, "of --topology")
 
 
 def _label(name: str | None, folder: str, shards: int) -> str:
     label = re.sub("[^a-z0-9]+", "-", folder.lower()).strip("-") if name is None else name
-    given = f"--name={name}" if name is not None else f"the workdir's name {folder!r}, which jobs are called by,"
+    given = (
+        f"--name={name}"
+        if name is not None
+        else f"the workdir's name {folder!r}, which jobs are called by,"
+    )
     if not _LABEL.fullmatch(label):
         raise UserError(
-            f"{given} makes no DNS label: lower-case letters, digits and hyphens, a letter first; give another --name"
+            f"{given} makes no DNS label: lower-case letters, digits and hyphens, a letter first; "
+            "give another --name"
         )
     longest = label if shards == 1 else f"{label}-{shards - 1}"
     if len(longest) > MAX_NAME:
-        raise UserError(f"{given} is too long: {longest} has {len(longest)} characters, at most {MAX_NAME} are allowed")
+        raise UserError(
+            f"{given} is too long: {longest} has {len(longest)} characters, at most {MAX_NAME} "
+            "are allowed"
+        )
     return label
 
 
 def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) -> Path:
-    """Writes a launch's files and, as the mark of whose folder it is, launch.json; the same launch again is no change.
+    """Writes a launch's files and, as the mark of whose folder it is, launch.json; the same launch
+    again is no change.
 
     Raises:
       UserError: the folder holds anything else; nothing has been written.
@@ -131,7 +152,9 @@ def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) 
         if not mark.exists() and any(root.iterdir()):
             raise UserError(f"--out={out} holds other files; choose a new folder")
         if mark.exists() and read_json(mark) != json.loads(json.dumps(record)):
-            raise UserError(f"--out={out} holds another launch, in launch.json; choose a new folder")
+            raise UserError(
+                f"--out={out} holds another launch, in launch.json; choose a new folder"
+            )
     root.mkdir(parents=True, exist_ok=True)
     write_json(mark, record)
     for name, text in files.items():
@@ -142,8 +165,9 @@ def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) 
 def as_child(signal: str) -> str:
     """POSIX sh that runs "$@" and leaves its exit code in $code.
 
-    As a child, because a shell that waits would keep signals from it: it gets SIGTERM when the shell gets `signal`.
-    A `wait` that a signal has ended says nothing of the child, so it is asked again.
+    As a child, because a shell that waits would keep signals from it: it gets SIGTERM when the
+    shell gets `signal`. A `wait` that a signal has ended says nothing of the child, so it is asked
+    again.
     """
     return f"""\
 child='' stop=0

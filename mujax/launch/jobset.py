@@ -1,4 +1,5 @@
-"""GKE: a JobSet a shard, through Kueue if a queue is named, or the same jobs through Cluster Toolkit."""
+"""GKE: a JobSet a shard, through Kueue if a queue is named, or the same jobs through Cluster
+Toolkit."""
 
 import re
 import shlex
@@ -12,7 +13,8 @@ from mujax.launch.slices import Slice
 
 _SECONDS_TO_SAVE = 120  # between SIGTERM and SIGKILL; spot nodes get less from their host
 
-# Kubernetes knows only 0 as finished. The command comes as arguments of this script, never as a part of it.
+# Kubernetes knows only 0 as finished. The command comes as arguments of this script, never as a
+# part of it.
 _WRAPPER = f"""\
 {as_child("TERM")}[ "$code" != 3 ] || exit 0
 exit "$code"
@@ -20,12 +22,19 @@ exit "$code"
 
 
 def render(
-    launch: Launch, tpu: Slice, image: str, mount: str, queue: str | None, spot: bool, parallel: int | None
+    launch: Launch,
+    tpu: Slice,
+    image: str,
+    mount: str,
+    queue: str | None,
+    spot: bool,
+    parallel: int | None,
 ) -> dict[str, str]:
     """The manifests, and a script that hands the same jobs to gcluster.
 
     Args:
-      mount: CLAIM:/PATH, the volume that holds the workdirs; without one they would go with the pods.
+      mount: CLAIM:/PATH, the volume that holds the workdirs; without one they would go with the
+        pods.
       queue: a LocalQueue of Kueue's.
       parallel: slices that kueue.yaml has room for; None: one a job.
 
@@ -33,20 +42,32 @@ def render(
       UserError: a name that Kubernetes would refuse, or a workdir that lies on no volume.
     """
     if not tpu.shape:
-        raise UserError(f"--topology={tpu.accelerator_type} names no shape, which GKE asks for; e.g. v4:2x2x1")
+        raise UserError(
+            f"--topology={tpu.accelerator_type} names no shape, which GKE asks for; e.g. v4:2x2x1"
+        )
     claim, _, path = mount.partition(":")
     if not (_is_label(claim) and path.startswith("/") and ":" not in path):
-        raise UserError(f"--mount={mount} is not CLAIM:/PATH, a PersistentVolumeClaim and where it is mounted")
+        raise UserError(
+            f"--mount={mount} is not CLAIM:/PATH, a PersistentVolumeClaim and where it is mounted"
+        )
     if not f"{launch.workdir}/".startswith(f"{path.rstrip('/')}/"):
-        raise UserError(f"--workdir={launch.workdir} is not under {path} of --mount, and would go with the pod")
+        raise UserError(
+            f"--workdir={launch.workdir} is not under {path} of --mount, and would go with the pod"
+        )
     if queue is not None and not _is_label(queue):
         raise UserError(f"--queue={queue} is no name of a LocalQueue")
     if parallel and not queue:
         raise UserError("--parallel needs --queue: it is Kueue that lets jobs wait")
     if not re.fullmatch(r"[\w./:@-]+", image, re.ASCII):
         raise UserError(f"--image={image} is no name of an image")
-    jobsets = [_jobset(launch, job.name, job.argv, tpu, image, (claim, path), queue, spot) for job in launch.jobs]
-    files = {"jobsets.yaml": _dump(jobsets), "gcluster.sh": _gcluster(launch, tpu, image, mount, queue, spot)}
+    jobsets = [
+        _jobset(launch, job.name, job.argv, tpu, image, (claim, path), queue, spot)
+        for job in launch.jobs
+    ]
+    files = {
+        "jobsets.yaml": _dump(jobsets),
+        "gcluster.sh": _gcluster(launch, tpu, image, mount, queue, spot),
+    }
     if queue:
         files["kueue.yaml"] = _dump(_kueue(queue, tpu, parallel or len(launch.jobs)))
     return files
@@ -56,20 +77,29 @@ def _is_label(name: str) -> bool:
     return len(name) <= 63 and re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) is not None
 
 
-def _jobset(launch: Launch, name: str, argv, tpu: Slice, image: str, mount, queue: str | None, spot: bool) -> dict:
+def _jobset(
+    launch: Launch, name: str, argv, tpu: Slice, image: str, mount, queue: str | None, spot: bool
+) -> dict:
     claim, path = mount
     selector = _node_labels(tpu)
     tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
     if spot:
         selector["cloud.google.com/gke-spot"] = "true"
         tolerations.append(
-            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+            {
+                "key": "cloud.google.com/gke-spot",
+                "operator": "Equal",
+                "value": "true",
+                "effect": "NoSchedule",
+            }
         )
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": launch.name}}
     if queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = queue
     if tpu.hosts > 1:  # such a slice is a node pool of its own, and all its hosts must be of one
-        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        metadata["annotations"] = {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        }
     container = {
         "name": "mujax",
         "image": image,
@@ -82,12 +112,17 @@ def _jobset(launch: Launch, name: str, argv, tpu: Slice, image: str, mount, queu
         "completionMode": "Indexed",
         "parallelism": tpu.hosts,
         "completions": tpu.hosts,
-        "backoffLimit": 0,  # anything that no rule names fails the job, and the JobSet starts it again
+        # anything that no rule names fails the job, and the JobSet starts it again
+        "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [
                 {"action": "FailJob", "onExitCodes": _exit_codes(*NEVER_AGAIN)},
-                {"action": "Ignore", "onExitCodes": _exit_codes(SAVED)},  # a new pod, and no retry is counted
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                # a new pod, and no retry is counted
+                {"action": "Ignore", "onExitCodes": _exit_codes(SAVED)},
+                {
+                    "action": "Ignore",
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
             ]
         },
         "template": {
@@ -101,7 +136,11 @@ def _jobset(launch: Launch, name: str, argv, tpu: Slice, image: str, mount, queu
             }
         },
     }
-    never = {"name": "neverAgain", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    never = {
+        "name": "neverAgain",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -133,7 +172,12 @@ def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
     """A queue with room for so many slices, for a cluster that has none yet."""
     flavor = f"{tpu.cloud.gke}-{tpu.shape}"
     quota = {"name": "google.com/tpu", "nominalQuota": slices * tpu.chips}
-    groups = [{"coveredResources": ["google.com/tpu"], "flavors": [{"name": flavor, "resources": [quota]}]}]
+    groups = [
+        {
+            "coveredResources": ["google.com/tpu"],
+            "flavors": [{"name": flavor, "resources": [quota]}],
+        }
+    ]
     api = "kueue.x-k8s.io/v1beta1"
     return [
         {
@@ -157,12 +201,16 @@ def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
     ]
 
 
-def _gcluster(launch: Launch, tpu: Slice, image: str, mount: str, queue: str | None, spot: bool) -> str:
+def _gcluster(
+    launch: Launch, tpu: Slice, image: str, mount: str, queue: str | None, spot: bool
+) -> str:
     """gcluster takes the command as one string, for bash -c in the container."""
     lines = [
         "#!/usr/bin/env bash",
-        "# Rendered by mujax launch: the jobs of jobsets.yaml for Cluster Toolkit. Its arguments go to each",
-        "# gcluster job submit: those that name the cluster, as gcluster job submit --help has them.",
+        "# Rendered by mujax launch: the jobs of jobsets.yaml for Cluster Toolkit. Its arguments "
+        "go to each",
+        "# gcluster job submit: those that name the cluster, as gcluster job submit --help has "
+        "them.",
         "# shellcheck disable=SC2016",
         "set -euo pipefail",
     ]
@@ -190,7 +238,9 @@ class _Dumper(yaml.SafeDumper):
     """Scripts as blocks of lines."""
 
     def represent_text(self, text: str):
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+        )
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

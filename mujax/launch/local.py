@@ -11,10 +11,12 @@ from mujax.storage.files import make_writable
 
 
 def run(launch: Launch, parallel: int) -> int:
-    """Runs the jobs, `parallel` at a time, each with a log in the workdir; returns the exit code of the whole.
+    """Runs the jobs, `parallel` at a time, each with a log in the workdir; returns the exit code of
+    the whole.
 
-    That is 0 if all have finished, and otherwise the code of a job that has not: one never to be retried first.
-    Interrupted, it has every running job save its state, waits for them, and raises KeyboardInterrupt.
+    That is 0 if all have finished, and otherwise the code of a job that has not: one never to be
+    retried first. Interrupted, it has every running job save its state, waits for them, and raises
+    KeyboardInterrupt.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -28,7 +30,9 @@ def run(launch: Launch, parallel: int) -> int:
         except BaseException:
             pool.stop()  # and leaving the executor waits for what is running
             raise
-    bad = sorted((code for code in codes if code not in FINISHED), key=lambda code: code not in NEVER_AGAIN)
+    bad = sorted(
+        (code for code in codes if code not in FINISHED), key=lambda code: code not in NEVER_AGAIN
+    )
     return bad[0] if bad else 0
 
 
@@ -40,7 +44,8 @@ class _Pool:
         self._is_stopping = False
 
     def run(self, job: Job) -> int:
-        """Runs a job until it has finished, is never to be run again, or no retry is left; returns its last code."""
+        """Runs a job until it has finished, is never to be run again, or no retry is left; returns
+        its last code."""
         log = self._logs / f"{job.name}.log"
         argv = [sys.executable, "-m", "mujax", *job.argv[1:]]
         retries = 0
@@ -48,9 +53,14 @@ class _Pool:
             with open(log, "ab") as stream, self._lock:
                 if self._is_stopping:
                     return SAVED
-                # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM that stop() sends
+                # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM that
+                # stop() sends
                 process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    start_new_session=True,
                 )
                 self._running.add(process)
             print(f"{job.name}: started, its log is {log}", flush=True)
@@ -65,10 +75,16 @@ class _Pool:
                 return code
             retries += code != SAVED
             if code in NEVER_AGAIN or retries > self._retries:
-                print(f"{job.name}: given up at exit code {code}: {_last_line(log)}", file=sys.stderr, flush=True)
+                print(
+                    f"{job.name}: given up at exit code {code}: {_last_line(log)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 return code
             again = "saved" if code == SAVED else f"retry {retries} of {self._retries}"
-            print(f"{job.name}: exit code {code}, runs again ({again})", file=sys.stderr, flush=True)
+            print(
+                f"{job.name}: exit code {code}, runs again ({again})", file=sys.stderr, flush=True
+            )
 
     def stop(self) -> None:
         """Has running jobs save their state; no further one starts."""

@@ -1,4 +1,5 @@
-"""TPU slices by the names that people give them: v4:2x2x1 (a shape, as JAX has it) or v4-8 (as gcloud has it)."""
+"""TPU slices by the names that people give them: v4:2x2x1 (a shape, as JAX has it) or v4-8 (as
+gcloud has it)."""
 
 import dataclasses
 import math
@@ -47,17 +48,25 @@ def parse_topology(text: str) -> Slice:
     generations = {name: tpu.cloud for name, tpu in TPUS.items() if tpu.cloud}
     by_name = {**generations, **{cloud.accelerator: cloud for cloud in generations.values()}}
     if name not in by_name:
-        raise UserError(f"--topology={text}: no TPU generation {name!r}{suggest(name, by_name)}; e.g. v4:2x2x1 or v4-8")
+        raise UserError(
+            f"--topology={text}: no TPU generation {name!r}{suggest(name, by_name)}; e.g. "
+            "v4:2x2x1 or v4-8"
+        )
     cloud = by_name[name]
     if colon:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != cloud.dims:
             example = "x".join(["2", "2", "1"][: cloud.dims])
-            raise UserError(f"--topology={text}: a shape of {name} is {cloud.dims} numbers, e.g. {name}:{example}")
+            raise UserError(
+                f"--topology={text}: a shape of {name} is {cloud.dims} numbers, e.g. "
+                f"{name}:{example}"
+            )
         chips = math.prod(int(size) for size in shape.split("x"))
     else:
         chips, rest = divmod(int(number) if number.isdecimal() else 0, cloud.cores)
         if rest or not chips:
-            raise UserError(f"--topology={text}: {name} has {cloud.cores} cores a chip; e.g. {name}-8")
+            raise UserError(
+                f"--topology={text}: {name} has {cloud.cores} cores a chip; e.g. {name}-8"
+            )
     if chips > MOST_CHIPS:
         raise UserError(f"--topology={text} has {chips} chips, more than any slice")
     if chips > cloud.most_chips_per_host and chips % 4:

@@ -9,7 +9,9 @@ from mujax.launch.job import FINISHED, NEVER_AGAIN, SAVED, Launch, as_child
 _SECONDS_TO_SAVE = 120  # before the time limit
 
 
-def render(launch: Launch, partition: str | None, time: str | None, parallel: int | None) -> dict[str, str]:
+def render(
+    launch: Launch, partition: str | None, time: str | None, parallel: int | None
+) -> dict[str, str]:
     """The batch script.
 
     Args:

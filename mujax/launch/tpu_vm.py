@@ -12,29 +12,45 @@ from mujax.launch.slices import Slice
 
 
 def render(
-    launch: Launch, tpu: Slice, zone: str, project: str | None, runtime_version: str | None, spot: bool
+    launch: Launch,
+    tpu: Slice,
+    zone: str,
+    project: str | None,
+    runtime_version: str | None,
+    spot: bool,
 ) -> dict[str, str]:
     """A NAME.env for each job: bash, to be sourced, every value quoted.
 
-    On the slice the job works on the first worker's own disk; fetch.sh brings it to the job's workdir here.
+    On the slice the job works on the first worker's own disk; fetch.sh brings it to the job's
+    workdir here.
 
     Raises:
-      UserError: a zone, project or version that is no such name, or a config that would not be on the slice.
+      UserError: a zone, project or version that is no such name, or a config that would not be on
+        the slice.
     """
     version = runtime_version or tpu.cloud.runtime
     for flag, value in (("zone", zone), ("project", project), ("runtime_version", version)):
         if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.:-]*", value):
             raise UserError(f"--{flag}={value} is no {flag.replace('_', ' ')}")
     for flag in launch.jobs[0].argv:
-        if flag.startswith("--config=") and not _is_inside(flag.partition("=")[2].partition(":")[0], launch.source):
-            raise UserError(f"{flag} is not a path below this folder, which is what goes to the slice")
+        if flag.startswith("--config=") and not _is_inside(
+            flag.partition("=")[2].partition(":")[0], launch.source
+        ):
+            raise UserError(
+                f"{flag} is not a path below this folder, which is what goes to the slice"
+            )
     if not Path(launch.source, "setup.py").exists():
-        raise UserError("there is no setup.py here; launch from the root of the repository, which goes to the slice")
+        raise UserError(
+            "there is no setup.py here; launch from the root of the repository, which goes to the "
+            "slice"
+        )
     create = [*tpu.gcloud_flags, f"--runtime-version={version}", *(["--spot"] if spot else [])]
     files = {}
     for job in launch.jobs:
         # ~/NAME on each worker holds source, where the command is run, and beside it work
-        command = [arg if arg != f"--workdir={job.workdir}" else "--workdir=../work" for arg in job.argv]
+        command = [
+            arg if arg != f"--workdir={job.workdir}" else "--workdir=../work" for arg in job.argv
+        ]
         files[f"{job.name}.env"] = f"""\
 # shellcheck shell=bash disable=SC2034
 # Rendered by mujax launch, for tpu_scripts/*.sh.

@@ -1,8 +1,9 @@
-"""Causal attention: its nonlinearities, and its implementations by name. Axes as in mujax.models.layers.
+"""Causal attention: its nonlinearities, and its implementations by name. Axes as in
+mujax.models.layers.
 
-Every implementation takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G, neighbouring query
-heads share keys. The attention scale is in q and k already. With document_BT, the number of each token's document in
-its row, a query sees keys of its own document alone.
+Every implementation takes q [B, T, H, K] and k, v [B, S, G, K] with S = T; H is a multiple of G,
+neighbouring query heads share keys. The attention scale is in q and k already. With document_BT,
+the number of each token's document in its row, a query sees keys of its own document alone.
 """
 
 from typing import Any, NamedTuple, cast
@@ -36,7 +37,8 @@ def _elu(x):
     return 1 + jax.nn.elu(x)
 
 
-# (logits [..., T, S], mask) -> weights of the values. elu is shifted by one, to be positive (2006.16236).
+# (logits [..., T, S], mask) -> weights of the values. elu is shifted by one, to be positive
+# (2006.16236).
 NONLINEARITIES = {
     "softmax": softmax,
     "sqrelu": _positive(squared_relu, normalized=False),
@@ -57,7 +59,8 @@ def logits_of(q_BTHK, k_BSGK):
 
 
 def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask, low_precision: bool):
-    """Values weighted by the nonlinearity of the logits, [B, T, H, K]. mask: [T, S] or [B, 1, T, S]."""
+    """Values weighted by the nonlinearity of the logits, [B, T, H, K]. mask: [T, S] or [B, 1, T,
+    S]."""
     B, H, T, S = logits_BHTS.shape
     G = v_BSGK.shape[2]
     logits = logits_BHTS if low_precision else at_least_float32(logits_BHTS)
@@ -95,10 +98,20 @@ def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambd
     )
 
 
-def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None, interpret: bool = False):
-    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples of 128.
+def splash(
+    q_BTHK,
+    k_BSGK,
+    v_BSGK,
+    cfg: Any,
+    document_BT=None,
+    record=lambda name, x: None,
+    interpret: bool = False,
+):
+    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples
+    of 128.
 
-    Other lengths, as the one token that models are initialized on, are left to the plain implementation.
+    Other lengths, as the one token that models are initialized on, are left to the plain
+    implementation.
     """
     if q_BTHK.shape[1] % 128:
         return plain(q_BTHK, k_BSGK, v_BSGK, cfg, document_BT, record)
@@ -116,30 +129,36 @@ def splash(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda nam
 
 
 class Cache(NamedTuple):
-    """Keys and values of the last W positions, [B, W, G, K]; those of position p are in slot p mod W."""
+    """Keys and values of the last W positions, [B, W, G, K]; those of position p are in slot p mod
+    W."""
 
     k_BWGK: jax.Array
     v_BWGK: jax.Array
 
 
 def cached(q_BTHK, k_BTGK, v_BTGK, cache: Cache, position, cfg: Any):
-    """Attention of the T tokens at `position` and on, each to the W positions that end with its own.
+    """Attention of the T tokens at `position` and on, each to the W positions that end with its
+    own.
 
     Returns:
       (mixed [B, T, H, K], the cache with these tokens).
     """
     T, W = k_BTGK.shape[1], cache.k_BWGK.shape[1]
     new_T = position + jnp.arange(T)
-    # A slot holds the last position before these that is congruent to it; a negative one is still empty
+    # A slot holds the last position before these that is congruent to it; a negative one is still
+    # empty
     old_W = position - 1 - (position - 1 - jnp.arange(W)) % W
     key_S = jnp.concatenate([old_W, new_T])
-    mask_TS = (key_S[None] >= 0) & (key_S[None] > new_T[:, None] - W) & (key_S[None] <= new_T[:, None])
+    mask_TS = (
+        (key_S[None] >= 0) & (key_S[None] > new_T[:, None] - W) & (key_S[None] <= new_T[:, None])
+    )
     k_BSGK = jnp.concatenate([cache.k_BWGK, k_BTGK], axis=1)
     v_BSGK = jnp.concatenate([cache.v_BWGK, v_BTGK], axis=1)
     mixed_BTHK = mix(logits_of(q_BTHK, k_BSGK), v_BSGK, cfg.attention, mask_TS, cfg.low_precision)
     slots = new_T[-W:] % W  # of more tokens than W, the last ones stay
     k_BWGK, v_BWGK = (
-        old.at[:, slots].set(new[:, -W:]) for old, new in ((cache.k_BWGK, k_BTGK), (cache.v_BWGK, v_BTGK))
+        old.at[:, slots].set(new[:, -W:])
+        for old, new in ((cache.k_BWGK, k_BTGK), (cache.v_BWGK, v_BTGK))
     )
     return mixed_BTHK, Cache(k_BWGK, v_BWGK)
 

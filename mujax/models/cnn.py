@@ -1,7 +1,8 @@
-"""A small convolutional network that classifies images: is a first layer's learning rate special outside language?
+"""A small convolutional network that classifies images: is a first layer's learning rate special
+outside language?
 
-An image is a row of bytes like a text, and its class the one token that follows (Kalra & Barkeshli 2605.21486
-study the first layer's learning rate on CIFAR-10; this architecture is ours).
+An image is a row of bytes like a text, and its class the one token that follows (Kalra & Barkeshli
+2605.21486 study the first layer's learning rate on CIFAR-10; this architecture is ours).
 """
 
 import dataclasses
@@ -24,8 +25,12 @@ class CNNConfig:
     """Shapes; see each field. Every layer has d_model channels."""
 
     d_model: int = declare(32, "channels of every layer")
-    num_layers: int = declare(3, "convolutions; each but the first sees images of half the side", DEPTH)
-    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
+    num_layers: int = declare(
+        3, "convolutions; each but the first sees images of half the side", DEPTH
+    )
+    dtype: str = declare(
+        "float32", "of compute: float32 or bfloat16; master weights are always float32"
+    )
     vocab_size: int
     seq_len: int
 
@@ -36,7 +41,8 @@ class CNNConfig:
     def __post_init__(self):
         if self.side**2 * COLORS != self.seq_len or self.side % 2 ** (self.num_layers - 1):
             raise UserError(
-                f"data.seq_len = {self.seq_len} with model.num_layers = {self.num_layers}: it must be 3 side^2, of "
+                f"data.seq_len = {self.seq_len} with model.num_layers = {self.num_layers}: it "
+                "must be 3 side^2, of "
                 f"images whose side can be halved {self.num_layers - 1} times"
             )
 
@@ -51,7 +57,8 @@ class CNNConfig:
 
     @property
     def dims(self) -> dict[str, int]:
-        """Logical axis -> size. `embed` and `channels` are both d_model: an axis may appear once in a signature."""
+        """Logical axis -> size. `embed` and `channels` are both d_model: an axis may appear once in
+        a signature."""
         return {
             "rows": KERNEL,
             "columns": KERNEL,
@@ -62,9 +69,13 @@ class CNNConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a byte of an image: 6 per weight and place it is used at."""
+        """Forward and backward matmul FLOPs a byte of an image: 6 per weight and place it is used
+        at."""
         places = [(self.side // 2**i) ** 2 for i in range(self.num_layers)]
-        kernels = [KERNEL**2 * (self.d_model if i else COLORS) * self.d_model for i in range(self.num_layers)]
+        kernels = [
+            KERNEL**2 * (self.d_model if i else COLORS) * self.d_model
+            for i in range(self.num_layers)
+        ]
         readout = self.d_model * self.vocab_size
         return 6 * (sum(p * k for p, k in zip(places, kernels, strict=True)) + readout) / seq_len
 
@@ -77,12 +88,17 @@ class CNN(MuModule):
         """Bytes of images [B, T] -> logits of their classes [B, 1, V], in cfg.dtype."""
         cfg = self.cfg
         first_YXCD = self.weight("first", "input", "rows columns colors -> embed")
-        x_BYXC = (tokens_BT.reshape(-1, cfg.side, cfg.side, COLORS) / 127.5 - 1).astype(first_YXCD.dtype)
+        x_BYXC = (tokens_BT.reshape(-1, cfg.side, cfg.side, COLORS) / 127.5 - 1).astype(
+            first_YXCD.dtype
+        )
         # By its fan-in, which is no width, so that unit weights make unit activations
-        x_BYXD = scaled(_convolve(x_BYXC, first_YXCD), hps.embedding_scale * (KERNEL**2 * COLORS) ** -0.5)
+        x_BYXD = scaled(
+            _convolve(x_BYXC, first_YXCD), hps.embedding_scale * (KERNEL**2 * COLORS) ** -0.5
+        )
         self.record("embedding", x_BYXD)
         for i in range(1, cfg.num_layers):
-            # Every layer maps embed -> embed; the second name keeps the axes of one signature distinct
+            # Every layer maps embed -> embed; the second name keeps the axes of one signature
+            # distinct
             w_YXDE = self.weight(f"w{i}", "hidden", "rows columns embed -> channels")
             x_BYXD = _convolve(_halve(normalize(jax.nn.relu(x_BYXD), "rms", 1e-6)), w_YXDE)
             x_BYXD = self.constrain(x_BYXD, "batch height width channels")
@@ -95,7 +111,9 @@ class CNN(MuModule):
 
 
 def _convolve(x_BYXC, w_YXCD):
-    return jax.lax.conv_general_dilated(x_BYXC, w_YXCD, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x_BYXC, w_YXCD, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _halve(x_BYXD):

@@ -1,4 +1,5 @@
-"""Pieces shared by the architectures. Axes: B batch, T query, S key, D embed, H heads, K head_dim, F mlp."""
+"""Pieces shared by the architectures. Axes: B batch, T query, S key, D embed, H heads, K head_dim,
+F mlp."""
 
 import functools
 import math
@@ -12,9 +13,11 @@ from mujax.models.module import MuModule
 
 
 def exact_product(ratio: float, size: float) -> float:
-    """ratio x size; where that is a whole number but for the rounding of floats, as 2.2 x 200 is, that number."""
+    """ratio x size; where that is a whole number but for the rounding of floats, as 2.2 x 200 is,
+    that number."""
     product = ratio * size
-    # From 2^53 on every float is whole. 1e-15: a rounding of the ratio and one of the product are 2.2e-16.
+    # From 2^53 on every float is whole. 1e-15: a rounding of the ratio and one of the product are
+    # 2.2e-16.
     is_whole = product < 2**53 and math.isclose(product, round(product), rel_tol=1e-15)
     return round(product) if is_whole else product
 
@@ -42,7 +45,8 @@ def with_bias(module: MuModule, x, name: str, outs: str):
 
 
 class LanguageModel(MuModule):
-    """An architecture whose readout stands apart, so that training never holds the float32 logits of a whole batch.
+    """An architecture whose readout stands apart, so that training never holds the float32 logits
+    of a whole batch.
 
     features(tokens [B, T], hps) -> [B, T, D]; position t sees tokens 0..t.
     logits(features [B, any, D], hps) -> [B, any, V], each position by itself.
@@ -61,11 +65,15 @@ class LanguageModel(MuModule):
         raise self._incomplete("logits")
 
     def _incomplete(self, method: str) -> UserError:
-        return UserError(f"{type(self).__name__} has no {method}(); write it, or one __call__ for the whole model")
+        return UserError(
+            f"{type(self).__name__} has no {method}(); write it, or one __call__ for the whole "
+            "model"
+        )
 
 
 def normalize(x, kind: str, eps: float):
-    """Over the last axis, in the dtype of x: x / RMS(x) (rms, 1910.07467), of x - mean(x) (layer, 1607.06450)."""
+    """Over the last axis, in the dtype of x: x / RMS(x) (rms, 1910.07467), of x - mean(x) (layer,
+    1607.06450)."""
     if kind == "layer":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
@@ -73,7 +81,8 @@ def normalize(x, kind: str, eps: float):
 
 
 class Norm(MuModule):
-    """RMSNorm or LayerNorm over the last axis, named `axis`, with the gains that cfg.norm_gain asks for.
+    """RMSNorm or LayerNorm over the last axis, named `axis`, with the gains that cfg.norm_gain asks
+    for.
 
     A LayerNorm has a bias too where cfg.bias gives one to the projections.
     """
@@ -105,9 +114,13 @@ def rope(x_BTHK, base: float, position=0):
     seq_len, d_head = x_BTHK.shape[1], x_BTHK.shape[3]
     freqs_K = base ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
     angles_TK = jnp.outer((position + jnp.arange(seq_len)).astype(jnp.float32), freqs_K)
-    cos_TK, sin_TK = (f(angles_TK)[None, :, None, :].astype(x_BTHK.dtype) for f in (jnp.cos, jnp.sin))
+    cos_TK, sin_TK = (
+        f(angles_TK)[None, :, None, :].astype(x_BTHK.dtype) for f in (jnp.cos, jnp.sin)
+    )
     first, second = jnp.split(x_BTHK, 2, axis=-1)
-    return jnp.concatenate([first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1)
+    return jnp.concatenate(
+        [first * cos_TK - second * sin_TK, second * cos_TK + first * sin_TK], axis=-1
+    )
 
 
 def squared_relu(x):
@@ -116,6 +129,7 @@ def squared_relu(x):
 
 _gelu = functools.partial(jax.nn.gelu, approximate=False)
 
-# Of the MLP; the gated ones multiply a second projection by the activation of the first (2002.05202)
+# Of the MLP; the gated ones multiply a second projection by the activation of the first
+# (2002.05202)
 ACTIVATIONS = {"relu": jax.nn.relu, "sqrelu": squared_relu, "gelu": _gelu, "silu": jax.nn.silu}
 GATED = {"swiglu": jax.nn.silu, "geglu": _gelu}

@@ -1,4 +1,5 @@
-"""A window language model: the embeddings of the last `context` tokens, then ReLU layers (Bengio et al. 2003).
+"""A window language model: the embeddings of the last `context` tokens, then ReLU layers (Bengio et
+al. 2003).
 
 Small on purpose: it shows what a fork has to write, and its biases exercise the `vector` role.
 """
@@ -22,13 +23,21 @@ class MLPConfig:
     d_model: int = declare(64, "width of the embedding and of every hidden layer")
     num_layers: int = declare(2, "hidden layers", DEPTH)
     context: int = declare(8, "tokens seen", TAPS)
-    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
+    dtype: str = declare(
+        "float32", "of compute: float32 or bfloat16; master weights are always float32"
+    )
     vocab_size: int
 
     @property
     def dims(self) -> dict[str, int]:
-        """Logical axis -> size. `embed` and `mlp` are both d_model: an axis may appear once in a signature."""
-        return {"embed": self.d_model, "mlp": self.d_model, "context": self.context, "vocab": self.vocab_size}
+        """Logical axis -> size. `embed` and `mlp` are both d_model: an axis may appear once in a
+        signature."""
+        return {
+            "embed": self.d_model,
+            "mlp": self.d_model,
+            "context": self.context,
+            "vocab": self.vocab_size,
+        }
 
     def flops_per_token(self, seq_len: int) -> float:
         """Forward and backward matmul FLOPs a token: 6 per weight used."""
@@ -42,14 +51,18 @@ class MLPLanguageModel(MuModule):
 
     @nn.compact
     def __call__(self, tokens_BT, hps: Hps):
-        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens t-context+1..t."""
+        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens
+        t-context+1..t."""
         embed_VD = self.weight("embed", "input", "vocab -> embed")
-        embed_VD = self.constrain(embed_VD, "vocab embed")  # and so its gradient, as in the transformer
+        # and so its gradient, as in the transformer
+        embed_VD = self.constrain(embed_VD, "vocab embed")
         x_BTD = scaled(jnp.take(embed_VD, tokens_BT, axis=0), hps.embedding_scale)
         self.record("embedding", x_BTD)
         # Slot c holds the embedding of c tokens ago, zero before the sequence starts.
         seq_len = x_BTD.shape[1]
-        shifted = [jnp.pad(x_BTD, ((0, 0), (c, 0), (0, 0)))[:, :seq_len] for c in range(self.cfg.context)]
+        shifted = [
+            jnp.pad(x_BTD, ((0, 0), (c, 0), (0, 0)))[:, :seq_len] for c in range(self.cfg.context)
+        ]
         w0_CDF = self.weight("w0", "hidden", "context embed -> mlp")
         h_BTF = jnp.einsum("BTCD,CDF->BTF", jnp.stack(shifted, axis=2), w0_CDF)
         h_BTF = self._activate(h_BTF, 0)

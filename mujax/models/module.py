@@ -1,7 +1,8 @@
-"""The base of all modules: parameters are declared by role and signature, and leave Flax with their metadata.
+"""The base of all modules: parameters are declared by role and signature, and leave Flax with their
+metadata.
 
-A module declares each parameter in one line, `self.weight("wq", "hidden", "embed -> heads head_dim")`, and draws it
-with unit variance.
+A module declares each parameter in one line, `self.weight("wq", "hidden", "embed -> heads
+head_dim")`, and draws it with unit variance.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from flax.core.meta import AxisMetadata
 from mujax.errors import UserError
 from mujax.params import ParamMeta, Role, signature
 
-# Unit-variance draws: a parameterization supplies the standard deviation. `zeros` and `ones` have none.
+# Unit-variance draws: a parameterization supplies the standard deviation. `zeros` and `ones` have
+# none.
 DRAWS = {
     "normal": lambda key, shape: jax.random.normal(key, shape, jnp.float32),
     "zeros": lambda key, shape: jnp.zeros(shape, jnp.float32),
@@ -55,13 +57,15 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(meta=meta)
 
 
-# Where arrays live while a module runs: a training.sharding.Layout, or None on one device. Modules name axes alone.
+# Where arrays live while a module runs: a training.sharding.Layout, or None on one device. Modules
+# name axes alone.
 _LAYOUT: contextvars.ContextVar[Any] = contextvars.ContextVar("layout", default=None)
 
 
 @contextlib.contextmanager
 def laid_out(layout) -> Iterator[None]:
-    """Modules that are traced inside place their weights and constrained activations as `layout` says."""
+    """Modules that are traced inside place their weights and constrained activations as `layout`
+    says."""
     token = _LAYOUT.set(layout)
     try:
         yield
@@ -78,7 +82,8 @@ class MuModule(nn.Module):
         """Declares a parameter and returns it, drawn with unit variance.
 
         Args:
-          text: "[batch |] ins -> outs", axes whose sizes `cfg.dims` gives; the array has them in this order.
+          text: "[batch |] ins -> outs", axes whose sizes `cfg.dims` gives; the array has them in
+            this order.
           dist: normal, zeros or ones.
 
         Raises:
@@ -89,17 +94,22 @@ class MuModule(nn.Module):
         except UserError as e:
             raise UserError(f"{'/'.join((*self.path, name))}: {e}") from e
         # Flax hands the module the unboxed array.
-        w = cast(jax.Array, self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)))
+        w = cast(
+            jax.Array,
+            self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)),
+        )
         layout = _LAYOUT.get()
         return w if layout is None else layout.weight(w, meta)
 
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
-        """x, whose axes have these logical names ("batch length embed"), split over devices as a layout says."""
+        """x, whose axes have these logical names ("batch length embed"), split over devices as a
+        layout says."""
         layout = _LAYOUT.get()
         return x if layout is None else layout.activation(x, axes.split())
 
     def record(self, name: str, x) -> None:
-        """Names an activation, for `check`; costs nothing where the collection `activations` is not asked for."""
+        """Names an activation, for `check`; costs nothing where the collection `activations` is not
+        asked for."""
         self.sow("activations", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
@@ -116,7 +126,9 @@ def unbox(tree) -> tuple[dict, dict]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_box):
         if not is_box(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(f"parameter {name} has no role; declare it with self.weight(name, role, signature)")
+            raise UserError(
+                f"parameter {name} has no role; declare it with self.weight(name, role, signature)"
+            )
     arrays = jax.tree.map(lambda box: box.value, tree, is_leaf=is_box)
     metas = jax.tree.map(lambda box: box.meta, tree, is_leaf=is_box)
     return arrays, metas

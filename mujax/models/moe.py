@@ -1,9 +1,11 @@
 """Mixture of experts: the transformer with several MLPs a layer, of which each token takes a few.
 
-The router reads the stream into a number of logits that does not grow with the width, so it is an output; an expert is
-a matrix of its own among `experts` of them, whose rule is that of any hidden matrix (2508.09752). Experts and what of
-them is active are sizes of their own, beside the width: `num_experts`, and `experts_per_token` times `mlp_ratio`.
-Axes: E experts, N choices of a token, C places of an expert, F mlp; others as in mujax.models.layers.
+The router reads the stream into a number of logits that does not grow with the width, so it is an
+output; an expert is a matrix of its own among `experts` of them, whose rule is that of any hidden
+matrix (2508.09752). Experts and what of them is active are sizes of their own, beside the width:
+`num_experts`, and `experts_per_token` times `mlp_ratio`.
+Axes: E experts, N choices of a token, C places of an expert, F mlp; others as in
+  mujax.models.layers.
 """
 
 import dataclasses
@@ -26,15 +28,19 @@ class MoEConfig(TransformerConfig):
     mlp_ratio: float = declare(2.0, "width of an expert / d_model")
     num_experts: int = declare(8, "of every layer")
     experts_per_token: int = declare(
-        2, "top-k; outputs are added by the router's probabilities, made to add up to 1, but for k = 1"
+        2,
+        "top-k; outputs are added by the router's probabilities, made to add up to 1, but for k = "
+        "1",
     )
     capacity_factor: float = declare(
         2.0,
-        "places of an expert, over tokens x experts_per_token / num_experts; a token that finds none left goes without",
+        "places of an expert, over tokens x experts_per_token / num_experts; a token that finds "
+        "none left goes without",
     )
     balance_weight: float = declare(
         0.01,
-        "alpha of the load-balancing loss (2101.03961, equation 4) of each layer; the reported loss is without",
+        "alpha of the load-balancing loss (2101.03961, equation 4) of each layer; the reported "
+        "loss is without",
         NOT_NEGATIVE,
     )
 
@@ -42,24 +48,29 @@ class MoEConfig(TransformerConfig):
         super().__post_init__()
         if self.experts_per_token > self.num_experts:
             raise UserError(
-                f"model.experts_per_token = {self.experts_per_token} is more than model.num_experts = "
+                f"model.experts_per_token = {self.experts_per_token} is more than "
+                "model.num_experts = "
                 f"{self.num_experts}"
             )
         if self.bias:
-            raise UserError("model.bias: the experts of model.name = 'moe' have none; set it to False")
+            raise UserError(
+                "model.bias: the experts of model.name = 'moe' have none; set it to False"
+            )
 
     @property
     def dims(self) -> dict[str, int]:
         return {**super().dims, "experts": self.num_experts}
 
     def capacity(self, seq_len: int) -> int:
-        """Places of an expert for one row's tokens (2101.03961, equation 3, a row at a time); where it is full, a token
-        goes without it. A token by itself, as in sampling, always finds a place."""
+        """Places of an expert for one row's tokens (2101.03961, equation 3, a row at a time); where
+        it is full, a token goes without it. A token by itself, as in sampling, always finds a
+        place."""
         fair = self.experts_per_token * seq_len / self.num_experts
         return min(seq_len, max(1, math.ceil(exact_product(self.capacity_factor, fair))))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of the active experts, the router, and all else; places that stay empty are not counted."""
+        """Of the active experts, the router, and all else; places that stay empty are not
+        counted."""
         expert = num_mlp_matrices(self.activation) * self.mlp_ratio * self.d_model**2
         more = (self.experts_per_token - 1) * expert + self.num_experts * self.d_model
         return super().flops_per_token(seq_len) + 6 * self.num_layers * more
@@ -78,11 +89,13 @@ with_auxiliary_loss.defvjp(lambda x, loss: (x, loss), lambda loss, g: (g, jnp.on
 def dispatch(chosen_BTE, capacity: int):
     """[B, T, E, C]: 1 where a token that has chosen this expert (0 or 1) has this place of it.
 
-    Places go to tokens in their order, so that none is taken from a token by one after it, which it must not see.
+    Places go to tokens in their order, so that none is taken from a token by one after it, which it
+    must not see.
     """
     before_BTE = jnp.cumsum(chosen_BTE, axis=1) - chosen_BTE
     place_BTE = jnp.where(chosen_BTE > 0, before_BTE, capacity).astype(jnp.int32)
-    return jax.nn.one_hot(place_BTE, capacity, dtype=chosen_BTE.dtype)  # of a place beyond the last: none
+    # of a place beyond the last: none
+    return jax.nn.one_hot(place_BTE, capacity, dtype=chosen_BTE.dtype)
 
 
 class Experts(MLP):
@@ -98,11 +111,14 @@ class Experts(MLP):
         self.record("router_logits", logits_BTE)
         shares_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         gates_BTN, index_BTN = jax.lax.top_k(shares_BTE, cfg.experts_per_token)
-        if cfg.experts_per_token > 1:  # of one, its share: else the router would learn nothing (2101.03961)
+        if cfg.experts_per_token > 1:
+            # of one, its share: else the router would learn nothing (2101.03961)
             gates_BTN = gates_BTN / jnp.sum(gates_BTN, axis=-1, keepdims=True)
         chosen_BTNE = jax.nn.one_hot(index_BTN, cfg.num_experts, dtype=jnp.float32)
         chosen_BTE = jnp.sum(chosen_BTNE, axis=2)
-        x_BTD = with_auxiliary_loss(x_BTD, cfg.balance_weight * load_balancing_loss(shares_BTE, chosen_BTE))
+        x_BTD = with_auxiliary_loss(
+            x_BTD, cfg.balance_weight * load_balancing_loss(shares_BTE, chosen_BTE)
+        )
 
         place_BTEC = dispatch(chosen_BTE, cfg.capacity(x_BTD.shape[1]))
         gate_BTEC = jnp.einsum("BTN,BTNE->BTE", gates_BTN, chosen_BTNE)[..., None] * place_BTEC
@@ -112,8 +128,8 @@ class Experts(MLP):
 
 
 def load_balancing_loss(shares_BTE, chosen_BTE):
-    """E times the sum over experts of (share of the choices) x (mean share of the router): 1 where all are alike
-    (2101.03961, equation 4)."""
+    """E times the sum over experts of (share of the choices) x (mean share of the router): 1 where
+    all are alike (2101.03961, equation 4)."""
     E, choices = shares_BTE.shape[-1], jnp.sum(chosen_BTE, axis=(0, 1))
     return E * jnp.sum(choices / jnp.sum(choices) * jnp.mean(shares_BTE, axis=(0, 1)))
 

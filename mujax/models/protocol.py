@@ -1,4 +1,5 @@
-"""What mujax asks of an architecture: of its config, and of its module. Nothing else is known of either."""
+"""What mujax asks of an architecture: of its config, and of its module. Nothing else is known of
+either."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -10,13 +11,16 @@ from mujax.hps import Hps
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """The shapes and options of a model: a frozen dataclass, whose fields a config names and gives values.
+    """The shapes and options of a model: a frozen dataclass, whose fields a config names and gives
+    values.
 
-    Fields `vocab_size` and, where there is one, `seq_len` are those of the data. __post_init__ raises UserError, in one
-    line, for what cannot be. A config may say besides, where the default does not hold:
+    Fields `vocab_size` and, where there is one, `seq_len` are those of the data. __post_init__
+    raises UserError, in one line, for what cannot be. A config may say besides, where the default
+    does not hold:
 
       reads: "images" of a model that classifies them; without it, "text".
-      max_length: the most tokens of a sequence that it can be called with; without it or at None, any number.
+      max_length: the most tokens of a sequence that it can be called with; without it or at None,
+        any number.
       init_length: the fewest tokens that a first call must have; without it, one.
     """
 
@@ -48,7 +52,8 @@ class ModelConfig(Protocol):
         ...
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Returns the matmul FLOPs of a forward and a backward pass over one token among seq_len."""
+        """Returns the matmul FLOPs of a forward and a backward pass over one token among
+        seq_len."""
         ...
 
 
@@ -62,7 +67,8 @@ class Model(Protocol):
     cfg: Any
 
     def __call__(self, tokens_BT: jax.Array, hps: Hps, /) -> jax.Array:
-        """Returns logits [B, T, V] in cfg.dtype: of position t from tokens 0..t. Of a classifier [B, 1, V]."""
+        """Returns logits [B, T, V] in cfg.dtype: of position t from tokens 0..t. Of a classifier
+        [B, 1, V]."""
         ...
 
 
@@ -71,10 +77,13 @@ class Decoder(Protocol):
     """A LanguageModel that can go on from what it remembers, so that text can be drawn from it."""
 
     def empty_cache(self, batch_size: int, window: int, /) -> Any:
-        """Returns what is remembered of the last `window` tokens before there is any: a tree of arrays."""
+        """Returns what is remembered of the last `window` tokens before there is any: a tree of
+        arrays."""
         ...
 
-    def extend(self, tokens_BT: jax.Array, hps: Hps, cache: Any, position: Any, /) -> tuple[jax.Array, Any]:
-        """Returns (features [B, T, D] of the tokens at `position` and on, the cache with them). At a time, features
-        see as many tokens as the window has."""
+    def extend(
+        self, tokens_BT: jax.Array, hps: Hps, cache: Any, position: Any, /
+    ) -> tuple[jax.Array, Any]:
+        """Returns (features [B, T, D] of the tokens at `position` and on, the cache with them). At
+        a time, features see as many tokens as the window has."""
         ...

@@ -1,9 +1,11 @@
-"""A linear recurrence in the place of attention: the RG-LRU of Griffin (2402.19427, section 2.4), by a scan.
+"""A linear recurrence in the place of attention: the RG-LRU of Griffin (2402.19427, section 2.4),
+by a scan.
 
-Two projections of the stream: one passes a short convolution and the recurrence h_t = a_t h_(t-1) + sqrt(1 - a_t^2)
-i_t x_t, whose decay a_t and input gate i_t read its own input; the other, through GELU, multiplies what comes out.
-The gates are whole matrices here, not blocks of heads, so that they grow with the width like every hidden matrix;
-gates and convolution have no biases, and the first decays are spaced evenly, not drawn. The kernel and decay belong to
+Two projections of the stream: one passes a short convolution and the recurrence h_t = a_t h_(t-1) +
+sqrt(1 - a_t^2) i_t x_t, whose decay a_t and input gate i_t read its own input; the other, through
+GELU, multiplies what comes out. The gates are whole matrices here, not blocks of heads, so that
+they grow with the width like every hidden matrix; gates and convolution have no biases, and the
+first decays are spaced evenly, not drawn. The kernel and decay belong to
 single channels: vectors. Axes: R channels, C taps; others as in mujax.models.layers.
 """
 
@@ -19,9 +21,16 @@ from mujax.fields import DEPTH, TAPS, declare, declared_in
 from mujax.hps import Hps
 from mujax.models.layers import ACTIVATIONS, at_least_float32, exact_product, scaled
 from mujax.models.module import MuModule
-from mujax.models.transformer import Block, Transformer, TransformerConfig, check_options, num_mlp_matrices
+from mujax.models.transformer import (
+    Block,
+    Transformer,
+    TransformerConfig,
+    check_options,
+    num_mlp_matrices,
+)
 
-SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0  # decays a step of the channels at first, with the gate fully open
+# decays a step of the channels at first, with the gate fully open
+SLOWEST, FASTEST, SHARPNESS = 0.999, 0.9, 8.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,16 +62,19 @@ class RecurrentConfig:
 
     @property
     def dims(self) -> dict[str, int]:
-        """Logical axis -> size. `recurrent` and `gates` are the same channels, in and out of a gate's matrix."""
+        """Logical axis -> size. `recurrent` and `gates` are the same channels, in and out of a
+        gate's matrix."""
         channels = int(exact_product(self.recurrent_ratio, self.d_model))
         return {
-            "embed": self.d_model, "recurrent": channels, "gates": channels, "taps": self.kernel_size,
+            "embed": self.d_model, "recurrent": channels, "gates": channels,
+            "taps": self.kernel_size,
             "mlp": int(exact_product(self.mlp_ratio, self.d_model)), "vocab": self.vocab_size,
             "layers": self.num_layers,
         }  # fmt: skip
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a token, 6 a weight; the scan and the kernel are left out."""
+        """Forward and backward matmul FLOPs a token, 6 a weight; the scan and the kernel are left
+        out."""
         r = self.recurrent_ratio
         matrices = 3 * r + 2 * r**2 + num_mlp_matrices(self.activation) * self.mlp_ratio
         return 6 * (self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model)
@@ -80,7 +92,8 @@ class Recurrence(MuModule):
 
     @nn.compact
     def extend(self, x_BTD, hps: Hps, cache: Memory | None, position, document_BT=None):
-        """[B, T, D] -> ([B, T, D], the memory with these tokens); the state before the first token is zero."""
+        """[B, T, D] -> ([B, T, D], the memory with these tokens); the state before the first token
+        is zero."""
         del hps, position, document_BT
         cfg, T = self.cfg, x_BTD.shape[1]
         wx_DR, wy_DR = (self.weight(name, "hidden", "embed -> recurrent") for name in ("wx", "wy"))
@@ -89,13 +102,19 @@ class Recurrence(MuModule):
         y_BTR = ACTIVATIONS["gelu"](jnp.einsum("BTD,DR->BTR", x_BTD, wy_DR))
         x_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, wx_DR)
         taps = cfg.kernel_size
-        past_BCR = jnp.zeros_like(x_BTR[:, : taps - 1], shape=(x_BTR.shape[0], taps - 1, x_BTR.shape[2]))
+        past_BCR = jnp.zeros_like(
+            x_BTR[:, : taps - 1], shape=(x_BTR.shape[0], taps - 1, x_BTR.shape[2])
+        )
         padded = jnp.concatenate([past_BCR if cache is None else cache.x_BCR, x_BTR], axis=1)
         # By the number of taps, so that unit weights make unit activations
-        x_BTR = scaled(sum(padded[:, i : i + T] * kernel_CR[None, None, i] for i in range(taps)), taps**-0.5)
+        x_BTR = scaled(
+            sum(padded[:, i : i + T] * kernel_CR[None, None, i] for i in range(taps)), taps**-0.5
+        )
 
         log_a_BTR, input_BTR = self.gates(x_BTR)
-        h_BTR = scan(log_a_BTR, input_BTR * at_least_float32(x_BTR), None if cache is None else cache.h_BR)
+        h_BTR = scan(
+            log_a_BTR, input_BTR * at_least_float32(x_BTR), None if cache is None else cache.h_BR
+        )
         h_BTR, last_BR = h_BTR.astype(x_BTD.dtype), h_BTR[:, -1]
         self.record("state", h_BTR)
         out_BTD = jnp.einsum("BTR,RD->BTD", h_BTR * y_BTR, wo_RD)
@@ -106,11 +125,14 @@ class Recurrence(MuModule):
         wa_RS, wi_RS = (self.weight(name, "hidden", "recurrent -> gates") for name in ("wa", "wi"))
         decay_R = self.weight("decay", "vector", "-> recurrent", dist="zeros")
         opened_BTR, input_BTR = (
-            jax.nn.sigmoid(at_least_float32(jnp.einsum("BTR,RS->BTS", x_BTR, w))) for w in (wa_RS, wi_RS)
+            jax.nn.sigmoid(at_least_float32(jnp.einsum("BTR,RS->BTS", x_BTR, w)))
+            for w in (wa_RS, wi_RS)
         )
         self.record("decay_gate", opened_BTR)
         first_R = np.linspace(FASTEST, SLOWEST, decay_R.shape[0]) ** (1 / SHARPNESS)
-        logit_R = at_least_float32(decay_R) + jnp.asarray(np.log(first_R / (1 - first_R)), jnp.float32)
+        logit_R = at_least_float32(decay_R) + jnp.asarray(
+            np.log(first_R / (1 - first_R)), jnp.float32
+        )
         log_a_BTR = SHARPNESS * opened_BTR * jax.nn.log_sigmoid(logit_R)[None, None]
         # A gate that is shut has a_t = 1 in float32, where the root has no derivative
         return log_a_BTR, jnp.sqrt(jnp.maximum(-jnp.expm1(2 * log_a_BTR), 1e-6)) * input_BTR
@@ -145,5 +167,6 @@ class RecurrentModel(Transformer):
         dims = self.cfg.dims
         head, channels = (dims["layers"], batch_size), dims["recurrent"]
         return Memory(
-            jnp.zeros((*head, channels), jnp.float32), jnp.zeros((*head, dims["taps"] - 1, channels), self.cfg.dtype)
+            jnp.zeros((*head, channels), jnp.float32),
+            jnp.zeros((*head, dims["taps"] - 1, channels), self.cfg.dtype),
         )

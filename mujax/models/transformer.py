@@ -1,8 +1,9 @@
 """Decoder-only transformer: pre-norm blocks, with the options of two papers and of common practice.
 
-Lingle 2024 (2404.05728): RMSNorm without gains, RoPE, ReLU, no biases, untied. The GPT of Kalra & Barkeshli
-2026 (2605.21486): LayerNorm with gains, learned positions, GELU. No module holds a standard deviation or a
-width-dependent constant: sizes of weights come from the parameterization, the attention scale from `hps`.
+Lingle 2024 (2404.05728): RMSNorm without gains, RoPE, ReLU, no biases, untied. The GPT of Kalra &
+Barkeshli 2026 (2605.21486): LayerNorm with gains, learned positions, GELU. No module holds a
+standard deviation or a width-dependent constant: sizes of weights come from the parameterization,
+the attention scale from `hps`.
 """
 
 import dataclasses
@@ -15,7 +16,16 @@ from mujax.errors import UserError, not_one_of
 from mujax.fields import DEPTH, NOT_NEGATIVE, Range, declare
 from mujax.hps import Hps
 from mujax.models.attention import IMPLEMENTATIONS, NONLINEARITIES, Cache, cached
-from mujax.models.layers import ACTIVATIONS, GATED, LanguageModel, Norm, exact_product, rope, scaled, with_bias
+from mujax.models.layers import (
+    ACTIVATIONS,
+    GATED,
+    LanguageModel,
+    Norm,
+    exact_product,
+    rope,
+    scaled,
+    with_bias,
+)
 from mujax.models.module import MuModule
 
 CHOICES = {
@@ -30,7 +40,8 @@ CHOICES = {
 
 
 def check_options(cfg, *ratios: str) -> None:
-    """That a config's options are some that there are, and that these ratios of d_model make whole numbers.
+    """That a config's options are some that there are, and that these ratios of d_model make whole
+    numbers.
 
     Raises:
       UserError: the message names the field.
@@ -42,7 +53,8 @@ def check_options(cfg, *ratios: str) -> None:
     for name in ratios:
         if (size := exact_product(getattr(cfg, name), cfg.d_model)) % 1:
             raise UserError(
-                f"model.{name} = {getattr(cfg, name):g} times model.d_model = {cfg.d_model} is {size:g}: it must be a "
+                f"model.{name} = {getattr(cfg, name):g} times model.d_model = {cfg.d_model} is "
+                f"{size:g}: it must be a "
                 "whole number"
             )
 
@@ -57,33 +69,52 @@ class TransformerConfig:
 
     d_model: int = declare(64, "width; a multiple of d_head")
     num_layers: int = declare(2, "blocks", DEPTH)
-    d_head: int = declare(16, "size of an attention head; even; the number of heads is d_model / d_head")
+    d_head: int = declare(
+        16, "size of an attention head; even; the number of heads is d_model / d_head"
+    )
     mlp_ratio: float = declare(4.0, "MLP width / d_model")
     num_kv_heads: int = declare(
-        0, "key and value heads, a divisor of the number of heads; 0: one for every query head", NOT_NEGATIVE
+        0,
+        "key and value heads, a divisor of the number of heads; 0: one for every query head",
+        NOT_NEGATIVE,
     )
     tied: bool = declare(False, "the embedding is the readout too; a table needs a rule for that")
     bias: bool = declare(False, "on every projection, on the readout, and on LayerNorms")
     norm: str = declare("rms", "rms (RMSNorm) or layer (LayerNorm)")
-    norm_gain: str = declare("none", "trainable gains of every norm: none, vector (one a coordinate) or scalar")
+    norm_gain: str = declare(
+        "none", "trainable gains of every norm: none, vector (one a coordinate) or scalar"
+    )
     norm_eps: float = declare(1e-6, "added to the mean square")
     embedding_norm: bool = declare(False, "a norm on the embedded tokens")
     qk_norm: bool = declare(False, "a norm on every head's queries and keys, before RoPE")
-    position: str = declare("rope", "rope, learned (added to the embedding; the sum over sqrt 2) or none")
+    position: str = declare(
+        "rope", "rope, learned (added to the embedding; the sum over sqrt 2) or none"
+    )
     rope_base: float = declare(10_000.0, "RoPE wavelengths go from 2 pi to 2 pi * rope_base tokens")
-    activation: str = declare("relu", "relu, sqrelu, gelu or silu; swiglu or geglu: gated, with a third matrix")
+    activation: str = declare(
+        "relu", "relu, sqrelu, gelu or silu; swiglu or geglu: gated, with a third matrix"
+    )
     attention: str = declare("softmax", "softmax, sqrelu, elu, normalized_sqrelu or normalized_elu")
-    attention_impl: str = declare("plain", "plain, dot_product (jax.nn's; cuDNN on GPU in bfloat16) or splash (TPU)")
-    parallel: bool = declare(False, "attention and MLP of a block read the same, rather than one after the other")
-    remat: str = declare("none", "recompute in the backward pass: none, full (all), or dots (all but the matmuls)")
+    attention_impl: str = declare(
+        "plain", "plain, dot_product (jax.nn's; cuDNN on GPU in bfloat16) or splash (TPU)"
+    )
+    parallel: bool = declare(
+        False, "attention and MLP of a block read the same, rather than one after the other"
+    )
+    remat: str = declare(
+        "none", "recompute in the backward pass: none, full (all), or dots (all but the matmuls)"
+    )
     scan_layers: bool = declare(
         True, "one copy of the layers' code, compiled once; False: one a layer, slower to compile"
     )
-    dtype: str = declare("float32", "of compute: float32 or bfloat16; master weights are always float32")
+    dtype: str = declare(
+        "float32", "of compute: float32 or bfloat16; master weights are always float32"
+    )
     low_precision: bool = declare(False, "norms and softmax in dtype too, rather than in float32")
     boundary_id: int = declare(
         -1,
-        "where documents are packed in a row: the token between two of them, which no attention looks beyond; -1: it "
+        "where documents are packed in a row: the token between two of them, which no attention "
+        "looks beyond; -1: it "
         "does",
         Range(-1),
     )
@@ -99,28 +130,35 @@ class TransformerConfig:
             )
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"model.num_kv_heads = {self.num_kv_heads} does not divide the {self.num_heads} heads of "
+                f"model.num_kv_heads = {self.num_kv_heads} does not divide the {self.num_heads} "
+                "heads of "
                 f"model.d_model / model.d_head: query heads share keys in groups of equal size"
             )
         if self.position == "rope" and self.d_head % 2:
-            raise UserError(f"model.d_head = {self.d_head} is odd: RoPE rotates pairs, so it must be even")
+            raise UserError(
+                f"model.d_head = {self.d_head} is odd: RoPE rotates pairs, so it must be even"
+            )
         if self.attention_impl != "plain" and self.attention != "softmax":
             raise UserError(
-                f"model.attention_impl = {self.attention_impl!r} with model.attention = {self.attention!r}: "
+                f"model.attention_impl = {self.attention_impl!r} with model.attention = "
+                f"{self.attention!r}: "
                 "only the plain implementation has other nonlinearities than softmax"
             )
         if self.attention_impl == "splash" and (self.d_head % 128 or self.seq_len % 128):
             raise UserError(
-                f"model.attention_impl = 'splash' with model.d_head = {self.d_head}, data.seq_len = {self.seq_len}: "
+                f"model.attention_impl = 'splash' with model.d_head = {self.d_head}, data.seq_len "
+                f"= {self.seq_len}: "
                 "both must be multiples of 128"
             )
         if self.boundary_id >= self.vocab_size:
             raise UserError(
-                f"model.boundary_id = {self.boundary_id} is no token of data.vocab_size = {self.vocab_size}"
+                f"model.boundary_id = {self.boundary_id} is no token of data.vocab_size = "
+                f"{self.vocab_size}"
             )
         if self.low_precision and self.attention_impl != "plain":
             raise UserError(
-                f"model.low_precision with model.attention_impl = {self.attention_impl!r}: only the plain "
+                f"model.low_precision with model.attention_impl = {self.attention_impl!r}: only "
+                "the plain "
                 "implementation computes its softmax in model.dtype"
             )
 
@@ -130,7 +168,8 @@ class TransformerConfig:
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that a sequence may have; None: any number, since training lengths bound no weight."""
+        """Tokens that a sequence may have; None: any number, since training lengths bound no
+        weight."""
         return self.seq_len if self.position == "learned" else None
 
     @property
@@ -148,7 +187,8 @@ class TransformerConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a token: 6 N + 12 L D T (2204.02311, appendix B), no remat."""
+        """Forward and backward matmul FLOPs a token: 6 N + 12 L D T (2204.02311, appendix B), no
+        remat."""
         shared = (self.num_kv_heads or self.num_heads) / self.num_heads
         matrices = 2 + 2 * shared + num_mlp_matrices(self.activation) * self.mlp_ratio
         weights = self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model
@@ -164,16 +204,22 @@ class Attention(MuModule):
 
     @nn.compact
     def extend(self, x_BTD, hps: Hps, cache: Cache | None, position, document_BT=None):
-        """(the same of the tokens at `position` and on, which see those in the cache too; the cache with them).
+        """(the same of the tokens at `position` and on, which see those in the cache too; the cache
+        with them).
 
-        document_BT: the number of each token's document in its row; only those of the same one are seen.
+        document_BT: the number of each token's document in its row; only those of the same one are
+          seen.
         """
         cfg = self.cfg
         kv, kv_heads = ("kv", "kv_heads") if cfg.num_kv_heads else ("hidden", "heads")
         wq_DHK = self.weight("wq", "hidden", "embed -> heads head_dim")
-        wk_DGK, wv_DGK = (self.weight(name, kv, f"embed -> {kv_heads} head_dim") for name in ("wk", "wv"))
+        wk_DGK, wv_DGK = (
+            self.weight(name, kv, f"embed -> {kv_heads} head_dim") for name in ("wk", "wv")
+        )
         wo_HKD = self.weight("wo", "hidden", "heads head_dim -> embed")
-        q_BTHK, k_BTGK, v_BTGK = (jnp.einsum("BTD,DHK->BTHK", x_BTD, w) for w in (wq_DHK, wk_DGK, wv_DGK))
+        q_BTHK, k_BTGK, v_BTGK = (
+            jnp.einsum("BTD,DHK->BTHK", x_BTD, w) for w in (wq_DHK, wk_DGK, wv_DGK)
+        )
         q_BTHK = with_bias(self, q_BTHK, "bq", "heads head_dim")
         k_BTGK = with_bias(self, k_BTGK, "bk", f"{kv_heads} head_dim")
         v_BTGK = with_bias(self, v_BTGK, "bv", f"{kv_heads} head_dim")
@@ -187,11 +233,15 @@ class Attention(MuModule):
         # Half of the scale on each, so that their product stays small in bfloat16 too
         q_BTHK, k_BTGK = (scaled(x, jnp.sqrt(hps.attention_scale)) for x in (q_BTHK, k_BTGK))
         if cache is None:
-            mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](q_BTHK, k_BTGK, v_BTGK, cfg, document_BT, self.record)
+            mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](
+                q_BTHK, k_BTGK, v_BTGK, cfg, document_BT, self.record
+            )
         else:
             mixed_BTHK, cache = cached(q_BTHK, k_BTGK, v_BTGK, cache, position, cfg)
         self.record("mixed", mixed_BTHK)
-        return with_bias(self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed"), cache
+        return with_bias(
+            self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed"
+        ), cache
 
 
 class MLP(MuModule):
@@ -229,7 +279,10 @@ class Block(MuModule):
 
     @nn.compact
     def __call__(self, x_BTD, hps: Hps, cache, position, document_BT):
-        mixer, mlp = self.mixer_class(self.cfg, name=self.mixer_name), self.mlp_class(self.cfg, name="mlp")
+        mixer, mlp = (
+            self.mixer_class(self.cfg, name=self.mixer_name),
+            self.mlp_class(self.cfg, name="mlp"),
+        )
         normed_BTD = Norm(self.cfg, name=f"{self.mixer_name}_norm")(x_BTD)
         out_BTD, cache = mixer.extend(normed_BTD, hps, cache, position, document_BT)
         self.record(f"{self.mixer_name}_out", out_BTD)
@@ -244,7 +297,8 @@ class Block(MuModule):
 
 
 def _remat(block, policy: str):
-    """The block with its activations recomputed in the backward pass: all of them, or all but its matmuls."""
+    """The block with its activations recomputed in the backward pass: all of them, or all but its
+    matmuls."""
     if policy == "none":
         return block
     saved = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[policy]
@@ -259,7 +313,9 @@ class Transformer(LanguageModel):
     def setup(self):
         cfg = self.cfg
         self.embed_VD = self.weight("embed", "tied" if cfg.tied else "input", "vocab -> embed")
-        self.unembed_DV = self.embed_VD.T if cfg.tied else self.weight("unembed", "output", "embed -> vocab")
+        self.unembed_DV = (
+            self.embed_VD.T if cfg.tied else self.weight("unembed", "output", "embed -> vocab")
+        )
         if cfg.position == "learned":
             self.position_TD = self.weight("position", "input", "positions -> embed")
         if cfg.embedding_norm:
@@ -289,12 +345,14 @@ class Transformer(LanguageModel):
         return Cache(*(jnp.zeros(shape, self.cfg.dtype) for _ in Cache._fields))
 
     def extend(self, tokens_BT, hps: Hps, cache: Cache | None, position):
-        # So its gradient is whole too before it is cut into shares: a scatter right into them gathers the activations
-        # of the whole batch
+        # So its gradient is whole too before it is cut into shares: a scatter right into them
+        # gathers the activations of the whole batch
         embed_VD = self.constrain(self.embed_VD, "vocab embed")
         x_BTD = jnp.take(embed_VD, tokens_BT, axis=0)
         if self.cfg.position == "learned":  # the sum as large as either
-            position_TD = jax.lax.dynamic_slice_in_dim(self.position_TD, position, tokens_BT.shape[1])
+            position_TD = jax.lax.dynamic_slice_in_dim(
+                self.position_TD, position, tokens_BT.shape[1]
+            )
             x_BTD = (x_BTD + position_TD[None]) * jnp.asarray(0.5**0.5, x_BTD.dtype)
         x_BTD = self.constrain(scaled(x_BTD, hps.embedding_scale), "batch length embed")
         self.record("embedding", x_BTD)

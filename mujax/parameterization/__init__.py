@@ -1,4 +1,5 @@
-"""Parameterizations as tables of data; see `table` for what they mean and `resolve` for how they become numbers."""
+"""Parameterizations as tables of data; see `table` for what they mean and `resolve` for how they
+become numbers."""
 
 from mujax.parameterization import decay, depth, everett, kalra, lingle, mup, sp, unit
 from mujax.parameterization.override import apply_overrides
@@ -13,7 +14,15 @@ from mujax.parameterization.resolve import (
     resolve_scales,
     table_hash,
 )
-from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules, Size, size_of
+from mujax.parameterization.table import (
+    Intention,
+    Parameterization,
+    Power,
+    Row,
+    ScaleRules,
+    Size,
+    size_of,
+)
 
 _TABLES = (
     sp.SP,

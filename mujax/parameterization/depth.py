@@ -1,18 +1,21 @@
 """CompleteP: width and depth together (Dey et al. 2025, 2505.01618, Table 1).
 
-With m_L the number of layers over that of the base, a branch is multiplied by m_L^-alpha, and inside the
-stack the learning rate by m_L^(alpha - 1) and eps by m_L^-alpha; decay is scaled by m_N in hidden matrices,
-so that rate times decay does not depend on width, and is zero for gains and biases. alpha = 1 is CompleteP,
-1/2 the rule it is compared with. What is outside of the stack (embedding, final norm, readout) has no depth
-factor, and no rule of ours needs to say so: its depth is 1 at every depth. The readout has the multiplier
-1 / m_N (the form of 2203.03466, Table 8), hence its eps.
+With m_L the number of layers over that of the base, a branch is multiplied by m_L^-alpha, and
+inside the stack the learning rate by m_L^(alpha - 1) and eps by m_L^-alpha; decay is scaled by m_N
+in hidden matrices, so that rate times decay does not depend on width, and is zero for gains and
+biases. alpha = 1 is CompleteP, 1/2 the rule it is compared with. What is outside of the stack
+(embedding, final norm, readout) has no depth factor, and no rule of ours needs to say so: its depth
+is 1 at every depth. The readout has the multiplier 1 / m_N (the form of 2203.03466, Table 8), hence
+its eps.
 
-Readings, by the authors' code (EleutherAI/nanoGPT-mup, branch completep, model.py). Attention: theirs is 1 / d_head
-at every size. Here it is (base d_head)^1/2 / d_head, which goes with d_head as theirs and is that of sp at the base, as
-everything in a relative table; so where heads do not grow it is d_head^-1/2, sharper than theirs by d_head^1/2 (5.7 for
-heads of 32). parameterization.override = ('attention=mup_abs',) is theirs to the constant. The draws at the base are
-those of sp too, not their 0.02. Tied embeddings, which that code always has: the matrix follows the embedding's row
-(rate 1, eps 1 / m_N, decay 1) and logits are multiplied by 1 / m_N; the constant at the base is that of sp.
+Readings, by the authors' code (EleutherAI/nanoGPT-mup, branch completep, model.py). Attention:
+theirs is 1 / d_head at every size. Here it is (base d_head)^1/2 / d_head, which goes with d_head as
+theirs and is that of sp at the base, as everything in a relative table; so where heads do not grow
+it is d_head^-1/2, sharper than theirs by d_head^1/2 (5.7 for heads of 32).
+parameterization.override = ('attention=mup_abs',) is theirs to the constant. The draws at the base
+are those of sp too, not their 0.02. Tied embeddings, which that code always has: the matrix follows
+the embedding's row (rate 1, eps 1 / m_N, decay 1) and logits are multiplied by 1 / m_N; the
+constant at the base is that of sp.
 """
 
 from mujax.parameterization.mup import MUP_TABLE8
@@ -27,13 +30,17 @@ def completep(alpha: float) -> Parameterization:
     def in_stack(role: str, weight_decay: Power) -> Row:
         row = MUP_TABLE8.rows[role]
         lr = {"adam": row.lr["adam"] * lr_factor}
-        return Row(source, init=row.init, lr=lr, eps=row.eps * eps_factor, weight_decay=weight_decay)
+        return Row(
+            source, init=row.init, lr=lr, eps=row.eps * eps_factor, weight_decay=weight_decay
+        )
 
     embedding, readout = MUP_TABLE8.rows["input"], MUP_TABLE8.rows["output"]
-    # Decay acts with the rate of the effective weight; the readout's is 1 / m_N, where the source has eta.
+    # Decay acts with the rate of the effective weight; the readout's is 1 / m_N, where the source
+    # has eta.
     return Parameterization(
         name={0.5: "completep_half", 1.0: "completep"}[alpha],
-        source=f"Dey et al. 2025 (2505.01618), Table 1, alpha {alpha:g}; attention by Definition 4.1 of 2203.03466",
+        source=f"Dey et al. 2025 (2505.01618), Table 1, alpha {alpha:g}; attention by Definition "
+        "4.1 of 2203.03466",
         rows={
             "input": Row(source, lr={"adam": ONE}, eps=embedding.eps),
             "hidden": in_stack("hidden", weight_decay=Power(ratio_in=1)),
@@ -53,7 +60,9 @@ def completep(alpha: float) -> Parameterization:
                 readout=MUP_TABLE8.rows["tied"].readout,
             ),
         },
-        scales=ScaleRules(attention=MUP_TABLE8.scales.attention, residual=Power(ratio_layers=-alpha)),
+        scales=ScaleRules(
+            attention=MUP_TABLE8.scales.attention, residual=Power(ratio_layers=-alpha)
+        ),
     )
 
 

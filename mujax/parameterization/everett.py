@@ -1,18 +1,21 @@
 """Four parameterizations with per-layer learning rates (Everett et al. 2024, 2407.05872, Table 1).
 
-A layer has forward multiplier n^-a, init n^-b and learning rate n^-c. Full alignment supposes that updates
-and activations line up, so that fan_in terms add like fan_in; no alignment, like sqrt(fan_in). Each c is
-the largest that keeps every activation stable:
+A layer has forward multiplier n^-a, init n^-b and learning rate n^-c. Full alignment supposes that
+updates and activations line up, so that fan_in terms add like fan_in; no alignment, like
+sqrt(fan_in). Each c is the largest that keeps every activation stable:
 
   Adam, Lion   alpha - a            with alpha = 1 (full) or 1/2 (none); for the embedding, where
   Adafactor    alpha - a - b        nothing is summed over, alpha = 0
   SGD          alpha - 2a - G       G = a + b of the readout, but 0 in the readout itself
 
-G is how the gradient of an activation falls with width at initialization. Readings taken where copies of the
-paper disagree or are silent: SGD without alignment takes the gradient at initialization (the learned
-part of the readout would make it larger in muP and mean-field); Adafactor without alignment follows the
-formula. Gains and biases move by order 1, as an embedding with a = 0. eps follows the gradient of the
-stored weight: n^-(a + G), and n^-a in the readout. Attention is that of sp, as d_head is fixed there.
+G is how the gradient of an activation falls with width at initialization. Readings taken where
+copies of the
+paper disagree or are silent: SGD without alignment takes the gradient at initialization (the
+learned part of the readout would make it larger in muP and mean-field); Adafactor without alignment
+follows the formula. Gains and biases move by order 1, as an embedding with a = 0. eps follows the
+gradient of the
+stored weight: n^-(a + G), and n^-a in the readout. Attention is that of sp, as d_head is fixed
+there.
 
 Here n is relative to the base width, where all of them equal sp.
 """
@@ -73,7 +76,9 @@ def per_layer(name: str, alignment: str) -> Parameterization:
             "input": row(0, alpha=0.0),
             "hidden": row(1, alpha),
             "output": row(2, alpha),
-            "vector": Row(f"{source}; as an embedding", lr=vector_lr, eps=Power(ratio_out=-readout_scale)),
+            "vector": Row(
+                f"{source}; as an embedding", lr=vector_lr, eps=Power(ratio_out=-readout_scale)
+            ),
         },
         scales=ScaleRules(attention=FAN_IN),
         intends={"initial logits": Intention(-0.5, reason)} if readout_scale == 0.5 else {},

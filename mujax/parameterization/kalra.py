@@ -1,23 +1,35 @@
-"""The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP, in their gauge.
+"""The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP, in their
+gauge.
 
-Their gauge: in SP every tensor trains at eta / n and matrices decay with lambda * n, so that one step
-shrinks them by eta * lambda at any width (n the width, decoupled decay). So do gains and biases of other sizes
-than n, which their GPT has none of: those of queries and keys, of the MLP, of the logits. Of a matrix n is the side
-that it shares with the residual stream; in other models than a GPT, such as a convolution, its fan_in. LN covers all
-gains and biases (ours; the paper's GPT has no biases). Where a switch raises a matrix'
-learning rate the decay is lowered to keep that shrink (our reading; the paper's is not known to us).
-Gains do not decay. The matrices that write to the residual stream start at 1/sqrt(2 L n), L layers, as in
-the authors' related code (inferred); their learning rate is eta / n, not eta / 4n.
+Their gauge: in SP every tensor trains at eta / n and matrices decay with lambda * n, so that one
+step shrinks them by eta * lambda at any width (n the width, decoupled decay). So do gains and
+biases of other sizes
+than n, which their GPT has none of: those of queries and keys, of the MLP, of the logits. Of a
+matrix n is the side that it shares with the residual stream; in other models than a GPT, such as a
+convolution, its fan_in. LN covers all gains and biases (ours; the paper's GPT has no biases). Where
+a switch raises a matrix' learning rate the decay is lowered to keep that shrink (our reading; the
+paper's is not known to us). Gains do not decay. The matrices that write to the residual stream
+start at 1/sqrt(2 L n), L layers, as in the authors' related code (inferred); their learning rate is
+eta / n, not eta / 4n.
 
-Tied embeddings (the paper's rule is not known to us): the embedding keeps its own row and unit variance, and
-the readout is it times n^-1/2, or n^-1 with Last: the size of the untied unembedding at initialization. With
-Embd and Last the readout's learning rate is then eta / n too, as of the untied one.
+Tied embeddings (the paper's rule is not known to us): the embedding keeps its own row and unit
+variance, and the readout is it times n^-1/2, or n^-1 with Last: the size of the untied unembedding
+at initialization. With Embd and Last the readout's learning rate is then eta / n too, as of the
+untied one.
 """
 
 import itertools
 
 from mujax.parameterization.sp import FAN_IN
-from mujax.parameterization.table import ONE, ZERO, Intention, Parameterization, Power, Row, ScaleRules
+from mujax.parameterization.table import (
+    ONE,
+    ZERO,
+    Intention,
+    Parameterization,
+    Power,
+    Row,
+    ScaleRules,
+)
 
 _INTO, _OUT_OF, _WIDTH = Power(fan_out=-1), Power(fan_in=-1), Power(width=-1)
 
@@ -26,7 +38,8 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
     """One of the 16: each switch False (SP) or True (muP).
 
     Args:
-      embd: embedding learning rate eta instead of eta / n; 'sqrt': eta / sqrt(n) (Hayou & Liu, 2506.15025).
+      embd: embedding learning rate eta instead of eta / n; 'sqrt': eta / sqrt(n) (Hayou & Liu,
+        2506.15025).
       ln: LayerNorm scale learning rate eta instead of eta / n.
       attn: attention scale 1 / d_head instead of 1 / sqrt(d_head).
       last: unembedding of variance 1 / n^2 instead of 1 / n.
@@ -40,7 +53,8 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
     matrix = Row(source, init=FAN_IN, lr={"adam": _OUT_OF}, weight_decay=Power(fan_in=1))
     return Parameterization(
         name="+".join(["factorial", *switches]),
-        source=f"Kalra & Barkeshli 2026 (2605.21486), SP{''.join(f' + {name}' for name in switches)}",
+        source="Kalra & Barkeshli 2026 (2605.21486), "
+        f"SP{''.join(f' + {name}' for name in switches)}",
         rows={
             "input": Row(source, lr={"adam": embed_lr}, weight_decay=embed_decay),
             "hidden": matrix,
@@ -64,8 +78,16 @@ def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameteriz
         scales=ScaleRules(attention=_OUT_OF if attn else FAN_IN),
         relative=False,
         intends={
-            **({} if last else {"initial logits": Intention(-0.5, "Last is off: variance 1/n (2605.21486)")}),
-            **({"embedding rate": Intention(-0.5, "Embd is at sqrt(width) (2506.15025)")} if embd == "sqrt" else {}),
+            **(
+                {}
+                if last
+                else {"initial logits": Intention(-0.5, "Last is off: variance 1/n (2605.21486)")}
+            ),
+            **(
+                {"embedding rate": Intention(-0.5, "Embd is at sqrt(width) (2506.15025)")}
+                if embd == "sqrt"
+                else {}
+            ),
         },
     )
 
@@ -78,7 +100,8 @@ _TOWARDS_RESIDUAL = _MUP.tensors["*/wo"]
 # In this gauge lambda n is constant shrink; sqrt(m) in place of m, equal at the base width.
 MUP_SQRT_DECAY = _MUP.replace(
     name=f"{_MUP.name}+sqrt_decay",
-    source=f"{_MUP.source}, decay of hidden matrices x sqrt(m), of the rest 0 (Fan et al. 2025, 2510.15262)",
+    source=f"{_MUP.source}, decay of hidden matrices x sqrt(m), of the rest 0 (Fan et al. 2025, "
+    "2510.15262)",
     rows={
         role: row.replace(
             weight_decay=Power(fan_in=1, ratio_in=-0.5) if role == "hidden" else ZERO,
@@ -88,8 +111,13 @@ MUP_SQRT_DECAY = _MUP.replace(
     },
     tensors={
         "*/wo": _TOWARDS_RESIDUAL.replace(
-            weight_decay=Power(fan_out=1, ratio_out=-0.5), source=f"{_TOWARDS_RESIDUAL.source}; decay 2510.15262"
+            weight_decay=Power(fan_out=1, ratio_out=-0.5),
+            source=f"{_TOWARDS_RESIDUAL.source}; decay 2510.15262",
         )
     },
-    intends={"decay": Intention(-0.5, "decay x sqrt(m) keeps the gain of sublayers, not the timescale (2510.15262)")},
+    intends={
+        "decay": Intention(
+            -0.5, "decay x sqrt(m) keeps the gain of sublayers, not the timescale (2510.15262)"
+        )
+    },
 )

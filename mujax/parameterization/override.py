@@ -2,8 +2,9 @@
 
 An override is TARGET=VALUE or TARGET.NUMBER=VALUE.
   TARGET  a role, a tensor's name or pattern ('blocks/*/wq'), or a forward scale
-  NUMBER  one of a row's numbers: init, forward, lr, eps, weight_decay, readout; without it, the whole row
-  VALUE   a table ('sp': its row for that role), a row of a table ('sp.hidden'), or, for a single number
+  NUMBER  one of a row's numbers: init, forward, lr, eps, weight_decay, readout; without it, the
+  whole row VALUE   a table ('sp': its row for that role), a row of a table ('sp.hidden'), or, for a
+  single number
           or a forward scale, the number itself
 """
 
@@ -41,11 +42,18 @@ def parse(text: str) -> Override:
     if not (found and target and value):
         raise UserError(f"{_here(text)} is not TARGET=VALUE, e.g. 'unembed=sp' or 'unembed.lr=0.5'")
     if target in SCALES and number:
-        raise UserError(f"{_here(text)}: the forward scale {target!r} is one number; write '{target}={value}'")
+        raise UserError(
+            f"{_here(text)}: the forward scale {target!r} is one number; write '{target}={value}'"
+        )
     if number and number not in NUMBERS:
-        raise UserError(f"{_here(text)}: {number!r} is no number of a row{suggest(number, NUMBERS)}")
+        raise UserError(
+            f"{_here(text)}: {number!r} is no number of a row{suggest(number, NUMBERS)}"
+        )
     if not number and target not in SCALES and _as_number(value) is not None:
-        raise UserError(f"{_here(text)}: say which number, e.g. '{target}.lr={value}'; one of {', '.join(NUMBERS)}")
+        raise UserError(
+            f"{_here(text)}: say which number, e.g. '{target}.lr={value}'; one of "
+            f"{', '.join(NUMBERS)}"
+        )
     return Override(text, target, number, value)
 
 
@@ -58,8 +66,8 @@ def apply_overrides(
       tree of Row beside the parameters; the ScaleRules.
 
     Raises:
-      UserError: an override that cannot be read, matches nothing, names no table, or sets a number that
-        another override sets too; or a tensor left without a rule.
+      UserError: an override that cannot be read, matches nothing, names no table, or sets a number
+        that another override sets too; or a tensor left without a rule.
     """
     metas_by_name = named_leaves(metas)
     replaced: dict[tuple[str, str], Override] = {}  # (tensor or scale, number) -> who set it
@@ -69,7 +77,10 @@ def apply_overrides(
             other = replaced.setdefault((owner, number), override)
             if other is not override:
                 what = f"{owner}'s {number}" if number else f"the {owner} scale"
-                raise UserError(f"parameterization.override: {other.text!r} and {override.text!r} both set {what}")
+                raise UserError(
+                    f"parameterization.override: {other.text!r} and {override.text!r} both set "
+                    f"{what}"
+                )
 
     rules, targets = {}, {}
     for override in map(parse, overrides):
@@ -80,12 +91,19 @@ def apply_overrides(
         matched = [
             name
             for name, meta in metas_by_name.items()
-            if (meta.role == override.target if override.target in ROLES else fnmatchcase(name, override.target))
+            if (
+                meta.role == override.target
+                if override.target in ROLES
+                else fnmatchcase(name, override.target)
+            )
         ]
         if not matched:
             known = (*metas_by_name, *sorted({m.role for m in metas_by_name.values()}), *SCALES)
             hint = suggest(override.target, known)
-            raise UserError(f"{_here(override.text)} matches no tensor, role or forward scale of the model{hint}")
+            raise UserError(
+                f"{_here(override.text)} matches no tensor, role or forward scale of the "
+                f"model{hint}"
+            )
         for name in matched:
             claim(name, (override.number,) if override.number else NUMBERS, override)
             targets.setdefault(name, []).append(override)
@@ -117,23 +135,36 @@ def _row(override: Override, tensor: str, role: str, tables: Mapping[str, Parame
     own = [row for pattern, row in table.tensors.items() if fnmatchcase(tensor, pattern)]
     role = other_role or role
     if role not in table.rows:
-        raise UserError(f"{_here(override.text)}: table {name!r} has no row for {role!r}{suggest(role, table.rows)}")
+        raise UserError(
+            f"{_here(override.text)}: table {name!r} has no row for "
+            f"{role!r}{suggest(role, table.rows)}"
+        )
     row = own[0] if own and not other_role else table.rows[role]
     return row.replace(source=f"{row.source} [override {override.text}]")
 
 
-def _with_number(row: Row, override: Override, tensor: str, role: str, tables: Mapping[str, Parameterization]) -> Row:
+def _with_number(
+    row: Row, override: Override, tensor: str, role: str, tables: Mapping[str, Parameterization]
+) -> Row:
     constant = _as_number(override.value)
     if override.number == "readout" and role != "tied":
-        raise UserError(f"{_here(override.text)}: {tensor} is {role!r}; only a tied embedding has a readout factor")
+        raise UserError(
+            f"{_here(override.text)}: {tensor} is {role!r}; only a tied embedding has a readout "
+            "factor"
+        )
     if constant is None:
         value = getattr(_row(override, tensor, role, tables), override.number)
-        return row.replace(**{override.number: value}, source=f"{row.source} [override {override.text}]")
-    # Zero-init, a frozen tensor and no decay are choices; a factor of zero on anything else is a mistake
+        return row.replace(
+            **{override.number: value}, source=f"{row.source} [override {override.text}]"
+        )
+    # Zero-init, a frozen tensor and no decay are choices; a factor of zero on anything else is a
+    # mistake
     _check_number(override, constant, may_be_zero=override.number in ("init", "lr", "weight_decay"))
     power = Power(coefficient=constant)
     value = dict.fromkeys(COLUMNS, power) if override.number == "lr" else power
-    return row.replace(**{override.number: value}, source=f"{row.source} [override {override.text}]")
+    return row.replace(
+        **{override.number: value}, source=f"{row.source} [override {override.text}]"
+    )
 
 
 def _scale(override: Override, tables: Mapping[str, Parameterization]) -> Power:
@@ -151,9 +182,13 @@ def _check_number(override: Override, value: float, may_be_zero: bool) -> None:
         raise UserError(f"{_here(override.text)}: the number must be {bound} and fit float32")
 
 
-def _table(override: Override, name: str, tables: Mapping[str, Parameterization]) -> Parameterization:
+def _table(
+    override: Override, name: str, tables: Mapping[str, Parameterization]
+) -> Parameterization:
     if name not in tables:
-        raise UserError(f"{_here(override.text)}: {name!r} is no number and no table{suggest(name, tables)}")
+        raise UserError(
+            f"{_here(override.text)}: {name!r} is no number and no table{suggest(name, tables)}"
+        )
     return tables[name]
 
 

@@ -31,7 +31,8 @@ class Scaling(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """The resolved forward scales; see ScaleRules. The model receives them in its hyperparameters."""
+    """The resolved forward scales; see ScaleRules. The model receives them in its
+    hyperparameters."""
 
     attention: Number = 1.0
     residual: Number = 1.0
@@ -47,7 +48,8 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
     """Tree of ParamMeta -> tree of the Row that each tensor follows.
 
     Raises:
-      UserError: a tensor's role has no row, or it is repeated over an axis the table has no rule for.
+      UserError: a tensor's role has no row, or it is repeated over an axis the table has no rule
+        for.
     """
 
     def row(name: str, meta: ParamMeta) -> Row:
@@ -57,13 +59,15 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
         for axis in meta.batch:
             if axis not in table.repeated:
                 raise UserError(
-                    f"{name} is repeated over {axis!r}, for which parameterization {table.name!r} declares no rule; "
+                    f"{name} is repeated over {axis!r}, for which parameterization {table.name!r} "
+                    "declares no rule; "
                     "override its tensors to scale each copy as a matrix of its own, e.g. "
                     f"parameterization.override = ('{name.rpartition('/')[0]}/w*={table.name}',)"
                 )
         if meta.role not in table.rows:
             raise UserError(
-                f"parameterization {table.name!r} has no row for role {meta.role!r} of {name}; {_DECLARE[meta.role]}"
+                f"parameterization {table.name!r} has no row for role {meta.role!r} of {name}; "
+                f"{_DECLARE[meta.role]}"
             )
         return table.rows[meta.role]
 
@@ -71,7 +75,8 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
 
 
 _DECLARE = {
-    "tied": "declare how a tied embedding scales, e.g. parameterization.override = ('tied=mup',), or untie it",
+    "tied": "declare how a tied embedding scales, e.g. parameterization.override = ('tied=mup',), "
+    "or untie it",
     "kv": "declare how shared keys and values scale, e.g. parameterization.override = ('kv=mup',), "
     "or give every query head its own",
 }
@@ -92,7 +97,8 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
     if changed := sorted(set(named_leaves(metas)) ^ set(named_leaves(base_metas))):
         raise UserError(
-            f"{changed[0]} is in the model or in the model at the base sizes, but not in both: its layers are no stack "
+            f"{changed[0]} is in the model or in the model at the base sizes, but not in both: "
+            "its layers are no stack "
             f"(nn.scan), so parameterization.base_num_layers must be 0"
         )
 
@@ -100,15 +106,21 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
     def scaling(name: str, row: Row, meta: ParamMeta, base: ParamMeta) -> Scaling:
         if (meta.role, meta.axes) != (base.role, base.axes):
-            raise UserError(f"{name} is {meta.role} {meta.text!r} but {base.role} {base.text!r} at the base width")
+            raise UserError(
+                f"{name} is {meta.role} {meta.text!r} but {base.role} {base.text!r} at the base "
+                "width"
+            )
         if column not in row.lr:
             raise UserError(
-                f"{name}: the rule from {row.source} has no learning rate for the {column} family of optimizers; "
-                f"it has {', '.join(row.lr)}. Declare one, e.g. parameterization.override = ('{name}.lr=mup',)"
+                f"{name}: the rule from {row.source} has no learning rate for the {column} family "
+                "of optimizers; "
+                f"it has {', '.join(row.lr)}. Declare one, e.g. parameterization.override = "
+                f"('{name}.lr=mup',)"
             )
         if not width and any(power.width for power in row.powers):
             raise UserError(
-                f"{name}: the rule from {row.source} goes by the width, which is the size of the axis 'embed', and no "
+                f"{name}: the rule from {row.source} goes by the width, which is the size of the "
+                "axis 'embed', and no "
                 "tensor of the model has that axis; name the width so in its signatures"
             )
         size, base_size = size_of(meta, width), size_of(base, base_width)
@@ -125,7 +137,9 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
 def _width(metas) -> int:
     """The size of the axis `embed`; 0 if no tensor has it."""
-    return next((meta.size("embed") for meta in named_leaves(metas).values() if "embed" in meta.axes), 0)
+    return next(
+        (meta.size("embed") for meta in named_leaves(metas).values() if "embed" in meta.axes), 0
+    )
 
 
 def has_depth_rules(rows, rules: ScaleRules) -> bool:
@@ -135,8 +149,11 @@ def has_depth_rules(rows, rules: ScaleRules) -> bool:
     return any(power.needs_depth for power in powers)
 
 
-def check_depth(table: Parameterization, rows, rules: ScaleRules, metas, dims: Mapping[str, int]) -> None:
-    """A rule for depth reads it off the axis `layers` of a stacked tensor: there must be such an axis.
+def check_depth(
+    table: Parameterization, rows, rules: ScaleRules, metas, dims: Mapping[str, int]
+) -> None:
+    """A rule for depth reads it off the axis `layers` of a stacked tensor: there must be such an
+    axis.
 
     Raises:
       UserError: rules depend on depth, the model has several layers, and no tensor says so.
@@ -144,13 +161,15 @@ def check_depth(table: Parameterization, rows, rules: ScaleRules, metas, dims: M
     is_stacked = any("layers" in meta.batch for meta in named_leaves(metas).values())
     if dims.get("layers", 1) > 1 and not is_stacked and has_depth_rules(rows, rules):
         raise UserError(
-            f"parameterization {table.name!r} has rules for depth, but no tensor of the model is repeated over "
+            f"parameterization {table.name!r} has rules for depth, but no tensor of the model is "
+            "repeated over "
             "'layers': stack the layers with nn.scan"
         )
 
 
 def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
-    """The forward-scale rules of a model: a tied embedding adds its readout factor to the logits."""
+    """The forward-scale rules of a model: a tied embedding adds its readout factor to the
+    logits."""
     tied = [
         row
         for row, meta in zip(named_leaves(rows).values(), named_leaves(metas).values(), strict=True)
@@ -161,8 +180,11 @@ def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
     return dataclasses.replace(table.scales, logits=table.scales.logits * tied[0].readout)
 
 
-def resolve_scales(rules: ScaleRules, dims: Mapping[str, int], base_dims: Mapping[str, int]) -> Scales:
-    """Forward-scale rules and the logical sizes of a model -> their values; a size it lacks counts as 1."""
+def resolve_scales(
+    rules: ScaleRules, dims: Mapping[str, int], base_dims: Mapping[str, int]
+) -> Scales:
+    """Forward-scale rules and the logical sizes of a model -> their values; a size it lacks counts
+    as 1."""
 
     def size(dims, axis: str) -> Size:
         return Size(fan_in=dims.get(axis, 1), layers=dims.get("layers", 1))
@@ -187,7 +209,9 @@ def format_table(metas, scalings, scales: Scales) -> str:
         values = "  ".join(f"{k}={float(v):<9.6g}" for k, v in numbers[name]._asdict().items())
         head = f"{name:<{wide[0]}}  {meta.role:<{wide[1]}}  {meta.text:<{wide[2]}}"
         lines.append(f"{head}  {meta.dist:<6}  {values}".rstrip())
-    lines.append("  ".join(f"{name}_scale={float(value):.6g}" for name, value in scales._asdict().items()))
+    lines.append(
+        "  ".join(f"{name}_scale={float(value):.6g}" for name, value in scales._asdict().items())
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """A parameterization as data: rows of powers of the sizes of a tensor, one row a role.
 
-Nothing else in mujax knows SP from muP: modules draw with unit variance, optimizers apply the numbers
-that `resolve` makes of a table.
+Nothing else in mujax knows SP from muP: modules draw with unit variance, optimizers apply the
+numbers that `resolve` makes of a table.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from mujax.params import ROLES, ParamMeta
 class Size:
     """The sizes a rule may depend on.
 
-    layers: the depth of the stack a tensor is repeated over, or 1. width: of the model, whatever the tensor's own
-    sizes; 0 where no tensor tells it.
+    layers: the depth of the stack a tensor is repeated over, or 1. width: of the model, whatever
+    the tensor's own sizes; 0 where no tensor tells it.
     """
 
     fan_in: int
@@ -28,14 +28,18 @@ class Size:
 
 
 def size_of(meta: ParamMeta, width: int = 0) -> Size:
-    return Size(meta.fan_in, meta.fan_out, meta.size("layers") if "layers" in meta.batch else 1, width)
+    return Size(
+        meta.fan_in, meta.fan_out, meta.size("layers") if "layers" in meta.batch else 1, width
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """coefficient * product of sizes to the named exponents; ratio_x is x over the same at the base width.
+    """coefficient * product of sizes to the named exponents; ratio_x is x over the same at the base
+    width.
 
-    A forward scale is a power of one size, its fan_in: d_head for attention, the width for the others.
+    A forward scale is a power of one size, its fan_in: d_head for attention, the width for the
+    others.
     """
 
     coefficient: float = 1.0
@@ -107,7 +111,8 @@ _SYMBOLS = {
 ONE = Power()
 ZERO = Power(coefficient=0.0)
 
-# The columns of learning rates. Lion follows Adam; Muon orthogonalizes hidden matrices and leaves the rest to Adam.
+# The columns of learning rates. Lion follows Adam; Muon orthogonalizes hidden matrices and leaves
+# the rest to Adam.
 COLUMNS = ("adam", "sgd", "adafactor", "muon")
 
 
@@ -115,7 +120,8 @@ COLUMNS = ("adam", "sgd", "adafactor", "muon")
 class Row:
     """How one role scales: the numbers of Scaling, each as a Power of its sizes.
 
-    lr: column -> factor on the learning rate; a column that is absent is an optimizer without a rule.
+    lr: column -> factor on the learning rate; a column that is absent is an optimizer without a
+      rule.
     readout: of a tied embedding, the factor on the logits where it serves as the readout.
     source: the paper, and the table or equation in it.
     """
@@ -137,8 +143,12 @@ class Row:
 
     def absolute(self) -> "Row":
         powers = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changes = {name: power.absolute() for name, power in powers.items() if isinstance(power, Power)}
-        return self.replace(**changes, lr={column: power.absolute() for column, power in self.lr.items()})
+        changes = {
+            name: power.absolute() for name, power in powers.items() if isinstance(power, Power)
+        }
+        return self.replace(
+            **changes, lr={column: power.absolute() for column, power in self.lr.items()}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +156,8 @@ class ScaleRules:
     """Factors the forward pass applies to activations.
 
     attention: on q.k, a power of d_head (its fan_in).
-    residual: on what a branch adds to the residual stream, a power of the width and the number of layers.
+    residual: on what a branch adds to the residual stream, a power of the width and the number of
+      layers.
     logits, embedding: on the logits and on the embedded tokens, powers of the width.
     """
 
@@ -157,7 +168,8 @@ class ScaleRules:
 
 
 class Intention(NamedTuple):
-    """A deviation that its source wants: of the effective weight, rate or decay a step, as a power of the width."""
+    """A deviation that its source wants: of the effective weight, rate or decay a step, as a power
+    of the width."""
 
     exponent: float
     reason: str
@@ -171,10 +183,12 @@ class Parameterization:
     rows: role -> Row; the four roles of BASIC_ROLES are required.
     scales: the rules of the forward scales.
     tensors: name pattern (fnmatch) -> Row, for tensors that differ from the others of their role.
-    relative: the table equals `sp` at the base width, so that a base learning rate means the same there.
+    relative: the table equals `sp` at the base width, so that a base learning rate means the same
+      there.
     repeated: axes a matrix may be repeated over, each copy scaled as a matrix of its own.
-    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> the exponent in
-      the width that is meant, and why; `check` reports that exponent, and no other, as benign.
+    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> the
+      exponent in the width that is meant, and why; `check` reports that exponent, and no other, as
+      benign.
 
     Raises:
       UserError: an unknown or missing role, column or intention.
@@ -193,31 +207,43 @@ class Parameterization:
         here = f"parameterization {self.name!r}"
         for role in self.rows:
             if role not in ROLES:
-                raise UserError(f"{here} has a row for {role!r}, which is no role{suggest(role, ROLES)}")
+                raise UserError(
+                    f"{here} has a row for {role!r}, which is no role{suggest(role, ROLES)}"
+                )
         for role in BASIC_ROLES:
             if role not in self.rows:
-                raise UserError(f"{here} has no row for role {role!r}; every table needs {', '.join(BASIC_ROLES)}")
+                raise UserError(
+                    f"{here} has no row for role {role!r}; every table needs "
+                    f"{', '.join(BASIC_ROLES)}"
+                )
         for target, row in {**self.rows, **self.tensors}.items():
             for column in row.lr:
                 if column not in COLUMNS:
-                    raise UserError(f"{here}, row {target!r}: {column!r} is no column{suggest(column, COLUMNS)}")
+                    raise UserError(
+                        f"{here}, row {target!r}: {column!r} is no column{suggest(column, COLUMNS)}"
+                    )
         for key in self.intends:
             if key not in INTENTIONS:
-                raise UserError(f"{here} intends {key!r}, which is not one of {', '.join(INTENTIONS)}")
+                raise UserError(
+                    f"{here} intends {key!r}, which is not one of {', '.join(INTENTIONS)}"
+                )
 
     def replace(self, **changes) -> "Parameterization":
         return dataclasses.replace(self, **changes)
 
     @property
     def compares_depths(self) -> bool:
-        """Whether a rule reads the number of layers at the base: parameterization.base_num_layers means something."""
+        """Whether a rule reads the number of layers at the base: parameterization.base_num_layers
+        means something."""
         rows = (*self.rows.values(), *self.tensors.values())
         powers = [*vars(self.scales).values(), *(power for row in rows for power in row.powers)]
         return any(power.compares_depths for power in powers)
 
     def absolute(self) -> "Parameterization":
         """The form with no base width: every ratio becomes the size itself."""
-        scales = {f.name: getattr(self.scales, f.name).absolute() for f in dataclasses.fields(self.scales)}
+        scales = {
+            f.name: getattr(self.scales, f.name).absolute() for f in dataclasses.fields(self.scales)
+        }
         return self.replace(
             name=f"{self.name}_abs",
             source=f"{self.source}; absolute",

@@ -1,10 +1,11 @@
 """u-muP (Blake et al. 2024, 2407.17465, Table 2) as far as it is a table of multipliers.
 
-Left out: unit scaling of operations (factors in the attention, the activation and the loss, and factors
-of the backward pass alone), which changes the code of a model and not its table. A residual branch is
-multiplied by L^-1/2: unrolled, their scheme with its two hyperparameters at 1 weighs each of the 2L
-branches so against the embedding, up to a factor common to the whole stream, which the next norm removes.
-The learning rate has L^-1/2 for every tensor of the stack, as in their library. eps and decay are not scaled.
+Left out: unit scaling of operations (factors in the attention, the activation and the loss, and
+factors of the backward pass alone), which changes the code of a model and not its table. A residual
+branch is multiplied by L^-1/2: unrolled, their scheme with its two hyperparameters at 1 weighs each
+of the 2L branches so against the embedding, up to a factor common to the whole stream, which the
+next norm removes. The learning rate has L^-1/2 for every tensor of the stack, as in their library.
+eps and decay are not scaled.
 """
 
 from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules
@@ -24,5 +25,7 @@ U_MUP = Parameterization(
     },
     scales=ScaleRules(attention=_INVERSE, residual=_DEPTH),
     relative=False,
-    intends={"embedding rate": Intention(-0.5, "the embedding trains at 1/sqrt(fan_out) (2407.17465)")},
+    intends={
+        "embedding rate": Intention(-0.5, "the embedding trains at 1/sqrt(fan_out) (2407.17465)")
+    },
 )

@@ -28,10 +28,13 @@ ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times
 class Estimate:
     """Of the training program of `lanes` runs side by side, on all devices of a topology.
 
-    fits: whether it compiled, within the share of a device's memory that a sweep allows itself. memory_bytes: arguments
-    and temporaries a device, None where the compiler gave up. step_s: the longer of compute and what is sent beside it,
-    plus what is sent alone. mfu: model FLOPs of all lanes over what the devices can do in step_s. bound: compute or
-    communication. collectives: kind -> bytes a device sends in a step. unknown: instructions without an estimate.
+    fits: whether it compiled, within the share of a device's memory that a sweep allows itself.
+    memory_bytes: arguments and temporaries a device, None where the compiler gave up. step_s: the
+      longer of compute and what is sent beside it,
+    plus what is sent alone. mfu: model FLOPs of all lanes over what the devices can do in step_s.
+    bound: compute or
+    communication. collectives: kind -> bytes a device sends in a step. unknown: instructions
+    without an estimate.
     """
 
     topology: str
@@ -62,8 +65,8 @@ class Estimate:
 def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
     """Compiles the training program that mujax sweep would run.
 
-    num_runs: runs that share the program; as many as fit stand side by side, first over slots of devices, then in the
-      lanes of each.
+    num_runs: runs that share the program; as many as fit stand side by side, first over slots of
+      devices, then in the lanes of each.
 
     Raises:
       UserError: a run's mesh takes more devices than there are.
@@ -87,19 +90,26 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
     found = _compile(run.program, mesh, topology, slots, lanes)
     num_devices = slots * mesh.num_devices
     common = {
-        "topology": topology.name if topology.slices == 1 else f"{topology.slices} x {topology.name}",
+        "topology": topology.name if topology.slices == 1 else f"{topology.slices} x "
+                                                               f"{topology.name}",
         "chips": topology.num_chips, "slots": slots, "lanes": lanes, "hbm_bytes": chip.hbm,
         "mesh": {"sweep": slots, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor},
         "compile_s": found.seconds,
     }  # fmt: skip
     if found.cost is None:
         return Estimate(
-            **common, fits=False, memory_bytes=None, arguments_bytes=None, temporaries_bytes=None, why=found.why
+            **common,
+            fits=False,
+            memory_bytes=None,
+            arguments_bytes=None,
+            temporaries_bytes=None,
+            why=found.why,
         )
     needed, cost = found.arguments + found.temporaries + found.results, found.cost
     fits = needed <= MEMORY_SHARE * chip.hbm
     compute, hidden, exposed = (
-        cost.cycles / chip.clock, cost.bytes_sent("async") / chip.ici, cost.bytes_sent("sync") / chip.ici,
+        cost.cycles / chip.clock, cost.bytes_sent("async") / chip.ici,
+        cost.bytes_sent("sync") / chip.ici,
     )  # fmt: skip
     step = max(compute, hidden) + exposed
     flops = lanes * run.flops_per_step
@@ -109,8 +119,10 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
     return Estimate(
         **common, fits=fits, memory_bytes=needed, arguments_bytes=found.arguments,
         temporaries_bytes=found.temporaries,
-        why="" if fits else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} may be used",
-        compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed, exposed_s=exposed, step_s=step,
+        why="" if fits else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} "
+                            "may be used",
+        compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed,
+        exposed_s=exposed, step_s=step,
         mfu=flops / (num_devices * topology.peak * step) if step else None,
         tokens_per_s=lanes * run.tokens_per_step / step if step else None,
         bound="compute" if compute >= hidden + exposed else "communication", collectives=sent,
@@ -119,7 +131,8 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
 
 
 class _Compiled(NamedTuple):
-    """Bytes a device, and what the program costs; cost is None if the compiler ran out of memory: `why`.
+    """Bytes a device, and what the program costs; cost is None if the compiler ran out of memory:
+    `why`.
 
     results: without those that take the place of arguments.
     """
@@ -133,7 +146,9 @@ class _Compiled(NamedTuple):
 
 
 @functools.cache  # runs that differ in numbers alone share a program, those of other configs too
-def _compile(program: Program, mesh: MeshConfig, topology: Topology, slots: int, lanes: int) -> _Compiled:
+def _compile(
+    program: Program, mesh: MeshConfig, topology: Topology, slots: int, lanes: int
+) -> _Compiled:
     sizes = mesh.data, mesh.fsdp, mesh.tensor, mesh.slices
     layout = make_layout(slots, *sizes, rules=mesh.axis_rules, devices=topology.devices)
     start = time.monotonic()
@@ -143,12 +158,16 @@ def _compile(program: Program, mesh: MeshConfig, topology: Topology, slots: int,
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
         why = str(e).partition("Ran out of memory")[2].partition("HLO module")[0].strip(" .\n")
-        return _Compiled(time.monotonic() - start, f"out of memory {why}" if why else "out of memory")
+        return _Compiled(
+            time.monotonic() - start, f"out of memory {why}" if why else "out of memory"
+        )
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     cost = read_cost(compiled.as_text(), layout.mesh.size)
-    return _Compiled(seconds, "", memory.argument_size_in_bytes, memory.temp_size_in_bytes, results, cost)
+    return _Compiled(
+        seconds, "", memory.argument_size_in_bytes, memory.temp_size_in_bytes, results, cost
+    )
 
 
 def _lower(program: Program, layout: Layout, lanes: int):

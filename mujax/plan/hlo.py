@@ -1,8 +1,10 @@
 """What a step costs one device, read from the compiler's scheduled HLO text.
 
-Compute: the compiler's own estimate of cycles, once for each instruction that has one, loop bodies times their trip
-counts. Communication: bytes that a ring sends over the links of a device for each collective. Gathers, scatters,
-sorts, random numbers and custom calls (Pallas kernels) carry no estimate and count nothing; they are listed.
+Compute: the compiler's own estimate of cycles, once for each instruction that has one, loop bodies
+  times their trip
+counts. Communication: bytes that a ring sends over the links of a device for each collective.
+Gathers, scatters, sorts, random numbers and custom calls (Pallas kernels) carry no estimate and
+count nothing; they are listed.
 """
 
 import collections
@@ -10,17 +12,27 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 # Instructions that move or compute nothing, and those whose computations run as code of their own
 FREE = {
-    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
+    "replica-id",
     "optimization-barrier", "iota",
 }  # fmt: skip
 CALLS = {"while", "call", "conditional", "fusion", "async-start"}
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|branch_computations)=\{?(%[\w.\-]+(?:, ?%[\w.\-]+)*)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +50,17 @@ class Instruction:
 class Cost:
     """Of one run of a computation on one device.
 
-    cycles: of its compute. sent: (collective, "sync" or "async") -> bytes on the wire. count: of collectives.
-    unknown: instructions without an estimate, by opcode. by_source: cycles by the operation of the program.
+    cycles: of its compute. sent: (collective, "sync" or "async") -> bytes on the wire. count: of
+      collectives.
+    unknown: instructions without an estimate, by opcode. by_source: cycles by the operation of the
+      program.
     loops_of_unknown_length: their bodies count once.
     """
 
     cycles: float = 0.0
-    sent: dict[tuple[str, str], float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    sent: dict[tuple[str, str], float] = dataclasses.field(
+        default_factory=lambda: collections.defaultdict(float)
+    )
     count: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     unknown: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     by_source: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -106,7 +122,8 @@ class _Reader:
         self._known: dict[tuple[str, bool], Cost] = {}
 
     def cost(self, name: str, fused: bool) -> Cost:
-        """fused: inside an instruction that has an estimate; there only collectives are still to be counted."""
+        """fused: inside an instruction that has an estimate; there only collectives are still to be
+        counted."""
         if (name, fused) not in self._known:
             total, types = Cost(), {i.name: i.type for i in self._computations[name]}
             for instruction in self._computations[name]:
@@ -114,7 +131,9 @@ class _Reader:
             self._known[name, fused] = total
         return self._known[name, fused]
 
-    def _add(self, total: Cost, i: Instruction, types: Mapping[str, str], computation: str, fused: bool) -> None:
+    def _add(
+        self, total: Cost, i: Instruction, types: Mapping[str, str], computation: str, fused: bool
+    ) -> None:
         kind = i.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             self._add_collective(total, i, kind, types, computation)
@@ -123,7 +142,9 @@ class _Reader:
         if cycles:
             total.cycles += int(cycles[1])
             source = re.search(r'op_name="([^"]*)"', i.attributes)
-            total.by_source[source[1] if source else re.sub(r"\.\d+$", "", i.name)] += int(cycles[1])
+            total.by_source[source[1] if source else re.sub(r"\.\d+$", "", i.name)] += int(
+                cycles[1]
+            )
         elif not fused and i.opcode not in FREE | CALLS and not i.opcode.endswith("-done"):
             total.unknown[i.opcode] += 1
         times = 1
@@ -135,21 +156,29 @@ class _Reader:
             for called in _called(i):
                 total.add(self.cost(called, fused or bool(cycles)), times)
 
-    def _add_collective(self, total: Cost, i: Instruction, kind: str, types: Mapping[str, str], computation: str):
-        size = sum(num_bytes(types.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", i.arguments))
+    def _add_collective(
+        self, total: Cost, i: Instruction, kind: str, types: Mapping[str, str], computation: str
+    ):
+        size = sum(
+            num_bytes(types.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", i.arguments)
+        )
         group = self._group_size(i.attributes)
-        # TPUs fuse an all-reduce and the slice of it into one operation, and asynchronous ones into computations
+        # TPUs fuse an all-reduce and the slice of it into one operation, and asynchronous ones into
+        # computations
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
         is_async = i.opcode.endswith("-start") or "async" in computation
         whole = size * group if kind == "all-gather" else size
-        share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(kind, (group - 1) / group)
+        share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}.get(
+            kind, (group - 1) / group
+        )
         total.sent[kind, "async" if is_async else "sync"] += whole * share
         total.count[kind] += 1
 
     def _group_size(self, attributes: str) -> int:
         """Devices that exchange with each other."""
-        if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):  # ['x'=32,'y'=4] {'y'}
+        if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+            # ['x'=32,'y'=4] {'y'}
             sizes, size = dict(re.findall(r"'(\w+)'=(\d+)", named[1])), 1
             for axis, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2]):
                 size *= int(part or sizes[axis])
@@ -165,7 +194,11 @@ class _Reader:
             return int(known[1])
         condition = re.search(r"condition=%([\w.\-]+)", i.attributes)
         compares = self._computations[condition[1]] if condition else []
-        bounds = {c.name: int(c.arguments) for c in compares if c.opcode == "constant" and c.arguments.isdigit()}
+        bounds = {
+            c.name: int(c.arguments)
+            for c in compares
+            if c.opcode == "constant" and c.arguments.isdigit()
+        }
         for c in compares:
             if c.opcode in ("compare", "fusion"):
                 for operand in re.findall(r"%([\w.\-]+)", c.arguments):

@@ -17,7 +17,8 @@ CHIPS = {name: tpu.chip for name, tpu in TPUS.items() if tpu.chip}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`slices` slices of one shape, e.g. v4:4x8x8; devices are descriptions that the compiler takes for real ones.
+    """`slices` slices of one shape, e.g. v4:4x8x8; devices are descriptions that the compiler takes
+    for real ones.
 
     peak: bfloat16 FLOP/s of a device.
     """
@@ -43,18 +44,26 @@ def load_topology(name: str, slices: int = 1) -> Topology:
     generation, _, shape = name.partition(":")
     if generation not in CHIPS:
         raise UserError(
-            f"--topology={cut(name)}: no TPU generation {shown(generation)}{suggest(cut(generation), CHIPS)}"
+            f"--topology={cut(name)}: no TPU generation "
+            f"{shown(generation)}{suggest(cut(generation), CHIPS)}"
         )
     chip = CHIPS[generation]
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", shape):
-        raise UserError(f"--topology={cut(name)}: a shape is two or three numbers, e.g. {generation}:{chip.example}")
+        raise UserError(
+            f"--topology={cut(name)}: a shape is two or three numbers, e.g. "
+            f"{generation}:{chip.example}"
+        )
     if (count := math.prod(map(int, shape.split("x")))) > MOST_CHIPS:
-        raise UserError(f"--topology={name} has {count} chips, more than any slice; e.g. {generation}:{chip.example}")
+        raise UserError(
+            f"--topology={name} has {count} chips, more than any slice; e.g. "
+            f"{generation}:{chip.example}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("mujax plan needs the TPU compiler: pip install libtpu")
     # No metadata server to ask, no TPU to look for, and others may have the library open
     quiet = {
-        "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v4-8", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
     }  # fmt: skip
     for key, value in quiet.items():
@@ -70,5 +79,7 @@ def load_topology(name: str, slices: int = 1) -> Topology:
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
         reason = str(e).splitlines()[0][:200]
         example = f"e.g. {generation}:{chip.example}"
-        raise UserError(f"--topology={name}: the TPU compiler knows no such shape, {example} ({reason})") from e
+        raise UserError(
+            f"--topology={name}: the TPU compiler knows no such shape, {example} ({reason})"
+        ) from e
     return Topology(name, chip, TPUS[generation].peak, tuple(found.devices), slices)

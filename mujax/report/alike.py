@@ -1,4 +1,5 @@
-"""Which runs of a table are one study, which of them are repetitions of one run, and which contradict each other."""
+"""Which runs of a table are one study, which of them are repetitions of one run, and which
+contradict each other."""
 
 import dataclasses
 import itertools
@@ -17,7 +18,8 @@ WHOLE = 2**53  # up to here a float holds every whole number
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row of a table. study, parameterization, weight_decay, seed: None where no column says. loss: None if diverged.
+    """A row of a table. study, parameterization, weight_decay, seed: None where no column says.
+    loss: None if diverged.
 
     facts: those of FACTS that a column says.
     """
@@ -47,7 +49,8 @@ Cells = dict[tuple, dict[str | None, list[Run]]]  # the runs of each point of a 
 
 
 def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence[Run]) -> Joined:
-    """Makes rows of runs: facts that differ at one width become part of the study, and what repeats a run is left out.
+    """Makes rows of runs: facts that differ at one width become part of the study, and what repeats
+    a run is left out.
 
     Raises:
       UserError: runs that differ in nothing that `named` names have several losses.
@@ -63,17 +66,23 @@ def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence
         for run in runs
     ]
     study = named.get("study", ())
-    splitting = _splitting_facts(runs, [fact for fact in FACTS if fact in named and named[fact][0] not in study])
+    splitting = _splitting_facts(
+        runs, [fact for fact in FACTS if fact in named and named[fact][0] not in study]
+    )
     cells: Cells = {}
     for run in runs:
-        cells.setdefault((*_curve(run, splitting), run.rate), {}).setdefault(run.seed, []).append(run)
+        cells.setdefault((*_curve(run, splitting), run.rate), {}).setdefault(run.seed, []).append(
+            run
+        )
     told = {column for name, columns in named.items() if name not in FACTS for column in columns}
     others = [column for column in table.columns if column not in told]
     _refuse_contradictions(table.file, named, cells, others)
     kept = {same[0].line for by_seed in cells.values() for same in by_seed.values()}
     alike, warnings = _averages(named, cells, runs, others)
     if len(kept) < len(runs):
-        warnings.append(f"{len(runs) - len(kept)} rows of {table.file} say what another says and count once")
+        warnings.append(
+            f"{len(runs) - len(kept)} rows of {table.file} say what another says and count once"
+        )
     seeds, unnamed = _number_seeds([run.seed for run in runs])
     if unnamed:
         warnings.append(f"{unnamed} of {len(runs)} rows have no seed; they count as one seed more")
@@ -87,7 +96,8 @@ def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence
 
 
 def join_near(values: Iterable[float]) -> dict[float, float]:
-    """Gives values that a pass through float32 has made different one value, that with the fewest digits."""
+    """Gives values that a pass through float32 has made different one value, that with the fewest
+    digits."""
     joined: dict[float, float] = {}
     cluster: list[float] = []
     for value in [*sorted(set(values)), None]:
@@ -105,7 +115,8 @@ def _curve(run: Run, splitting: Sequence[str]) -> tuple:
 
 
 def _splitting_facts(runs: Sequence[Run], facts: Sequence[str]) -> list[str]:
-    """Those that differ among the runs of one curve, without what goes along with one before: steps with tokens.
+    """Those that differ among the runs of one curve, without what goes along with one before: steps
+    with tokens.
 
     How far a run came that diverged is not its budget.
     """
@@ -121,9 +132,12 @@ def _splitting_facts(runs: Sequence[Run], facts: Sequence[str]) -> list[str]:
 
 
 def _varying(groups: Sequence[Sequence[Run]], columns: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Columns that take several values in one of the groups, and whether they tell all runs of all groups apart."""
+    """Columns that take several values in one of the groups, and whether they tell all runs of all
+    groups apart."""
     for column in columns:
-        counts = [(len({text(run.record.get(column)) for run in group}), len(group)) for group in groups]
+        counts = [
+            (len({text(run.record.get(column)) for run in group}), len(group)) for group in groups
+        ]
         if any(count > 1 for count, _ in counts):
             yield column, all(count == size for count, size in counts)
 
@@ -139,25 +153,45 @@ def _flag(named: Mapping[str, Sequence[str]], name: str, column: str) -> str:
     return f"{name}={'+'.join(quoted)}"
 
 
-def _refuse_contradictions(file: str, named: Mapping[str, Sequence[str]], cells: Cells, others: Sequence[str]) -> None:
-    groups = [same for by_seed in cells.values() for same in by_seed.values() if len({run.loss for run in same}) > 1]
+def _refuse_contradictions(
+    file: str, named: Mapping[str, Sequence[str]], cells: Cells, others: Sequence[str]
+) -> None:
+    groups = [
+        same
+        for by_seed in cells.values()
+        for same in by_seed.values()
+        if len({run.loss for run in same}) > 1
+    ]
     if not groups:
         return
     first = groups[0][0]
     second = next(run for run in groups[0] if run.loss != first.loss)
-    losses = " and ".join("diverged" if run.loss is None else f"{run.loss:g}" for run in (first, second))
-    where = [f"{name} {value}" for name, value in (("seed", first.seed), ("width", first.width)) if value is not None]
+    losses = " and ".join(
+        "diverged" if run.loss is None else f"{run.loss:g}" for run in (first, second)
+    )
+    where = [
+        f"{name} {value}"
+        for name, value in (("seed", first.seed), ("width", first.width))
+        if value is not None
+    ]
     names = [name for name in (first.parameterization, first.study) if name]
     places = ", ".join([*names, *where]) + f" and learning rate {first.rate:g}"
     many = f" (and so at {len(groups) - 1} more points)" if len(groups) > 1 else ""
-    said = f"--input={file}: lines {first.line} and {second.line} give two losses ({losses}) for {places}{many}"
+    said = (
+        f"--input={file}: lines {first.line} and {second.line} give two losses ({losses}) for "
+        f"{places}{many}"
+    )
     varying = dict(_varying(groups, others))
     telling = [column for column, is_telling in varying.items() if is_telling] or list(varying)
     telling.sort(key=lambda c: len({text(run.record.get(c)) for group in groups for run in group}))
     if not telling:
-        raise UserError(f"{said}, and no other column tells them apart; add one, and name it --columns=seed=COLUMN")
+        raise UserError(
+            f"{said}, and no other column tells them apart; add one, and name it "
+            "--columns=seed=COLUMN"
+        )
     raise UserError(
-        f"{said}. They differ in {_list(telling)}: --columns={_flag(named, 'seed', 'COLUMN')} averages them, "
+        f"{said}. They differ in {_list(telling)}: --columns={_flag(named, 'seed', 'COLUMN')} "
+        "averages them, "
         f"--columns={_flag(named, 'study', 'COLUMN')} tells studies apart by it (by several: A+B)"
     )
 
@@ -165,8 +199,11 @@ def _refuse_contradictions(file: str, named: Mapping[str, Sequence[str]], cells:
 def _averages(
     named: Mapping[str, Sequence[str]], cells: Cells, runs: Sequence[Run], others: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """How many runs a point is the mean of, and a warning where they differ in more than the seed."""
-    groups = [[same[0] for same in by_seed.values()] for by_seed in cells.values() if len(by_seed) > 1]
+    """How many runs a point is the mean of, and a warning where they differ in more than the
+    seed."""
+    groups = [
+        [same[0] for same in by_seed.values()] for by_seed in cells.values() if len(by_seed) > 1
+    ]
     if not groups:
         return "", []
     sizes = sorted({len(group) for group in groups})
@@ -177,24 +214,30 @@ def _averages(
     if not differing:
         return said, []
     warning = (
-        f"{said}, but also in {_list(differing)}, which --columns does not name; where that makes them other runs, "
+        f"{said}, but also in {_list(differing)}, which --columns does not name; where that makes "
+        "them other runs, "
         f"tell studies apart by it: --columns={_flag(named, 'study', 'COLUMN')}"
     )
     return "", [warning]
 
 
 def _is_seed(runs: Sequence[Run], column: str) -> bool:
-    """Whether a column has one value for each seed and another for every other: the name of a run beside its id."""
+    """Whether a column has one value for each seed and another for every other: the name of a run
+    beside its id."""
     pairs = {(run.seed, text(run.record.get(column))) for run in runs}
     return len(pairs) == len({seed for seed, _ in pairs}) == len({value for _, value in pairs})
 
 
 def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], int]:
-    """A whole number for each seed, of words in the order in which they appear, and how many are empty among others."""
+    """A whole number for each seed, of words in the order in which they appear, and how many are
+    empty among others."""
     names = list(dict.fromkeys(seeds))
-    nameless = {name for name in names if is_missing(name) or is_diverged(name)}  # pandas writes nan
+    # pandas writes nan
+    nameless = {name for name in names if is_missing(name) or is_diverged(name)}
     values = {name: number(name) for name in names if name not in nameless}
-    if any(value != value or abs(value) > WHOLE or value != int(value) for value in values.values()):
+    if any(
+        value != value or abs(value) > WHOLE or value != int(value) for value in values.values()
+    ):
         values = {name: i for i, name in enumerate(values)}
     free = next(i for i in itertools.count() if i not in values.values())
     numbers = {name: int(value) for name, value in values.items()} | dict.fromkeys(nameless, free)
@@ -203,14 +246,18 @@ def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], i
 
 def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[str]) -> Row:
     """facts: of its curve, also where the run diverged and did not come as far."""
-    overrides: dict[str, Any] = {} if run.weight_decay is None else {"optim.weight_decay": run.weight_decay}
+    overrides: dict[str, Any] = (
+        {} if run.weight_decay is None else {"optim.weight_decay": run.weight_decay}
+    )
     if run.study is not None and run.parameterization is not None:
         overrides["study"] = run.study
     overrides |= {fact: facts[fact] for fact in splitting}
     decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
     row = {
-        "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok", "diverged_at_step": None,
-        "width": run.width, "parameterization": run.parameterization or run.study or "all", "learning_rate": run.rate,
+        "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok",
+        "diverged_at_step": None,
+        "width": run.width, "parameterization": run.parameterization or run.study or "all",
+        "learning_rate": run.rate,
         "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
     }  # fmt: skip
     return cast(Row, row)

@@ -15,10 +15,11 @@ from mujax.sweep.pooling import level_seeds
 class Curve:
     """Final loss against learning rate at one width, averaged over seeds.
 
-    log2_lrs, losses: ascending in learning rate; a loss is None where any seed diverged. A run that is missing leaves
-      no trace.
-    seeds, seed_losses: what was averaged, a tuple per learning rate; None is a diverged run. Where learning rates have
-      different seeds, without what a seed adds at all of them (see pooling.level_seeds).
+    log2_lrs, losses: ascending in learning rate; a loss is None where any seed diverged. A run that
+      is missing leaves no trace.
+    seeds, seed_losses: what was averaged, a tuple per learning rate; None is a diverged run. Where
+      learning rates have different seeds, without what a seed adds at all of them (see
+      pooling.level_seeds).
     raw_losses: the same as they were measured.
     """
 
@@ -45,7 +46,9 @@ class TrainingCurve:
     losses: tuple[float, ...]
 
 
-def make_curves(rows: Iterable[Mapping[str, Any]], naming: Naming | None = None) -> dict[str, list[Curve]]:
+def make_curves(
+    rows: Iterable[Mapping[str, Any]], naming: Naming | None = None
+) -> dict[str, list[Curve]]:
     """Rows -> study -> curves in order of width.
 
     naming: of the studies, where they are told apart among more rows than these.
@@ -58,8 +61,11 @@ def make_curves(rows: Iterable[Mapping[str, Any]], naming: Naming | None = None)
         if row["status"] in ("diverged", "stopped"):
             by_lr.setdefault(math.log2(naming.rate(row)), []).append((row["seed"], None))
         elif row["final_loss"] is not None:
-            by_lr.setdefault(math.log2(naming.rate(row)), []).append((row["seed"], row["final_loss"]))
-    studies: dict[str, list[Curve]] = {study: [] for study, _ in cells}  # in the order in which the sweep names them
+            by_lr.setdefault(math.log2(naming.rate(row)), []).append(
+                (row["seed"], row["final_loss"])
+            )
+    # in the order in which the sweep names them
+    studies: dict[str, list[Curve]] = {study: [] for study, _ in cells}
     for (study, width), by_lr in sorted(cells.items(), key=lambda item: item[0][1]):
         log2_lrs = tuple(sorted(by_lr))
         seeds = tuple(tuple(seed for seed, _ in by_lr[x]) for x in log2_lrs)
@@ -68,7 +74,17 @@ def make_curves(rows: Iterable[Mapping[str, Any]], naming: Naming | None = None)
         means, diverged = tuple(map(_mean, level)), tuple(losses.count(None) for losses in raw)
         if log2_lrs:
             studies[study].append(
-                Curve(study, width, log2_lrs, means, tuple(map(len, seeds)), diverged, level, seeds, raw)
+                Curve(
+                    study,
+                    width,
+                    log2_lrs,
+                    means,
+                    tuple(map(len, seeds)),
+                    diverged,
+                    level,
+                    seeds,
+                    raw,
+                )
             )
     return {study: curves for study, curves in studies.items() if curves}
 

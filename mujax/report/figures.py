@@ -30,15 +30,21 @@ MAX_STUDIES = 24  # lines of one figure
 
 
 def width_colors(measured: Sequence[Measured]) -> dict[int, tuple[float, float, float, float]]:
-    """A color a width, light for narrow to dark for wide, from a scale that survives color blindness."""
+    """A color a width, light for narrow to dark for wide, from a scale that survives color
+    blindness."""
     widths = sorted({width for m in measured for width in m.study.widths})
     scale = matplotlib.colormaps["viridis_r"]
-    return {width: scale(0.15 + 0.7 * i / max(len(widths) - 1, 1)) for i, width in enumerate(widths)}
+    return {
+        width: scale(0.15 + 0.7 * i / max(len(widths) - 1, 1)) for i, width in enumerate(widths)
+    }
 
 
 def loss_range(measured: Sequence[Measured]) -> tuple[float, float]:
-    """Vertical range that shows the optima: up to the 85th percentile of losses, so no outlier flattens them."""
-    losses = sorted(loss for m in measured for c in m.study.curves for loss in c.losses if loss is not None)
+    """Vertical range that shows the optima: up to the 85th percentile of losses, so no outlier
+    flattens them."""
+    losses = sorted(
+        loss for m in measured for c in m.study.curves for loss in c.losses if loss is not None
+    )
     if not losses:
         return 0.0, 1.0
     low, high = losses[0], losses[int(0.85 * (len(losses) - 1))]
@@ -53,29 +59,44 @@ def drift_text(m: Measured) -> str:
     return f"optimum moves {m.drift.value:+.2f} log2 LR per doubling of width{flagged}"
 
 
-def save_figures(measured: Sequence[Measured], points: Sequence[PhasePoint], folder: Path) -> list[Path]:
+def save_figures(
+    measured: Sequence[Measured], points: Sequence[PhasePoint], folder: Path
+) -> list[Path]:
     """Writes each figure for which there is something to draw as .png and .pdf; returns the paths.
 
-    transfer: loss against LR, a panel a study. optimum, loss, curvature: against width, with their laws. phase: the
-    three phase diagrams. Of many studies the first are drawn.
+    transfer: loss against LR, a panel a study. optimum, loss, curvature: against width, with their
+    laws. phase: the three phase diagrams. Of many studies the first are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Callable[[], Figure]] = {}
     if measured:
         drawn["transfer"] = lambda: _draw_curves(measured[:MAX_PANELS])
-        drawn["optimum"] = lambda: _draw_law(measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}")
+        drawn["optimum"] = lambda: _draw_law(
+            measured[:MAX_STUDIES], "optimum", f"optimal {LOG2_LR}"
+        )
     if any(o and o.vertex is not None for m in measured for o in m.optima):
-        drawn["loss"] = lambda: _draw_law(measured[:MAX_STUDIES], "loss", "loss at the optimum (nats/token)")
-        drawn["curvature"] = lambda: _draw_law(measured[:MAX_STUDIES], "curvature", "curvature, nats per (ln LR)$^2$")
+        drawn["loss"] = lambda: _draw_law(
+            measured[:MAX_STUDIES], "loss", "loss at the optimum (nats/token)"
+        )
+        drawn["curvature"] = lambda: _draw_law(
+            measured[:MAX_STUDIES], "curvature", "curvature, nats per (ln LR)$^2$"
+        )
     if points:
         drawn["phase"] = lambda: _draw_phase(points)
-    for name in ("transfer", "optimum", "loss", "curvature", "phase"):  # no figure of an earlier report stays
+    for name in ("transfer", "optimum", "loss", "curvature", "phase"):
+        # no figure of an earlier report stays
         for suffix in ("png", "pdf"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     paths = []
-    style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+    style: Any = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "pdf.fonttype": 42,
+    }
     with plt.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a name; the page has it
+        # of a name; the page has it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, draw in drawn.items():
             figure = draw()
             for suffix in ("png", "pdf"):
@@ -100,14 +121,31 @@ def _draw_curves(measured: Sequence[Measured]):
     colors, columns = width_colors(measured), min(len(measured), COLUMNS)
     rows = math.ceil(len(measured) / columns)
     size = (4.4 * columns, 3.9 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(measured) :]:
         axis.set_axis_off()
     for axis, m in zip(axes.flat, measured, strict=False):
         for curve, optimum in zip(m.study.curves, m.optima, strict=True):
-            axis.plot(*_finite(curve), "o-", color=colors[curve.width], ms=3.5, lw=1.6, label=f"{curve.width}")
+            axis.plot(
+                *_finite(curve),
+                "o-",
+                color=colors[curve.width],
+                ms=3.5,
+                lw=1.6,
+                label=f"{curve.width}",
+            )
             if optimum:
-                axis.plot(optimum.log2_lr, optimum.loss, "*", color=colors[curve.width], ms=15, mec="white", zorder=3)
+                axis.plot(
+                    optimum.log2_lr,
+                    optimum.loss,
+                    "*",
+                    color=colors[curve.width],
+                    ms=15,
+                    mec="white",
+                    zorder=3,
+                )
         axis.set(xlabel=LOG2_LR, ylim=loss_range(measured))
         axis.set_title(f"{_plain(m.study.name)}\n", fontsize=12)
         axis.text(0.5, 1.02, drift_text(m), transform=axis.transAxes, ha="center", fontsize=8.5)
@@ -115,13 +153,24 @@ def _draw_curves(measured: Sequence[Measured]):
         axis.grid(alpha=0.25)
     for axis in axes[:, 0]:
         axis.set_ylabel(LOSS)
-    labels = {f"{width}": Line2D([], [], color=color, marker="o", ms=3.5) for width, color in colors.items()}
-    axes[0][-1].legend(labels.values(), labels, title="width", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    labels = {
+        f"{width}": Line2D([], [], color=color, marker="o", ms=3.5)
+        for width, color in colors.items()
+    }
+    axes[0][-1].legend(
+        labels.values(),
+        labels,
+        title="width",
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )
     return figure
 
 
 def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
-    """A quantity against width with 68% intervals, hollow where flagged, and its law, dotted where flagged."""
+    """A quantity against width with 68% intervals, hollow where flagged, and its law, dotted where
+    flagged."""
     figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     widths = sorted({width for m in measured for width in m.study.widths})
     marks: list[Line2D] = []
@@ -130,18 +179,31 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
         law = m.laws.get(kind)
         if law:
             n = np.geomspace(min(law.widths), 2 * max(law.widths), 60)
-            axis.plot(n, [float(law(w)) for w in n], ":" if law.exponent.flags else "-", color=color, lw=1.2)
-        found = [(n, *at) for n, o in zip(m.study.widths, m.optima, strict=True) if (at := law_point(o, kind))]
+            axis.plot(
+                n,
+                [float(law(w)) for w in n],
+                ":" if law.exponent.flags else "-",
+                color=color,
+                lw=1.2,
+            )
+        found = [
+            (n, *at)
+            for n, o in zip(m.study.widths, m.optima, strict=True)
+            if (at := law_point(o, kind))
+        ]
         for hollow in (False, True):
             some = [(n, y, low, high) for n, y, low, high, flagged in found if flagged is hollow]
             if some:
                 n, y, low, high = map(np.array, zip(*some, strict=True))
                 axis.errorbar(
-                    n, y, np.maximum([y - low, high - y], 0), fmt=marker, color=color, ms=5, capsize=2,
+                    n, y, np.maximum([y - low, high - y], 0), fmt=marker, color=color, ms=5,
+                    capsize=2,
                     mfc="none" if hollow else color,
                 )  # fmt: skip
         if not law and found:
-            axis.plot([p[0] for p in found], [p[1] for p in found], "-", color=color, alpha=0.4, lw=1)
+            axis.plot(
+                [p[0] for p in found], [p[1] for p in found], "-", color=color, alpha=0.4, lw=1
+            )
         marks.append(Line2D([], [], marker=marker, color=color))
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
@@ -154,7 +216,8 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
 
 
 def _legend(axis, names: Sequence[str], marks: Sequence[Line2D], **style) -> None:
-    """A legend of all these names: one that begins with an underscore would be left out as a label."""
+    """A legend of all these names: one that begins with an underscore would be left out as a
+    label."""
     legend = axis.legend(marks, [str(i) for i in range(len(marks))], frameon=False, **style)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(_plain(name))
@@ -165,10 +228,18 @@ PHASES = (("kappa", "E"), ("R_inf", "E"), ("kappa", "R_inf"))  # x, y
 
 
 def draw_phase_panel(
-    axis, points: Sequence[PhasePoint], x: str, y: str, look: Callable[[PhasePoint], tuple[str, str]]
+    axis,
+    points: Sequence[PhasePoint],
+    x: str,
+    y: str,
+    look: Callable[[PhasePoint], tuple[str, str]],
 ) -> None:
-    """Draws one of PHASES, with 68% intervals, hollow where flagged; `look` says the color and marker of a point."""
-    for name, scale, line in ((x, axis.set_xscale, axis.axvline), (y, axis.set_yscale, axis.axhline)):
+    """Draws one of PHASES, with 68% intervals, hollow where flagged; `look` says the color and
+    marker of a point."""
+    for name, scale, line in (
+        (x, axis.set_xscale, axis.axvline),
+        (y, axis.set_yscale, axis.axhline),
+    ):
         line(GUIDES[name], color="gray", ls="--", lw=0.8)
         if name == "E":
             scale("log")
@@ -177,7 +248,9 @@ def draw_phase_panel(
     for p in points:
         values = {"E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
         ends = [
-            None if e.interval is None else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
+            None
+            if e.interval is None
+            else [[max(e.value - e.interval[0], 0)], [max(e.interval[1] - e.value, 0)]]
             for e in (values[x], values[y])
         ]
         flagged, (color, marker) = values[x].flags or values[y].flags, look(p)
@@ -203,7 +276,13 @@ def _draw_phase(points: Sequence[PhasePoint]):
             if name == "R_inf":
                 side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     marks = [
-        Line2D([], [], marker=MARKERS[i // len(COLORS) % len(MARKERS)], color=COLORS[i % len(COLORS)], ls="")
+        Line2D(
+            [],
+            [],
+            marker=MARKERS[i // len(COLORS) % len(MARKERS)],
+            color=COLORS[i % len(COLORS)],
+            ls="",
+        )
         for i in range(min(len(names), 36))
     ]
     _legend(axes[-1], names[:36], marks, fontsize=7.5, loc="upper left", bbox_to_anchor=(1, 1))

@@ -1,4 +1,5 @@
-"""Records of a table from elsewhere: a CSV file, whatever divides its cells, or JSONL; cells are as they were written.
+"""Records of a table from elsewhere: a CSV file, whatever divides its cells, or JSONL; cells are as
+they were written.
 
 Also the spellings of a number and of the lack of one.
 """
@@ -19,11 +20,18 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 _DELIMITERS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d*(e[+-]?\d+)?", re.IGNORECASE)
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # or a number between 1 and 1000 with three decimals
-# What stands where nothing is known; a spreadsheet's errors are of its formulas, e.g. a mean of no runs
-_MISSING = re.compile(r"|-+|\?|na|n/a|null|none|nil|missing|#(n/a|null!|div/0!|num!|value!|ref!|name\?)", re.IGNORECASE)
+# or a number between 1 and 1000 with three decimals
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+# What stands where nothing is known; a spreadsheet's errors are of its formulas, e.g. a mean of no
+# runs
+_MISSING = re.compile(
+    r"|-+|\?|na|n/a|null|none|nil|missing|#(n/a|null!|div/0!|num!|value!|ref!|name\?)",
+    re.IGNORECASE,
+)
 # The loss of a run that diverged, as Python, C, Java and people write it
-_DIVERGED = re.compile(r"[+-]?(nan(\(.*\))?|inf(inity)?|1\.#(inf|ind|qnan|snan)\d*)|∞|-∞|diverged", re.IGNORECASE)
+_DIVERGED = re.compile(
+    r"[+-]?(nan(\(.*\))?|inf(inity)?|1\.#(inf|ind|qnan|snan)\d*)|∞|-∞|diverged", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,30 +49,39 @@ class Records:
     def has_decimal_commas(self, columns: Iterable[str]) -> bool:
         """Tells whether the numbers in `columns` are written 0,5.
 
-        They are where commas do not divide the cells, no number has a point, and one at least cannot be in thousands.
+        They are where commas do not divide the cells, no number has a point, and one at least
+        cannot be in thousands.
         """
         if self.delimiter in ("", ","):
             return False
         cells = {text(record.get(column)) for _, record in self.rows for column in columns}
         commas = [cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)]
-        return any(not _THOUSANDS.fullmatch(cell) for cell in commas) and not any(map(_DECIMAL_POINT.fullmatch, cells))
+        return any(not _THOUSANDS.fullmatch(cell) for cell in commas) and not any(
+            map(_DECIMAL_POINT.fullmatch, cells)
+        )
 
 
 def read_records(file: str) -> Records:
-    """Reads a .csv or .tsv file, divided by commas, semicolons or tabs as its header is, or a .jsonl file.
+    """Reads a .csv or .tsv file, divided by commas, semicolons or tabs as its header is, or a
+    .jsonl file.
 
     Raises:
-      UserError: the file cannot be read, two columns have one name, or a line is not of as many cells as the header.
+      UserError: the file cannot be read, two columns have one name, or a line is not of as many
+        cells as the header.
     """
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"--input={file}: no such file")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"--input={file}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise UserError(
+            f"--input={file}: the name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"--input={file} is not UTF-8 text; spreadsheets save it as 'CSV UTF-8'") from None
+        raise UserError(
+            f"--input={file} is not UTF-8 text; spreadsheets save it as 'CSV UTF-8'"
+        ) from None
     records = _jsonl(file, content) if path.suffix == ".jsonl" else _csv(file, content)
     if not records.rows:
         raise UserError(f"--input={file} holds no rows")
@@ -103,7 +120,9 @@ def _csv(file: str, content: str) -> Records:
     for delimiter in _DELIMITERS:
         lines.seek(0)
         try:
-            headers[delimiter] = [name.strip() for name in next(filter(None, _reader(lines, delimiter)), [])]
+            headers[delimiter] = [
+                name.strip() for name in next(filter(None, _reader(lines, delimiter)), [])
+            ]
         except csv.Error:  # a quoted name that is followed by another delimiter
             pass
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]), default=",")
@@ -117,8 +136,12 @@ def _csv(file: str, content: str) -> Records:
             if any(cell.strip() for cell in cells):
                 if len(cells) != len(header):
                     where = f"--input={file}, line {reader.line_num}"
-                    raise UserError(f"{where}: {len(cells)} cells, where the header has {len(header)}")
-                rows.append((reader.line_num, {k: v for k, v in zip(header, cells, strict=True) if k}))
+                    raise UserError(
+                        f"{where}: {len(cells)} cells, where the header has {len(header)}"
+                    )
+                rows.append(
+                    (reader.line_num, {k: v for k, v in zip(header, cells, strict=True) if k})
+                )
     except csv.Error as e:
         raise UserError(f"--input={file}, line {reader.line_num}: {e}") from None
     return Records(file, tuple(filter(None, header)), rows, delimiter)
@@ -133,7 +156,10 @@ def _refuse_namesakes(file: str, names: Sequence[str]) -> None:
     for at, name in enumerate(names):
         if name and name in names[:at]:
             first, second = names.index(name) + 1, at + 1
-            raise UserError(f"--input={file}: columns {first} and {second} are both named {name!r}; rename one of them")
+            raise UserError(
+                f"--input={file}: columns {first} and {second} are both named {name!r}; rename "
+                "one of them"
+            )
 
 
 def _jsonl(file: str, content: str) -> Records:
@@ -151,7 +177,9 @@ def _jsonl(file: str, content: str) -> Records:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
             again = next(name for at, name in enumerate(names) if name in names[:at])
-            raise UserError(f"--input={file}, line {number} has {again!r} twice; leave one of them out")
+            raise UserError(
+                f"--input={file}, line {number} has {again!r} twice; leave one of them out"
+            )
         rows.append((number, dict(pairs)))
         columns |= dict.fromkeys(names)
     return Records(file, tuple(columns), rows, "")

@@ -1,4 +1,5 @@
-"""The page of a report: one HTML file with its data, its script and plotly inside; it needs no network."""
+"""The page of a report: one HTML file with its data, its script and plotly inside; it needs no
+network."""
 
 import json
 import math
@@ -43,7 +44,8 @@ def render(
     configs: Mapping[str, str],
     parameters: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
-    """The HTML. training: with the name of its study. configs, parameters: by title; text, and tables with a header."""
+    """The HTML. training: with the name of its study. configs, parameters: by title; text, and
+    tables with a header."""
     shown = measured[:MAX_TABLE]
     names = {m.study.name: i for i, m in enumerate(measured)}
     tables: dict[str, list[Any]] = {"optima": [], "widths": [], "laws": []}
@@ -58,13 +60,19 @@ def render(
         "training": _training(training, names, num_training),
         "points": _points(sources),
     }
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(_HERE), trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, loader=jinja2.FileSystemLoader(_HERE), trim_blocks=True
+    )
     return environment.get_template("report.html.j2").render(
         measured=shown,
         num_studies=len(measured),
         drifts=drift_lines(shown),
         argmins=[argmin_text(m) for m in shown],
-        headers={"optima": ("study", *OPTIMUM_HEADER[1:]), "widths": WIDTH_HEADER, "laws": LAW_HEADER},
+        headers={
+            "optima": ("study", *OPTIMUM_HEADER[1:]),
+            "widths": WIDTH_HEADER,
+            "laws": LAW_HEADER,
+        },
         tables=tables,
         points=points,
         estimate=estimate_text,
@@ -97,7 +105,9 @@ def _study(m: Measured) -> dict[str, Any]:
                 "width": c.width,
                 "x": c.log2_lrs,
                 "y": [None if y is None else round(y, 5) for y in c.losses],
-                "seeds": [[None if v is None else round(v, 4) for v in cell] for cell in c.seed_losses]
+                "seeds": [
+                    [None if v is None else round(v, 4) for v in cell] for cell in c.seed_losses
+                ]
                 if max(c.num_seeds) > 1
                 else None,
             }
@@ -112,7 +122,11 @@ def _study(m: Measured) -> dict[str, Any]:
 
 
 def _law(m: Measured, kind: Kind) -> dict[str, Any]:
-    found = [(n, *at) for n, o in zip(m.study.widths, m.optima, strict=True) if (at := law_point(o, kind))]
+    found = [
+        (n, *at)
+        for n, o in zip(m.study.widths, m.optima, strict=True)
+        if (at := law_point(o, kind))
+    ]
     law = m.laws.get(kind)
     line = None
     if law:
@@ -121,12 +135,24 @@ def _law(m: Measured, kind: Kind) -> dict[str, Any]:
         if kind != "curvature":
             text += f", limit {estimate_text(law.limit, 4)}"
         flags = law.exponent.flags
-        line = {"x": [round(w, 2) for w in widths], "y": [float(law(w)) for w in widths], "text": text, "flags": flags}
+        line = {
+            "x": [round(w, 2) for w in widths],
+            "y": [float(law(w)) for w in widths],
+            "text": text,
+            "flags": flags,
+        }
     return {"points": found, "line": line}
 
 
 def _phase(p: PhasePoint, study: int) -> dict[str, Any]:
-    return {"name": p.name, "study": study, "facets": p.facets, "E": p.e, "kappa": p.kappa, "R_inf": p.r_inf}
+    return {
+        "name": p.name,
+        "study": study,
+        "facets": p.facets,
+        "E": p.e,
+        "kappa": p.kappa,
+        "R_inf": p.r_inf,
+    }
 
 
 def _why_no_phase(m: Measured) -> str:
@@ -138,7 +164,10 @@ def _why_no_phase(m: Measured) -> str:
         if o is None or o.flags
     ]
     few = [f"{len(m.study.widths)} widths"] if len(m.study.widths) < 3 else []
-    return f"{m.study.name}: not in it, which takes 3 widths with an unflagged optimum; {', '.join([*few, *flagged])}"
+    return (
+        f"{m.study.name}: not in it, which takes 3 widths with an unflagged optimum; "
+        f"{', '.join([*few, *flagged])}"
+    )
 
 
 def _training(training, names: Mapping[str, int], num_training: int) -> dict[str, Any]:
@@ -159,12 +188,15 @@ def _points(sources: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     rows = [(source, row) for source, found in sources.items() for row in found]
     several = len(sources) > 1
     return {
-        "header": [*(["source"] if several else []), "id", "status", "parameterization", "width", "log2 LR", "seed",
+        "header": [*(["source"] if several else []), "id", "status", "parameterization", "width",
+        "log2 LR", "seed",
                    "final loss", "diverged at step", "overrides"],
         "rows": [
-            [*([source] if several else []), row["id"], row["status"], row["parameterization"], row["width"],
+            [*([source] if several else []), row["id"], row["status"], row["parameterization"],
+            row["width"],
              round(math.log2(row["learning_rate"]), 3), row["seed"],
-             None if row["final_loss"] is None else round(row["final_loss"], 5), row["diverged_at_step"],
+             None if row["final_loss"] is None else round(row["final_loss"], 5),
+             row["diverged_at_step"],
              " ".join(f"{k}={v}" for k, v in row["overrides"].items())]
             for source, row in rows[:MAX_POINTS]
         ],

@@ -1,4 +1,5 @@
-"""The report: a table, a self-contained page, figures and transfer.json, of a sweep, of several, or of a file."""
+"""The report: a table, a self-contained page, figures and transfer.json, of a sweep, of several, or
+of a file."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,14 @@ def report(
     Args:
       sources: workdirs, or patterns of them, to compare, with that of `workdir` if it has results.
       input: a CSV or JSONL file instead; columns: what its columns are, see tables.parse_columns.
-      noise: standard deviation of the loss of one run, nats; None: from seeds, else from the fits' residuals.
-      target_width: a width that was not trained, at which the verdict asks what the narrowest width's optimum costs.
+      noise: standard deviation of the loss of one run, nats; None: from seeds, else from the fits'
+        residuals.
+      target_width: a width that was not trained, at which the verdict asks what the narrowest
+        width's optimum costs.
 
     Raises:
-      UserError: see rows.load_rows and tables.read_table; or the plotting packages are not installed.
+      UserError: see rows.load_rows and tables.read_table; or the plotting packages are not
+        installed.
     """
     try:
         from mujax.report import figures, page
@@ -54,27 +58,42 @@ def report(
     studies = make_studies(_rows(found), naming)
     measured, references = compare([measure(study, noise, target_width) for study in studies])
     if any(o and o.loss <= 0 for m in measured for o in m.optima):
-        notes.append("losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0")
+        notes.append(
+            "losses at or below 0: no laws, kappa or E, whose limit of the loss is at least 0"
+        )
     points = points + [point for m in measured if (point := m.phase_point())]
     if len({m.study.budget for m in measured}) > 1:
-        notes.append("studies differ in text, tokens or steps; R and the price against SP are within one of them only")
+        notes.append(
+            "studies differ in text, tokens or steps; R and the price against SP are within one "
+            "of them only"
+        )
     elif any(m.r_inf for m in measured) and measured[0].study.budget is None:
-        notes.append("rows do not say on how many tokens they were trained; R takes it to be the same for all")
-    notes += [f"a figure shows the first {figures.MAX_STUDIES} of {len(measured)} studies; the page has all"] * (
-        len(measured) > figures.MAX_STUDIES
-    )
+        notes.append(
+            "rows do not say on how many tokens they were trained; R takes it to be the same for "
+            "all"
+        )
+    notes += [
+        f"a figure shows the first {figures.MAX_STUDIES} of {len(measured)} studies; the page has "
+        "all"
+    ] * (len(measured) > figures.MAX_STUDIES)
     root = files.make_writable(files.local_path(workdir))
     training, num_training = _training(found, measured, naming)
     rows = [row for own in found.values() for row in own[1]]
     facts = provenance(rows) if rows else {}
-    homes = dict.fromkeys(str(r.get("folder", folder)) for folder, own in found.values() for r in own or [{}])
+    homes = dict.fromkeys(
+        str(r.get("folder", folder)) for folder, own in found.values() for r in own or [{}]
+    )
     facts |= {"rows from": ", ".join(list(homes)[:12])} if sources or input else {}
     facts |= {"averaged": averaged} if averaged else {}
     manifests = {name: record_of(folder) for name, (folder, _) in found.items()}
     configs = {}
     for name, manifest in manifests.items():
         if "config" in manifest:
-            file = next(file for file in ("manifest.json", "config.json") if (found[name][0] / file).exists())
+            file = next(
+                file
+                for file in ("manifest.json", "config.json")
+                if (found[name][0] / file).exists()
+            )
             configs[f"{name} ({file})"] = json.dumps(manifest["config"], indent=1)[:MAX_CONFIG]
     text = page.render(
         measured,
@@ -85,20 +104,28 @@ def report(
         notes,
         facts,
         configs,
-        {title: table for m in manifests.values() for title, table in (parameters(m) if parameters else {}).items()},
+        {
+            title: table
+            for m in manifests.values()
+            for title, table in (parameters(m) if parameters else {}).items()
+        },
     )
     figures.save_figures(measured, points, root / "figures")
     document = {
         "studies": {m.study.name: study_json(m) for m in measured},
         "phase": as_json(points),
         "main_effects_on_E": as_json(main_effects(points)),
-        "references": [{"budget": as_json(budget), "law": as_json(law)} for budget, law in references.items()],
+        "references": [
+            {"budget": as_json(budget), "law": as_json(law)} for budget, law in references.items()
+        ],
         "warnings": notes,
         "provenance": facts,
     }
     files.write_json(root / "transfer.json", document)
     (root / "report.html").write_text(text, encoding="utf-8")
-    table = [format_report(measured)] if measured else [f"{len(points)} points of the phase diagrams"]
+    table = (
+        [format_report(measured)] if measured else [f"{len(points)} points of the phase diagrams"]
+    )
     for e in main_effects(points):
         bars = " ({:.3g} to {:.3g})".format(*e.interval) if e.interval else ""
         table.append(f"{e.switch}: E x{e.factor:.3g}{bars}, lower in {e.better} of {e.pairs} pairs")
@@ -116,18 +143,30 @@ def _rows(found: Found) -> dict[str, list[Row]]:
 def _load(
     workdir: str | Path, sources: Sequence[str], input: str | None, columns: str | None
 ) -> tuple[Found, list[str], list[PhasePoint], str]:
-    """(folder and rows by source, warnings, points of the phase diagrams, how many runs of a table were averaged)."""
+    """(folder and rows by source, warnings, points of the phase diagrams, how many runs of a table
+    were averaged)."""
     if input:
         table = read_table(input, parse_columns(columns))
-        return {Path(input).name: (Path(input), table.rows)}, table.warnings, table.points, table.averaged
+        return (
+            {Path(input).name: (Path(input), table.rows)},
+            table.warnings,
+            table.points,
+            table.averaged,
+        )
     if not sources:
         rows, repeated = load_rows(workdir)
         root = files.local_path(workdir)
         return {root.resolve().name: (root, rows)}, warnings(root, rows, repeated), [], ""
     loaded, folders, repeated = load_sources(workdir, sources)
     found = {name: (folders[name], rows) for name, rows in loaded.items()}
-    notes = [f"{name}: {line}" for name, (folder, rows) in found.items() for line in warnings(folder, rows)]
-    notes += [f"{repeated} rows repeat the id of another; the first of each counts"] if repeated else []
+    notes = [
+        f"{name}: {line}"
+        for name, (folder, rows) in found.items()
+        for line in warnings(folder, rows)
+    ]
+    notes += (
+        [f"{repeated} rows repeat the id of another; the first of each counts"] if repeated else []
+    )
     return found, [*notes, *mixed([row for rows in loaded.values() for row in rows])], [], ""
 
 

@@ -1,4 +1,5 @@
-"""Rows of results: read from the workdir of a sweep or a run, or from several side by side, and checked."""
+"""Rows of results: read from the workdir of a sweep or a run, or from several side by side, and
+checked."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ MAX_TRAINING_POINTS = 120_000
 
 
 class Row(records.Row):
-    """A row with the config it was trained with, by dotted field, None where that cannot be told; and its workdir.
+    """A row with the config it was trained with, by dotted field, None where that cannot be told;
+    and its workdir.
 
     The rows of a table from elsewhere have neither.
     """
@@ -27,7 +29,8 @@ class Row(records.Row):
 
 
 def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
-    """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many others there were.
+    """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many
+    others there were.
 
     Raises:
       UserError: no workdir, no rows, or a row that is not one of ours.
@@ -37,7 +40,10 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
         raise UserError(f"--{flag}={workdir}: no such folder")
     found = records.load_rows(root)
     if found is None:
-        raise UserError(f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or train first")
+        raise UserError(
+            f"--{flag}={workdir} has no results.jsonl and no result.json: run mujax sweep or "
+            "train first"
+        )
     if not found:
         raise UserError(f"--{flag}={workdir}: results.jsonl is empty; no point has finished yet")
     rows, settings = [], Settings(record_of(root))
@@ -48,17 +54,23 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
     return rows, len(found) - len(rows)
 
 
-def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
-    """Rows and folder of each source by its name, the workdir's own first if it holds any; and repeated rows.
+def load_sources(
+    workdir: str | Path, patterns: Sequence[str]
+) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
+    """Rows and folder of each source by its name, the workdir's own first if it holds any; and
+    repeated rows.
 
-    Names are those of the folders, with as much of their paths as tells them apart. The row of a single run joins that
-    sweep among them whose point it is or could be; other single runs are one source.
+    Names are those of the folders, with as much of their paths as tells them apart. The row of a
+    single run joins that sweep among them whose point it is or could be; other single runs are one
+    source.
 
     Raises:
       UserError: see load_rows.
     """
     own = files.local_path(workdir)
-    folders = [own] if any((own / name).exists() for name in ("results.jsonl", "result.json")) else []
+    folders = (
+        [own] if any((own / name).exists() for name in ("results.jsonl", "result.json")) else []
+    )
     folders += [folder for pattern in patterns for folder in files.find_folders(pattern)]
     folders = list({folder.resolve(): folder for folder in folders})
     loaded = {folder: load_rows(folder, "sources") for folder in folders}
@@ -88,7 +100,11 @@ def load_sources(workdir: str | Path, patterns: Sequence[str]) -> tuple[dict[str
         names = ["/".join(folder.parts[-depth:]) for folder in rows]
     if len(alone) > 1:
         names[-1] = "single runs"
-    return dict(zip(names, rows.values(), strict=True)), dict(zip(names, rows, strict=True)), repeated
+    return (
+        dict(zip(names, rows.values(), strict=True)),
+        dict(zip(names, rows, strict=True)),
+        repeated,
+    )
 
 
 class _Sweep:
@@ -98,12 +114,17 @@ class _Sweep:
         self.folder, self._settings = folder, Settings(record_of(folder))
         self._own = self._settings.own_fields(rows)
         # The very configs that the sweep's rows have, which is how rows of one config are known
-        known = list({id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values())
-        self._configs = [next((same for same in known if same == config), config) for config in self._settings.configs]
+        known = list(
+            {id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values()
+        )
+        self._configs = [
+            next((same for same in known if same == config), config)
+            for config in self._settings.configs
+        ]
 
     def takes(self, row: Row) -> bool:
-        """Whether a single run is or could be a point of this sweep; its row then has the sweep's config, and its own
-        overrides."""
+        """Whether a single run is or could be a point of this sweep; its row then has the sweep's
+        config, and its own overrides."""
         found = self._settings.place(row, row["config"], self._own)
         if found is not None:
             row["config"], row["overrides"] = self._configs[found[0]], found[1]
@@ -113,10 +134,11 @@ class _Sweep:
 def load_training(
     rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
 ) -> tuple[list[TrainingCurve], int]:
-    """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many there are.
+    """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many
+    there are.
 
-    Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read; long ones are
-    thinned, to MAX_TRAINING_POINTS over all.
+    Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read;
+    long ones are thinned, to MAX_TRAINING_POINTS over all.
     """
     found = []
     for row in rows:
@@ -132,14 +154,17 @@ def load_training(
         records = [r for r in read_metrics(file) if is_number(r.get("loss"))]
         if records:
             stride = -(-len(records) // limit)
-            kept = records[: -1 if len(records) > 1 else 1 : stride] + records[-1:] * (len(records) > 1)
+            kept = records[: -1 if len(records) > 1 else 1 : stride] + records[-1:] * (
+                len(records) > 1
+            )
             steps, losses = zip(*((r["step"], r["loss"]) for r in kept), strict=True)
             curves.append(TrainingCurve(study, width, x, seed, steps, losses))
     return curves, len(found)
 
 
 def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
-    """What a reader must know before trusting the curves: points still missing, rows that do not belong together."""
+    """What a reader must know before trusting the curves: points still missing, rows that do not
+    belong together."""
     found = []
     if (root / "manifest.json").exists():
         manifest = read_manifest(root / "manifest.json")
@@ -151,10 +176,14 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
     if repeated:
         found.append(f"{repeated} rows repeat the id of another; the first of each counts")
     if stopped := sum(row["status"] == "stopped" for row in rows):
-        found.append(f"{stopped} runs were given up by the rule of train.give_up_step; here they count as diverged")
+        found.append(
+            f"{stopped} runs were given up by the rule of train.give_up_step; here they count as "
+            "diverged"
+        )
     if untold := sum(row.get("config") is None for row in rows):
         found.append(
-            f"{untold} rows do not tell their whole config ({_why_untold(root)}); what they carry themselves"
+            f"{untold} rows do not tell their whole config ({_why_untold(root)}); what they carry "
+            "themselves"
             " decides which of them count as seeds of each other"
         )
     if lost := sum(row["status"] == "ok" and row["final_loss"] is None for row in rows):
@@ -165,7 +194,10 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
 def _why_untold(root: Path) -> str:
     settings = Settings(record_of(root))
     if len(settings.configs) > 1:
-        return f"manifest.json has {len(settings.configs)} configs and does not say of which; merge the sources again"
+        return (
+            f"manifest.json has {len(settings.configs)} configs and does not say of which; merge "
+            "the sources again"
+        )
     if settings.configs == [None]:
         return f"there is no {'config in ' * (root / 'manifest.json').exists()}manifest.json"
     return "they are no points of manifest.json"
@@ -177,6 +209,8 @@ def mixed(rows: Sequence[Row]) -> list[str]:
     for field in ("data_fingerprint", "code_version", "jax_version"):
         values = dict.fromkeys(str(row[field]) for row in rows if field in row)
         if len(values) > 1:
-            shown = ", ".join(list(values)[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")
+            shown = ", ".join(list(values)[:6]) + (
+                f" and {len(values) - 6} more" if len(values) > 6 else ""
+            )
             found.append(f"rows differ in {field.replace('_', ' ')}: {shown}")
     return found

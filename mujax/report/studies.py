@@ -1,4 +1,5 @@
-"""Which rows are one study: those whose whole configs differ in nothing but the seed and what a curve plots.
+"""Which rows are one study: those whose whole configs differ in nothing but the seed and what a
+curve plots.
 
 A study is named by its parameterization and by what else tells its rows from others.
 """
@@ -15,13 +16,15 @@ UNKNOWN = "unknown"
 _ABSENT = object()  # a field that this row's config does not have
 _NAMED_BY_ITSELF = (*PLOTTED, "parameterization.name")
 _OPERATION = ("mesh.", "checkpoint.", "monitor.")  # how a run is done, no part of what it is
-_TEXT = ("data.path", "data.glob")  # where the text lies; its fingerprint says whether it is the same
+# where the text lies; its fingerprint says whether it is the same
+_TEXT = ("data.path", "data.glob")
 # What a row says of itself, where its config is not known
 _FACTS = ("model", "optimizer", "depth", "weight_decay", "steps", "tokens", "n_params")
 
 
 def field_value(row: Row, field: str) -> Any:
-    """The value of a dotted field that a row was trained with: its own, its config's, or what the row says."""
+    """The value of a dotted field that a row was trained with: its own, its config's, or what the
+    row says."""
     if field in row["overrides"]:
         return row["overrides"][field]
     if row.get("config") is not None:
@@ -35,18 +38,26 @@ class Naming:
     def __init__(self, rows: Iterable[Row]):
         rows = list(rows)
         self._rates = same_values(row["learning_rate"] for row in rows)
-        fields = {field: found for field in _candidates(rows) if (found := _Field(field, rows)).is_varying}
+        fields = {
+            field: found for field in _candidates(rows) if (found := _Field(field, rows)).is_varying
+        }
         self._labels = {field: _label(field, fields) for field in fields}
         self.coupled = self._find_coupled(rows, fields)
         rates = [self.rate(row) for row in rows]
         self._relations = {
             field: relation_texts(
-                coupling, list(zip(rates, fields[field].values, strict=True)), self._labels[field], "learning_rate"
+                coupling,
+                list(zip(rates, fields[field].values, strict=True)),
+                self._labels[field],
+                "learning_rate",
             )
             for field, coupling in self.coupled.items()
         }
-        self._fields = {field: found for field, found in fields.items() if field not in self.coupled}
-        self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}  # by name without them: what splits it further
+        self._fields = {
+            field: found for field, found in fields.items() if field not in self.coupled
+        }
+        # by name without them: what splits it further
+        self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}
         self._find_facts(rows)
 
     def rate(self, row: Row) -> float:
@@ -64,9 +75,15 @@ class Naming:
         facets = {"parameterization": row["parameterization"]}
         if row.get("weight_decay") is not None and "optim.weight_decay" not in self.coupled:
             facets["weight decay"] = f"{row['weight_decay']:g}"
-        parts = {label: text for label, text in self._parts(row) if label.replace("_", " ") not in facets}
-        facts = {label: value(row) for label, value in self._facts.get(self._base_name(row), {}).items()}
-        return facets | {label.replace("_", " "): text for label, text in (parts | facts).items() if text}
+        parts = {
+            label: text for label, text in self._parts(row) if label.replace("_", " ") not in facets
+        }
+        facts = {
+            label: value(row) for label, value in self._facts.get(self._base_name(row), {}).items()
+        }
+        return facets | {
+            label.replace("_", " "): text for label, text in (parts | facts).items() if text
+        }
 
     def _parts(self, row: Row, with_usual: bool = True) -> list[tuple[str, str]]:
         parts = []
@@ -81,18 +98,30 @@ class Naming:
 
     def _base_name(self, row: Row) -> str:
         parts = self._parts(row, with_usual=False)
-        said = [text if text.startswith(f"{label} along") else f"{label}={text}" for label, text in parts]
+        said = [
+            text if text.startswith(f"{label} along") else f"{label}={text}"
+            for label, text in parts
+        ]
         return ", ".join([row["parameterization"], *said])
 
-    def _find_coupled(self, rows: Sequence[Row], fields: Mapping[str, "_Field"]) -> dict[str, Coupling]:
+    def _find_coupled(
+        self, rows: Sequence[Row], fields: Mapping[str, "_Field"]
+    ) -> dict[str, Coupling]:
         tested = [name for name, field in fields.items() if field.is_free and field.is_numeric]
         others = [field for name, field in fields.items() if name not in tested]
-        groups = [(row["width"], row["parameterization"], *(field.text(row) for field in others)) for row in rows]
-        found = {n: find_coupling(zip(groups, map(self.rate, rows), fields[n].values, strict=True)) for n in tested}
+        groups = [
+            (row["width"], row["parameterization"], *(field.text(row) for field in others))
+            for row in rows
+        ]
+        found = {
+            n: find_coupling(zip(groups, map(self.rate, rows), fields[n].values, strict=True))
+            for n in tested
+        }
         return {name: coupling for name, coupling in found.items() if coupling}
 
     def _find_facts(self, rows: Sequence[Row]) -> None:
-        """What tells rows apart that no field does: where their config is unknown, what they say of themselves."""
+        """What tells rows apart that no field does: where their config is unknown, what they say of
+        themselves."""
         members: dict[str, list[Row]] = {}
         for row in rows:
             members.setdefault(self._base_name(row), []).append(row)
@@ -102,7 +131,10 @@ class Naming:
             if 0 < len(unknown) < len(found):
                 splits["config"] = lambda row: UNKNOWN if row.get("config") is None else ""
             for fact in _FACTS:
-                said = lambda row, fact=fact: str(row.get(fact, UNKNOWN)) if row.get("config") is None else ""  # noqa: E731
+
+                def said(row: Row, fact: str = fact) -> str:
+                    return str(row.get(fact, UNKNOWN)) if row.get("config") is None else ""
+
                 if _splits(unknown, lambda row: row["width"], said):
                     splits[fact] = said
             text = lambda row: str(row.get("data_fingerprint", UNKNOWN))  # noqa: E731
@@ -110,24 +142,30 @@ class Naming:
                 splits["data_fingerprint"] = text
             editions = _editions(found, lambda row, splits=splits: self._table_key(row, splits))
             if editions:
-                splits["table_hash"] = lambda row, of=editions: of.get((row["width"], row.get("table_hash")), "")
+                splits["table_hash"] = lambda row, of=editions: of.get(
+                    (row["width"], row.get("table_hash")), ""
+                )
             if splits:
                 self._facts[name] = splits
 
     def _table_key(self, row: Row, splits: Mapping[str, Callable[[Row], str]]) -> Hashable:
         """What fixes the numbers of a row's table, within a study."""
-        rate = self.rate(row) if self.coupled else None  # a field that goes along with it may be the table's
+        # a field that goes along with it may be the table's
+        rate = self.rate(row) if self.coupled else None
         return row["width"], rate, tuple(value(row) for value in splits.values())
 
 
 class _Field:
     """A field of configs that may tell studies apart.
 
-    In each config it may be constant, go along with the width (e.g. steps at fixed tokens per parameter), or have
-    several values at one width. It tells studies apart by its values, or by how it goes along with the width.
+    In each config it may be constant, go along with the width (e.g. steps at fixed tokens per
+    parameter), or have several values at one width. It tells studies apart by its values, or by how
+    it goes along with the width.
 
-    is_varying: whether it does. is_free: whether some config has several values at one width. is_numeric: whether all
-    values are numbers. usual: of a field that no config has several values of, what more than half of the configs have.
+    is_varying: whether it does. is_free: whether some config has several values at one width.
+      is_numeric: whether all
+    values are numbers. usual: of a field that no config has several values of, what more than half
+    of the configs have.
     """
 
     def __init__(self, name: str, rows: Sequence[Row]):
@@ -138,7 +176,9 @@ class _Field:
             if value is not _ABSENT:
                 known = comparable(value)
                 self._shown.setdefault(known, str(value))
-                by_config.setdefault(id(row.get("config")), {}).setdefault(row["width"], set()).add(known)
+                by_config.setdefault(id(row.get("config")), {}).setdefault(row["width"], set()).add(
+                    known
+                )
         bound = {
             config: {width: value for width, (value,) in values.items()}
             for config, values in by_config.items()
@@ -147,7 +187,10 @@ class _Field:
         self.is_free = len(bound) < len(by_config)
         self.is_numeric = all(type(value) in (int, float) for value in self.values)
         self._along = self._find_along(bound)
-        said = [self._along.get(config) or self._shown[next(iter(at.values()))] for config, at in bound.items()]
+        said = [
+            self._along.get(config) or self._shown[next(iter(at.values()))]
+            for config, at in bound.items()
+        ]
         self.is_varying = self.is_free or len(set(said)) > 1
         most = max(said, key=said.count, default="")
         self.usual = most if not self.is_free and 2 * said.count(most) > len(said) else None
@@ -160,11 +203,14 @@ class _Field:
         return self._along.get(id(row.get("config"))) or self._shown[comparable(value)]
 
     def _find_along(self, bound: Mapping[int, dict[int, Any]]) -> dict[int, str]:
-        """Of configs in which the field goes along with the width, how; the same for those that agree."""
+        """Of configs in which the field goes along with the width, how; the same for those that
+        agree."""
         kinds: list[tuple[dict[int, Any], list[int]]] = []
         for config, at in sorted(bound.items(), key=lambda item: -len(set(item[1].values()))):
             same = [
-                kind for kind in kinds if (shared := kind[0].keys() & at) and all(kind[0][n] == at[n] for n in shared)
+                kind
+                for kind in kinds
+                if (shared := kind[0].keys() & at) and all(kind[0][n] == at[n] for n in shared)
             ]
             if same:
                 same[0][0].update(at)
@@ -180,18 +226,28 @@ class _Field:
 
 
 def _candidates(rows: Sequence[Row]) -> list[str]:
-    """The fields that rows set themselves, and those in which their configs differ, without what says no more."""
-    configs = list({id(row["config"]): row["config"] for row in rows if row.get("config") is not None}.values())
+    """The fields that rows set themselves, and those in which their configs differ, without what
+    says no more."""
+    configs = list(
+        {id(row["config"]): row["config"] for row in rows if row.get("config") is not None}.values()
+    )
     fields = dict.fromkeys(field for row in rows for field in row["overrides"])
     first = configs[0] if configs else {}
     for config in configs[1:]:
         differ = [f for f in config if f in first and comparable(first[f]) != comparable(config[f])]
         fields |= dict.fromkeys(differ)
-    one_text = len({row.get("data_fingerprint") for row in rows}) == 1 and rows[0].get("data_fingerprint") is not None
+    one_text = (
+        len({row.get("data_fingerprint") for row in rows}) == 1
+        and rows[0].get("data_fingerprint") is not None
+    )
     return [
         field
         for field in fields
-        if not (field in _NAMED_BY_ITSELF or field.startswith(_OPERATION) or (one_text and field in _TEXT))
+        if not (
+            field in _NAMED_BY_ITSELF
+            or field.startswith(_OPERATION)
+            or (one_text and field in _TEXT)
+        )
     ]
 
 
@@ -205,7 +261,9 @@ def _label(field: str, among: Iterable[str]) -> str:
     return short(field) if sum(short(other) == short(field) for other in among) == 1 else field
 
 
-def _splits(rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable[[Row], Hashable]) -> bool:
+def _splits(
+    rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable[[Row], Hashable]
+) -> bool:
     """Whether rows that are equal in `key` differ in `value`."""
     values = [value(row) for row in rows]
     seen: dict[Hashable, Hashable] = {}
@@ -216,19 +274,25 @@ def _splits(rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable
 
 def _data_fields(row: Row) -> Hashable:
     config = row.get("config") or {}
-    return tuple(comparable(field_value(row, f)) for f in config if f.startswith("data.") and f not in _TEXT)
+    return tuple(
+        comparable(field_value(row, f)) for f in config if f.startswith("data.") and f not in _TEXT
+    )
 
 
 def _editions(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[tuple[int, Any], str]:
-    """(width, table hash) -> edition of the table, where equal rows were made with different ones; else {}.
+    """(width, table hash) -> edition of the table, where equal rows were made with different ones;
+    else {}.
 
-    One code makes the tables of all widths, so hashes that one version of it made are of one edition, named by the
-    hash at its narrowest width. A version that made two for one width tells nothing; then each hash is by itself.
+    One code makes the tables of all widths, so hashes that one version of it made are of one
+    edition, named by the hash at its narrowest width. A version that made two for one width tells
+    nothing; then each hash is by itself.
     """
     rows = [row for row in rows if row.get("table_hash")]
     if not _splits(rows, key, lambda row: row["table_hash"]):
         return {}
-    editions = {(row["width"], row["table_hash"]): {(row["width"], row["table_hash"])} for row in rows}
+    editions = {
+        (row["width"], row["table_hash"]): {(row["width"], row["table_hash"])} for row in rows
+    }
     by_version: dict[Any, set] = {}
     for row in rows:
         by_version.setdefault(row.get("code_version"), set()).add((row["width"], row["table_hash"]))

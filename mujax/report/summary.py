@@ -37,9 +37,10 @@ _PLAIN_SP = ("sp", "lingle_sp", "factorial")  # parameterizations that are SP
 class Study:
     """A parameterization, and whatever else tells its rows from others.
 
-    facets: what it may be filtered by. sizes: facts of the model and its budget, by width, where rows have them.
-    budget: text and tokens, or steps where rows say no tokens; only studies of one budget are compared in loss. None:
-      rows do not say.
+    facets: what it may be filtered by. sizes: facts of the model and its budget, by width, where
+      rows have them.
+    budget: text and tokens, or steps where rows say no tokens; only studies of one budget are
+      compared in loss. None: rows do not say.
     """
 
     name: str
@@ -66,8 +67,9 @@ class Study:
 class Measured:
     """What one study shows; lists go with its widths.
 
-    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum. bootstrap: 68%
-    intervals of alpha, beta, gamma and kappa, a second opinion beside those of the laws.
+    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum.
+    bootstrap: 68% intervals of alpha, beta, gamma and kappa, a second opinion beside those of the
+      laws.
     regret: nats above the reference envelope, by width; price: nats above tuned SP, by width.
     """
 
@@ -95,7 +97,8 @@ class Measured:
 
 
 def make_studies(sources: Mapping[str, Sequence[Row]], naming: Naming | None = None) -> list[Study]:
-    """Studies of each source in the order of their rows; with several sources their names begin with the source's.
+    """Studies of each source in the order of their rows; with several sources their names begin
+    with the source's.
 
     What differs between sources is told in the names too.
     """
@@ -109,9 +112,13 @@ def make_studies(sources: Mapping[str, Sequence[Row]], naming: Naming | None = N
             facets |= naming.facets(members[name][0])
             sizes: dict[int, dict[str, float]] = {}
             for row in members[name]:
-                sizes.setdefault(row["width"], {}).update({k: row[k] for k in _SIZES if row.get(k) is not None})
+                sizes.setdefault(row["width"], {}).update(
+                    {k: row[k] for k in _SIZES if row.get(k) is not None}
+                )
             name_here = f"{source}: {name}" if len(sources) > 1 else name
-            studies.append(Study(name_here, source, facets, tuple(curves), sizes, _budget(members[name])))
+            studies.append(
+                Study(name_here, source, facets, tuple(curves), sizes, _budget(members[name]))
+            )
     return studies
 
 
@@ -134,9 +141,13 @@ def measure(study: Study, noise: float | None = None, target: int | None = None)
     widths, grids, losses = study.widths, study.grids, study.losses
     optima = fit_optima(grids, losses, noise)
     laws = fit_laws(widths, optima)
-    verdict = judge(widths, optima, target=target if target and widths and target > widths[-1] else None)
+    verdict = judge(
+        widths, optima, target=target if target and widths and target > widths[-1] else None
+    )
     if alone := seed_drifts(widths, grids, losses):
-        said = "each seed alone: " + ", ".join("flagged" if drift is None else f"{drift:+.2f}" for drift in alone)
+        said = "each seed alone: " + ", ".join(
+            "flagged" if drift is None else f"{drift:+.2f}" for drift in alone
+        )
         verdict = dataclasses.replace(verdict, reasons=(*verdict.reasons, said))
     return Measured(
         study,
@@ -155,10 +166,11 @@ def measure(study: Study, noise: float | None = None, target: int | None = None)
 
 
 def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | None, Law]]:
-    """Adds regret against the lower envelope over all studies of one budget, and the price against tuned SP.
+    """Adds regret against the lower envelope over all studies of one budget, and the price against
+    tuned SP.
 
-    Returns: the studies in their order, with regret, r_inf and price; budget -> law of its envelope, where three widths
-      have one.
+    Returns: the studies in their order, with regret, r_inf and price; budget -> law of its
+      envelope, where three widths have one.
     """
     references = {}
     for budget in dict.fromkeys(m.study.budget for m in measured):
@@ -167,7 +179,9 @@ def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | 
         minima = [[_minimum(m, width) for width in widths] for m in members]
         errors = [o.minimum_error for m in members for o in m.optima if o and o.usable]
         if sum(any(column[i] is not None for column in minima) for i in range(len(widths))) >= 3:
-            references[budget] = reference_envelope(widths, minima, float(np.sqrt(np.mean(np.square(errors)))))
+            references[budget] = reference_envelope(
+                widths, minima, float(np.sqrt(np.mean(np.square(errors))))
+            )
     done = []
     for m in measured:
         found: dict[str, Any] = {"price": _prices(m, measured)}
@@ -189,28 +203,38 @@ def _minimum(m: Measured, width: int) -> float | None:
 def seed_drifts(
     widths: Sequence[int], grids: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> list[float | None]:
-    """Measures the drift of each seed alone, log2 LR per doubling, None where its optima are flagged.
+    """Measures the drift of each seed alone, log2 LR per doubling, None where its optima are
+    flagged.
 
     Empty unless each point has the same seeds.
     """
     counts = {np.atleast_1d(np.asarray(cell)).size for curve in losses for cell in curve}
     if len(counts) != 1 or counts == {1}:
         return []
-    alone = [[[np.atleast_1d(np.asarray(cell))[i] for cell in curve] for curve in losses] for i in range(counts.pop())]
+    alone = [
+        [[np.atleast_1d(np.asarray(cell))[i] for cell in curve] for curve in losses]
+        for i in range(counts.pop())
+    ]
     drifts = [drift_per_doubling(widths, fit_optima(grids, own)) for own in alone]
     return [drift.value if drift else None for drift in drifts] if any(drifts) else []
 
 
 def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
-    """By width: loss at the learning rate that is best at the narrowest width, less that of SP tuned at each width.
+    """By width: loss at the learning rate that is best at the narrowest width, less that of SP
+    tuned at each width.
 
-    SP is the study with the same budget and facets but for the parameterization, of the same source if it has one.
+    SP is the study with the same budget and facets but for the parameterization, of the same source
+    if it has one.
     """
     study = m.study
     if study.budget is None or not m.optima or m.optima[0] is None:
         return {}
     rest = _rest(study)
-    same = [o.study for o in others if _is_sp(o.study) and _rest(o.study) == rest and o.study.budget == study.budget]
+    same = [
+        o.study
+        for o in others
+        if _is_sp(o.study) and _rest(o.study) == rest and o.study.budget == study.budget
+    ]
     same.sort(key=lambda s: s.source != study.source)
     first = m.optima[0]
     proxy = first.vertex if first.usable and first.vertex is not None else first.log2_lr
@@ -218,7 +242,11 @@ def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
     for curve in study.curves[1:]:
         for sp in same[:1]:
             tuned = next((c for c in sp.curves if c.width == curve.width), None)
-            value = price(curve.log2_lrs, curve.seed_losses, proxy, tuned.seed_losses) if tuned else None
+            value = (
+                price(curve.log2_lrs, curve.seed_losses, proxy, tuned.seed_losses)
+                if tuned
+                else None
+            )
             if value is not None:
                 found[curve.width] = value
     return found
@@ -233,7 +261,8 @@ def _rest(study: Study) -> dict[str, str]:
 
 
 def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float, bool] | None:
-    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where nothing is fitted."""
+    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where
+    nothing is fitted."""
     if optimum is None:
         return None
     flagged, noise, parabola = not optimum.usable, optimum.noise, optimum.parabola
@@ -253,7 +282,8 @@ def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float,
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, tuples and NumPy's numbers as JSON values; what is not finite is null, keys are strings."""
+    """Dataclasses, tuples and NumPy's numbers as JSON values; what is not finite is null, keys are
+    strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -268,15 +298,23 @@ def as_json(value: Any) -> Any:
 
 
 def study_json(m: Measured) -> dict[str, Any]:
-    """JSON values of one study: curves, optima with their width, drift, and all else that is measured."""
-    found = {f.name: getattr(m, f.name) for f in dataclasses.fields(m) if f.name not in ("study", "optima")}
-    parts = [f.name for f in dataclasses.fields(Optimum) if f.name not in ("fit", "index")] + ["interval"]
+    """JSON values of one study: curves, optima with their width, drift, and all else that is
+    measured."""
+    found = {
+        f.name: getattr(m, f.name)
+        for f in dataclasses.fields(m)
+        if f.name not in ("study", "optima")
+    }
+    parts = [f.name for f in dataclasses.fields(Optimum) if f.name not in ("fit", "index")] + [
+        "interval"
+    ]
     optima = [
         {"width": n, **{name: getattr(o, name) for name in parts}}
         for n, o in zip(m.study.widths, m.optima, strict=True)
         if o
     ]
     return as_json({
-        "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves, "sizes": m.study.sizes,
+        "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves,
+        "sizes": m.study.sizes,
         "optima": optima, **found, "phase": m.phase_point(),
     })  # fmt: skip

@@ -1,4 +1,5 @@
-"""Results from elsewhere: a table whose columns are named on the command line, as rows like those of a sweep."""
+"""Results from elsewhere: a table whose columns are named on the command line, as rows like those
+of a sweep."""
 
 import dataclasses
 import re
@@ -21,15 +22,16 @@ SEVERAL = ("study", "seed")  # what several columns may say together
 MOST = 1e30  # of a loss, and of whatever else a table counts
 FEW = 3  # lines that a note names
 
-Columns = dict[str, tuple[str, ...]]  # by our name: the columns that hold it; none where it is to be left out
+# by our name: the columns that hold it; none where it is to be left out
+Columns = dict[str, tuple[str, ...]]
 _QUOTED = r'"(?:[^"]|"")*"'
 _PART = re.compile(rf'\s*([^,="]*?)\s*=\s*((?:{_QUOTED}|[^,"])*?)\s*(?:,|$)')
 _PIECE = re.compile(rf'\s*({_QUOTED}|[^+"]*?)\s*(?:\+|$)')
 
 
 def parse_columns(text: str | None) -> Columns:
-    """'width=n,study=a+b,loss="loss, val",tokens=' -> {'width': ('n',), 'study': ('a', 'b'), 'loss': ('loss, val',),
-    'tokens': ()}.
+    """'width=n,study=a+b,loss="loss, val",tokens=' -> {'width': ('n',), 'study': ('a', 'b'),
+    'loss': ('loss, val',), 'tokens': ()}.
 
     Raises:
       UserError: it is something else, or names a quantity twice or that we do not know.
@@ -60,7 +62,9 @@ def _pieces(text: str) -> tuple[str, ...]:
     while at < len(text):
         found = _PIECE.match(text, at)
         if not found or not found[1]:
-            raise UserError(f"--columns: {text!r} is neither a column nor several with + between them")
+            raise UserError(
+                f"--columns: {text!r} is neither a column nor several with + between them"
+            )
         quoted = found[1].startswith('"')
         pieces.append(found[1][1:-1].replace('""', '"').strip() if quoted else found[1])
         at = found.end()
@@ -71,8 +75,8 @@ def _pieces(text: str) -> tuple[str, ...]:
 class Table:
     """What a file holds: runs or points of the phase diagrams.
 
-    warnings: what a reader must know of it. averaged: how many runs a point of a curve is the mean of, and by which
-    columns they differ; empty where each is one run.
+    warnings: what a reader must know of it. averaged: how many runs a point of a curve is the mean
+    of, and by which columns they differ; empty where each is one run.
     """
 
     rows: list[Row]
@@ -82,13 +86,15 @@ class Table:
 
 
 def read_table(file: str, columns: Columns) -> Table:
-    """Reads rows like those of a sweep or, from a file with E, R_inf and kappa instead of losses, phase points.
+    """Reads rows like those of a sweep or, from a file with E, R_inf and kappa instead of losses,
+    phase points.
 
-    A loss that is not finite is a diverged run; a row without a loss is left out, and a warning says so.
+    A loss that is not finite is a diverged run; a row without a loss is left out, and a warning
+    says so.
 
     Raises:
-      UserError: the file cannot be read, lacks a column, has a cell that is not what its column is, or says several
-        things of one run.
+      UserError: the file cannot be read, lacks a column, has a cell that is not what its column is,
+        or says several things of one run.
     """
     found = read_records(file)
     named = _name_columns(found, columns)
@@ -99,8 +105,13 @@ def read_table(file: str, columns: Columns) -> Table:
         if name not in named:
             known = ", ".join(found.columns)
             raise UserError(
-                f"--input={file}: which column is the {name}? --columns={name}=COLUMN; there are {known}"
-                + ("; no comma, semicolon or tab divides its cells" if len(found.columns) == 1 else "")
+                f"--input={file}: which column is the {name}? --columns={name}=COLUMN; there are "
+                f"{known}"
+                + (
+                    "; no comma, semicolon or tab divides its cells"
+                    if len(found.columns) == 1
+                    else ""
+                )
             )
     runs, missing = cells.runs()
     joined = join_runs(found, named, runs)
@@ -115,12 +126,16 @@ def _name_columns(found: Records, columns: Columns) -> Columns:
             pieces = (whole,)
         if len(pieces) > 1 and name not in SEVERAL:
             raise UserError(
-                f"--columns: {name} is in one column; several with + between them may be {', '.join(SEVERAL)}"
+                f"--columns: {name} is in one column; several with + between them may be "
+                f"{', '.join(SEVERAL)}"
             )
         for column in pieces:
             if column not in found.columns:
                 known = ", ".join(found.columns)
-                said = f"--input={found.file} has no column {column!r}, which --columns names for {name}"
+                said = (
+                    f"--input={found.file} has no column {column!r}, which --columns names for "
+                    f"{name}"
+                )
                 raise UserError(f"{said}; there are {known}")
         named[name] = pieces
     taken = {column for name, pieces in named.items() if name != "study" for column in pieces}
@@ -128,7 +143,9 @@ def _name_columns(found: Records, columns: Columns) -> Columns:
         taken.add("learning_rate")
     if named.get("learning_rate"):
         taken.add("log2_learning_rate")
-    plain = {name: (name,) for name in KNOWN if name in found.columns and name not in taken | set(named)}
+    plain = {
+        name: (name,) for name in KNOWN if name in found.columns and name not in taken | set(named)
+    }
     return {name: pieces for name, pieces in {**plain, **named}.items() if pieces}
 
 
@@ -137,32 +154,48 @@ class _Cells:
 
     def __init__(self, found: Records, named: Columns):
         self.found, self.named = found, named
-        numbers = [column for name, pieces in named.items() if name not in TEXTS for column in pieces]
+        numbers = [
+            column for name, pieces in named.items() if name not in TEXTS for column in pieces
+        ]
         self.decimal_commas = found.has_decimal_commas(numbers)
 
     def _wrong(self, line: int, record: Mapping[str, Any], name: str, right: str) -> UserError:
         column = self.named[name][0]
-        cell, said = record.get(column), f"column {column!r}" + (f" ({name})" if column != name else "")
+        cell, said = (
+            record.get(column),
+            f"column {column!r}" + (f" ({name})" if column != name else ""),
+        )
         if foreign.is_missing(cell) and name in ("weight_decay", *FACTS):
             right += f"; --columns={name}= reads the table without it"
         elif "," in str(cell) and self.found.delimiter == ",":
             right += "; decimal commas are read from files divided by semicolons or tabs"
         elif "," in str(cell):
-            right += "; are its commas decimal ones? Write all numbers of the file with points, and no thousands apart"
-        return UserError(f"--input={self.found.file}, line {line}: {said} is {_short(cell)}, not {right}")
+            right += (
+                "; are its commas decimal ones? Write all numbers of the file with points, and no "
+                "thousands apart"
+            )
+        return UserError(
+            f"--input={self.found.file}, line {line}: {said} is {_short(cell)}, not {right}"
+        )
 
-    def number(self, line: int, record: Mapping[str, Any], name: str, whole: bool = False) -> float | None:
+    def number(
+        self, line: int, record: Mapping[str, Any], name: str, whole: bool = False
+    ) -> float | None:
         """A finite number; None where there is no such column."""
         if name not in self.named:
             return None
         value = foreign.number(record.get(self.named[name][0]), self.decimal_commas)
-        if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):  # NaN is not
+        if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):
+            # NaN is not
             right = "a whole number" if whole else "a finite number"
-            raise self._wrong(line, record, name, right + (" that a run may have" if abs(value) > MOST else ""))
+            raise self._wrong(
+                line, record, name, right + (" that a run may have" if abs(value) > MOST else "")
+            )
         return value
 
     def text(self, record: Mapping[str, Any], name: str) -> str | None:
-        """The words of a column, or those of several with their names; None where there is no such column."""
+        """The words of a column, or those of several with their names; None where there is no such
+        column."""
         if name not in self.named:
             return None
         columns = self.named[name]
@@ -179,17 +212,25 @@ class _Cells:
         facets = {"parameterization": names["parameterization"] or names["study"] or "all"}
         if (decay := self.number(line, record, "weight_decay")) is not None:
             facets["weight decay"] = f"{decay:g}"
-        name = ", ".join(filter(None, dict.fromkeys([*names.values(), *list(facets.values())[1:]]))) or "all"
+        name = (
+            ", ".join(filter(None, dict.fromkeys([*names.values(), *list(facets.values())[1:]])))
+            or "all"
+        )
         return PhasePoint.plain(name, facets, values["E"], values["R_inf"], values["kappa"])
 
     def runs(self) -> tuple[list[Run], list[str]]:
-        """The runs of which a loss or a divergence is known, and a warning that says which rows have neither."""
+        """The runs of which a loss or a divergence is known, and a warning that says which rows
+        have neither."""
         runs: list[Run] = []
         holes: list[str] = []
         for line, record in self.found.rows:
             cell, status = record.get(self.named["loss"][0]), self.text(record, "status") or ""
             is_missing = foreign.is_missing(cell)
-            diverged = foreign.is_diverged(cell) or foreign.is_diverged(status) or (is_missing and status == "stopped")
+            diverged = (
+                foreign.is_diverged(cell)
+                or foreign.is_diverged(status)
+                or (is_missing and status == "stopped")
+            )
             if is_missing and not diverged:
                 rate = self.named.get("log2_learning_rate") or self.named["learning_rate"]
                 shown = [
@@ -203,20 +244,26 @@ class _Cells:
                 raise self._wrong(line, record, "width", "at least 1")
             runs.append(
                 Run(
-                    line, record, self._name(record, "study"), self._name(record, "parameterization"), int(width),
-                    self._rate(line, record), self.number(line, record, "weight_decay"), self.text(record, "seed"),
+                    line, record, self._name(record, "study"), self._name(record,
+                    "parameterization"), int(width),
+                    self._rate(line, record), self.number(line, record, "weight_decay"),
+                    self.text(record, "seed"),
                     self._facts(line, record),
                     None if diverged else self.number(line, record, "loss"),
                 )
             )  # fmt: skip
         column = self.named["loss"][0]
         if not runs:
-            raise UserError(f"--input={self.found.file}: column {column!r} holds no loss, in none of {len(holes)} rows")
+            raise UserError(
+                f"--input={self.found.file}: column {column!r} holds no loss, in none of "
+                f"{len(holes)} rows"
+            )
         if not holes:
             return runs, []
         more = f" and {len(holes) - FEW} more" if len(holes) > FEW else ""
         return runs, [
-            f"{len(holes)} rows have no loss in column {column!r} and are left out: {', '.join(holes[:FEW])}{more}; "
+            f"{len(holes)} rows have no loss in column {column!r} and are left out: "
+            f"{', '.join(holes[:FEW])}{more}; "
             "where a run diverged write nan"
         ]
 
@@ -227,8 +274,12 @@ class _Cells:
 
     def _facts(self, line: int, record: Mapping[str, Any]) -> dict[str, float]:
         """Tokens, steps and parameters; without a decimal point where they need none."""
-        values = {name: value for name in FACTS if (value := self.number(line, record, name)) is not None}
-        return {name: int(value) if value == int(value) else value for name, value in values.items()}
+        values = {
+            name: value for name in FACTS if (value := self.number(line, record, name)) is not None
+        }
+        return {
+            name: int(value) if value == int(value) else value for name, value in values.items()
+        }
 
     def _rate(self, line: int, record: Mapping[str, Any]) -> float:
         name = "log2_learning_rate" if "log2_learning_rate" in self.named else "learning_rate"

@@ -10,9 +10,23 @@ from mujax.report.summary import Measured
 from mujax.transfer.joint import tradeoff
 from mujax.transfer.laws import NAMES, Estimate, Kind
 
-OPTIMUM_HEADER = ("parameterization", "width", "best LR", "log2", "interpolated", "loss", "runs", "diverged", "note")
+OPTIMUM_HEADER = (
+    "parameterization",
+    "width",
+    "best LR",
+    "log2",
+    "interpolated",
+    "loss",
+    "runs",
+    "diverged",
+    "note",
+)
 MAX_REASONS = 4  # of a verdict in a terminal; the page has all
-UNITS: Mapping[Kind, str] = {"loss": "nats", "optimum": "log2 LR", "curvature": "nats per (ln LR)^2"}
+UNITS: Mapping[Kind, str] = {
+    "loss": "nats",
+    "optimum": "log2 LR",
+    "curvature": "nats per (ln LR)^2",
+}
 
 
 def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
@@ -20,15 +34,45 @@ def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = [OPTIMUM_HEADER]
     for m in measured:
         for curve, optimum in zip(m.study.curves, m.optima, strict=True):
-            study, runs, diverged = m.study.name, f"{sum(curve.num_seeds)}", f"{sum(curve.diverged)}"
+            study, runs, diverged = (
+                m.study.name,
+                f"{sum(curve.num_seeds)}",
+                f"{sum(curve.diverged)}",
+            )
             if optimum is None:
-                table.append((study, f"{curve.width}", "-", "-", "-", "-", runs, diverged, "every point diverged"))
+                table.append(
+                    (
+                        study,
+                        f"{curve.width}",
+                        "-",
+                        "-",
+                        "-",
+                        "-",
+                        runs,
+                        diverged,
+                        "every point diverged",
+                    )
+                )
                 continue
             vertex = "-" if optimum.vertex is None else f"{optimum.vertex:.2f}"
-            note = "at the edge of the grid: widen it" if optimum.on_edge else "; ".join(optimum.flags)
+            note = (
+                "at the edge of the grid: widen it" if optimum.on_edge else "; ".join(optimum.flags)
+            )
             lr = f"{2**optimum.log2_lr:.4g}"
             loss = f"{optimum.loss:.4f}"
-            table.append((study, f"{curve.width}", lr, f"{optimum.log2_lr:g}", vertex, loss, runs, diverged, note))
+            table.append(
+                (
+                    study,
+                    f"{curve.width}",
+                    lr,
+                    f"{optimum.log2_lr:g}",
+                    vertex,
+                    loss,
+                    runs,
+                    diverged,
+                    note,
+                )
+            )
     return table
 
 
@@ -41,10 +85,16 @@ def drift_lines(measured: Sequence[Measured]) -> list[str]:
         if len(found) < 2:
             said = "no drift, which takes two widths that have an optimum"
         elif edges:
-            said = f"not measured, the optimum is at the edge of the grid at width {edges}; widen the grid"
+            said = (
+                f"not measured, the optimum is at the edge of the grid at width {edges}; widen "
+                "the grid"
+            )
         else:
             (first, narrow), (last, wide) = found[0], found[-1]
-            said = f"on the grid from 2^{narrow.log2_lr:g} at width {first} to 2^{wide.log2_lr:g} at width {last}"
+            said = (
+                f"on the grid from 2^{narrow.log2_lr:g} at width {first} to 2^{wide.log2_lr:g} at "
+                f"width {last}"
+            )
             if m.drift:
                 flagged = ", flagged" if m.drift.flags else ""
                 step = f"{m.drift.value:+.2f} in log2{flagged}"
@@ -55,11 +105,14 @@ def drift_lines(measured: Sequence[Measured]) -> list[str]:
 
 def argmin_text(m: Measured) -> str:
     """The criterion of arXiv 2404.05728: is the best grid point the same at every width?"""
-    close = f"; close calls at width {', '.join(map(str, m.argmin.close))}" if m.argmin.close else ""
+    close = (
+        f"; close calls at width {', '.join(map(str, m.argmin.close))}" if m.argmin.close else ""
+    )
     return {
         "Yes": f"the best grid point is the same at every width{close}",
         "No": f"the best grid point is not the same at every width{close}",
-        "undecided": "whether the best grid point is the same at every width is open: a learning rate is missing"
+        "undecided": "whether the best grid point is the same at every width is open: a learning "
+        "rate is missing"
         " somewhere, or there are fewer than two widths",
     }[m.argmin.word]
 
@@ -69,7 +122,9 @@ def verdict_lines(measured: Sequence[Measured]) -> list[str]:
     for m in measured:
         reasons = [*m.verdict.reasons[:MAX_REASONS], argmin_text(m)]
         more = len(m.verdict.reasons) - MAX_REASONS
-        reasons[-1:-1] = [f"{more} more reason{'s' * (more > 1)} in report.html"] if more > 0 else []
+        reasons[-1:-1] = (
+            [f"{more} more reason{'s' * (more > 1)} in report.html"] if more > 0 else []
+        )
         lines += [f"{m.study.name}: {m.verdict.word}", *(f"  {reason}" for reason in reasons)]
     return lines
 
@@ -117,24 +172,62 @@ def law_table(m: Measured) -> list[tuple[str, ...]]:
         ("R(inf), nats", m.r_inf, "those of L_inf here and of the reference"),
     )
     lines += [
-        (m.study.name, what, estimate_text(e), drawn.get(what.split()[0], ""), "", why if e.flags else "")
+        (
+            m.study.name,
+            what,
+            estimate_text(e),
+            drawn.get(what.split()[0], ""),
+            "",
+            why if e.flags else "",
+        )
         for what, e, why in combined
         if e
     ]
     if m.laws:
         alpha, beta = m.laws["loss"].exponent, m.laws["optimum"].exponent
         t = tradeoff(alpha.value, beta.value)
-        powers = f"F^-{t.direct:.3g} tuned directly, F^-{t.transfer:.3g} by a proxy of width F^{t.proxy_width:.3g}"
+        powers = (
+            f"F^-{t.direct:.3g} tuned directly, F^-{t.transfer:.3g} by a proxy of width "
+            f"F^{t.proxy_width:.3g}"
+        )
         why = "those of alpha and beta" if alpha.flags or beta.flags else ""
-        lines.append((m.study.name, "excess loss at compute F", f"{powers}{' ?' if why else ''}", "", "", why))
+        lines.append(
+            (
+                m.study.name,
+                "excess loss at compute F",
+                f"{powers}{' ?' if why else ''}",
+                "",
+                "",
+                why,
+            )
+        )
     if m.joint:
         fit = f"RMSE {m.joint.rmse:.3g} nats, R2 {m.joint.r2:.4f}, {m.joint.num_points} points"
         bars = " to ".join(f"{end:.3g}" for end in m.joint.intervals.get("mse", ()))
-        lines.append((m.study.name, "E of the joint law", f"{m.joint.mse:.3g}", bars, fit, "; ".join(m.joint.flags)))
+        lines.append(
+            (
+                m.study.name,
+                "E of the joint law",
+                f"{m.joint.mse:.3g}",
+                bars,
+                fit,
+                "; ".join(m.joint.flags),
+            )
+        )
     return lines
 
 
-WIDTH_HEADER = ("study", "width", "optimum (68%)", "L*", "curvature", "penalty", "stable range", "regret", "vs SP")
+WIDTH_HEADER = (
+    "study",
+    "width",
+    "optimum (68%)",
+    "L*",
+    "curvature",
+    "penalty",
+    "stable range",
+    "regret",
+    "vs SP",
+)
 WIDTH_HEADER += ("parameters", "tokens", "flags")
 
 
@@ -144,15 +237,20 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
     for i, (width, o) in enumerate(zip(m.study.widths, m.optima, strict=True)):
         p, where = o.parabola if o else None, "-"
         if o and o.vertex is not None:
-            where = f"{o.vertex:.2f}" + (f" ({o.interval[0]:.2f} to {o.interval[1]:.2f})" if o.interval else "")
+            where = f"{o.vertex:.2f}" + (
+                f" ({o.interval[0]:.2f} to {o.interval[1]:.2f})" if o.interval else ""
+            )
         stable, sizes = m.stable[i], m.study.sizes.get(width, {})
         lines.append((
-            m.study.name, f"{width}", where, f"{o.minimum:.4f}" if o and o.vertex is not None else "-",
+            m.study.name, f"{width}", where,
+            f"{o.minimum:.4f}" if o and o.vertex is not None else "-",
             f"{p.curvature:.3g}" if p else "-",
             estimate_text(m.penalties[i], 2),
-            f"{'<' if stable.open_low else ''}{stable.low:.2f} to {'>' if stable.open_high else ''}{stable.high:.2f}"
+            f"{'<' if stable.open_low else ''}{stable.low:.2f} to "
+            f"{'>' if stable.open_high else ''}{stable.high:.2f}"
             if stable else "-",
-            *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret, m.price)),
+            *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret,
+            m.price)),
             *(f"{sizes[name]:,.0f}" if name in sizes else "-" for name in ("n_params", "tokens")),
             "; ".join((*o.flags, *o.cautions)) if o else "every point diverged",
         ))  # fmt: skip
@@ -161,14 +259,28 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
 
 def provenance(rows: Sequence[Row]) -> dict[str, str]:
     """What made these rows; several values where the rows disagree."""
-    fields = ("code_version", "jax_version", "device", "data_fingerprint", "model", "optimizer", "steps", "tokens")
+    fields = (
+        "code_version",
+        "jax_version",
+        "device",
+        "data_fingerprint",
+        "model",
+        "optimizer",
+        "steps",
+        "tokens",
+    )
     facts = {
         field.replace("_", " "): values
         for field in fields
-        if (values := ", ".join(list(dict.fromkeys(str(r[field]) for r in rows if field in r))[:12]))
+        if (
+            values := ", ".join(list(dict.fromkeys(str(r[field]) for r in rows if field in r))[:12])
+        )
     }
     status = collections.Counter(row["status"] for row in rows)
     facts["points"] = ", ".join(f"{count} {name}" for name, count in status.items())
     if any(row.get("seconds") for row in rows):
-        facts["compute"] = f"{math.fsum(row.get('seconds') or 0 for row in rows):.0f} s of wall time over all points"
+        facts["compute"] = (
+            f"{math.fsum(row.get('seconds') or 0 for row in rows):.0f} s of wall time over all "
+            "points"
+        )
     return facts

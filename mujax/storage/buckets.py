@@ -1,7 +1,7 @@
 """Workdirs in buckets: gs://BUCKET/PATH, as paths of etils, which Orbax takes too.
 
-A bucket has objects, each there whole or not at all, and nothing else: no folders to make or to rename, no appending,
-no locks. What is done instead is here.
+A bucket has objects, each there whole or not at all, and nothing else: no folders to make or to
+rename, no appending, no locks. What is done instead is here.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from typing import cast
 
 from mujax.errors import INTERRUPTED, UserError, is_outage
 
-# TensorFlow, where there is one, would do the same another way; etils asks once, also about a path in a folder
+# TensorFlow, where there is one, would do the same another way; etils asks once, also about a path
+# in a folder
 os.environ.setdefault("EPATH_USE_TF", "0")
 # gcsfs also logs, with tracebacks, the errors that it raises
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -43,14 +44,16 @@ def bucket_path(name: str) -> Path:
     scheme, _, rest = name.partition("://")
     if scheme != "gs" or not rest.partition("/")[0]:  # Orbax writes to folders and to gs:// alone
         raise UserError(f"--workdir={name} is neither a folder nor gs://BUCKET/PATH")
-    if set(rest) & set("*?[]"):  # gcsfs would move and delete, for us and for Orbax, all that matches
+    if set(rest) & set("*?[]"):
+        # gcsfs would move and delete, for us and for Orbax, all that matches
         raise UserError(f"--workdir={name}: in a bucket, no name may have *, ?, [ or ]")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"--workdir={name} needs gcsfs: pip install 'mujax[gcs]'")
     import fsspec.config
     from etils import epath
 
-    # TensorStore writes to the same bucket past gcsfs, which must not answer from what it has listed before
+    # TensorStore writes to the same bucket past gcsfs, which must not answer from what it has
+    # listed before
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     path = cast(Path, epath.Path(name))
     try:
@@ -93,9 +96,9 @@ def upload(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path, owner: str) -> Iterator[None]:
-    """Holds a workdir by an object that names the holder, and is written anew every BEAT_SECONDS while it lives: one
-    that stays the same was left by a process that was killed. A holder that finds it another's - it was cut off too
-    long, or both began in the same moment - ends at once.
+    """Holds a workdir by an object that names the holder, and is written anew every BEAT_SECONDS
+    while it lives: one that stays the same was left by a process that was killed. A holder that
+    finds it another's - it was cut off too long, or both began in the same moment - ends at once.
 
     Raises:
       UserError: another process holds it.
@@ -109,7 +112,8 @@ def locked(root: Path, owner: str) -> Iterator[None]:
         now = _read(lock)
         if now and now != left:
             raise UserError(
-                f"--workdir={root} is in use by {now}; wait until it has ended, or give this one a workdir of its own"
+                f"--workdir={root} is in use by {now}; wait until it has ended, or give this one "
+                "a workdir of its own"
             )
         print(f"{root}: going on from what it has left", file=sys.stderr)
     has_ended = threading.Event()
@@ -135,7 +139,8 @@ def locked(root: Path, owner: str) -> Iterator[None]:
     finally:
         has_ended.set()
         beats.join()
-        with contextlib.suppress(OSError), _errors_of(lock):  # what was done stands; the next one waits for a while
+        with contextlib.suppress(OSError), _errors_of(lock):
+            # what was done stands; the next one waits for a while
             if _read(lock).startswith(own):
                 lock.unlink(missing_ok=True)
 

@@ -1,4 +1,5 @@
-"""What a workdir holds: files written whole or appended a line at a time, never two studies in one."""
+"""What a workdir holds: files written whole or appended a line at a time, never two studies in
+one."""
 
 import contextlib
 import errno
@@ -31,7 +32,9 @@ def local_path(workdir: str | Path) -> Path:
       UserError: it names a bucket, for which this verb is not made.
     """
     if buckets.is_bucket(workdir):
-        raise UserError(f"--workdir={workdir} is not a local folder; only mujax train and sample take buckets")
+        raise UserError(
+            f"--workdir={workdir} is not a local folder; only mujax train and sample take buckets"
+        )
     return Path(os.path.expanduser(workdir))
 
 
@@ -50,7 +53,9 @@ def find_folders(pattern: str) -> list[Path]:
     Raises:
       UserError: there is none.
     """
-    folders = [Path(name) for name in sorted(glob.glob(str(local_path(pattern)))) if Path(name).is_dir()]
+    folders = [
+        Path(name) for name in sorted(glob.glob(str(local_path(pattern)))) if Path(name).is_dir()
+    ]
     if not folders:
         raise UserError(f"--sources: no folder {pattern}")
     return folders
@@ -84,7 +89,8 @@ def make_writable(workdir: str | Path) -> Path:
 
 
 def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> Path:
-    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...; first copies some.
+    """Moves what an earlier call left under these names, in order, to earlier/1, earlier/2, ...;
+    first copies some.
 
     Returns the folder that they are moved to.
     """
@@ -109,7 +115,8 @@ def move(source: Path, target: Path) -> None:
 
 
 class Held:
-    """A workdir while a process holds its lock: it is known by the folder itself, not by its name, which may change.
+    """A workdir while a process holds its lock: it is known by the folder itself, not by its name,
+    which may change.
 
     A place in a bucket has no folder, and stays where it is.
     """
@@ -136,14 +143,16 @@ class Held:
             if self._is(now):
                 return now
         raise UserError(
-            f"--workdir={self._root} was deleted, or moved out of sight, while it was in use; nothing more was saved"
+            f"--workdir={self._root} was deleted, or moved out of sight, while it was in use; "
+            "nothing more was saved"
         )
 
     def check_in_place(self) -> None:
         """Raises UserError if the folder has another name than the process was given."""
         if not self.is_in_place():
             raise UserError(
-                f"--workdir={self._root} was moved to {self.path} while it was in use, and all is saved there; go on "
+                f"--workdir={self._root} was moved to {self.path} while it was in use, and all is "
+                "saved there; go on "
                 f"with --workdir={self.path}"
             )
 
@@ -159,8 +168,8 @@ class Held:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[Held]:
-    """Holds a workdir for this process alone; the lock of a process that was killed ends with it, that of a bucket
-    soon after.
+    """Holds a workdir for this process alone; the lock of a process that was killed ends with it,
+    that of a bucket soon after.
 
     Raises:
       UserError: another process holds it.
@@ -179,13 +188,20 @@ def locked(root: Path) -> Iterator[Held]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"--workdir={root} is in use by {holder or 'another process'}; wait until it has ended, or give this "
+                f"--workdir={root} is in use by {holder or 'another process'}; wait until it has "
+                "ended, or give this "
                 "one a workdir of its own"
             ) from None
         except OSError as e:
-            print(f"{root} cannot be locked ({e.strerror}); see that no other process uses it", file=sys.stderr)
+            print(
+                f"{root} cannot be locked ({e.strerror}); see that no other process uses it",
+                file=sys.stderr,
+            )
         if holder:
-            print(f"{root}: {holder} did not end cleanly; going on from what it has left", file=sys.stderr)
+            print(
+                f"{root}: {holder} did not end cleanly; going on from what it has left",
+                file=sys.stderr,
+            )
         stream.truncate(0)
         stream.write(owner.encode())
         stream.flush()
@@ -204,18 +220,25 @@ def _printable(content: bytes) -> str:
 
 
 def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config makes a workdir's study: all but how runs are done, and how far the grid is refined."""
-    fixed = {key: value for key, value in config.items() if key not in (*OPERATION_SECTIONS, "refine")}
+    """What of a config makes a workdir's study: all but how runs are done, and how far the grid is
+    refined."""
+    fixed = {
+        key: value for key, value in config.items() if key not in (*OPERATION_SECTIONS, "refine")
+    }
     return json.loads(_dumps(fixed))
 
 
 def check_same(
-    where: str, recorded: Mapping[str, Any], config: Mapping[str, Any], allowed: Iterable[str] | None = None
+    where: str,
+    recorded: Mapping[str, Any],
+    config: Mapping[str, Any],
+    allowed: Iterable[str] | None = None,
 ) -> None:
     """Raises UserError, which names what is different, unless two configs are of the same study.
 
     Args:
-      allowed: fields, or sections of them, that may differ; None: nothing may, whatever the user says.
+      allowed: fields, or sections of them, that may differ; None: nothing may, whatever the user
+        says.
     """
     changes = {
         field: change
@@ -227,18 +250,24 @@ def check_same(
         more = f" (and {len(shown) - 3} more)" if len(shown) > 3 else ""
         otherwise = "" if allowed is None else ", or allow it with --allow_config_change=FIELD"
         what = f"{', '.join(shown[:3])}{more}"
-        raise UserError(f"{where} belongs to another config: {what}; choose a new workdir{otherwise}")
+        raise UserError(
+            f"{where} belongs to another config: {what}; choose a new workdir{otherwise}"
+        )
 
 
 def open_workdir(
-    workdir: str | Path, record: str, config: Mapping[str, Any], allowed_changes: Iterable[str] | None = None
+    workdir: str | Path,
+    record: str,
+    config: Mapping[str, Any],
+    allowed_changes: Iterable[str] | None = None,
 ) -> Path:
     """Makes `workdir`, or recognizes it as this very run's or sweep's own.
 
     Args:
-      record: the file that says what a workdir is for: config.json (a run, which it holds itself) or
-        manifest.json (a sweep, which it holds under `config`). The caller writes it.
-      config: must be the same study as the recorded one if there is any, but for the fields allowed_changes.
+      record: the file that says what a workdir is for: config.json (a run, which it holds itself)
+        or manifest.json (a sweep, which it holds under `config`). The caller writes it.
+      config: must be the same study as the recorded one if there is any, but for the fields
+        allowed_changes.
 
     Raises:
       UserError: the workdir cannot be written, or belongs to something else.
@@ -246,7 +275,10 @@ def open_workdir(
     root = make_writable(workdir)
     for other in {"config.json", "manifest.json"} - {record}:
         if (root / other).exists():
-            raise UserError(f"--workdir={workdir} holds {other}, the record of another verb; choose a new workdir")
+            raise UserError(
+                f"--workdir={workdir} holds {other}, the record of another verb; choose a new "
+                "workdir"
+            )
     file = root / record
     if file.exists():
         recorded = read_manifest(file)["config"] if record == "manifest.json" else read_config(file)
@@ -255,7 +287,8 @@ def open_workdir(
 
 
 def _dumps(document, indent: int | None = None) -> str:
-    return json.dumps(document, indent=indent, allow_nan=False, default=lambda x: x.item())  # NumPy's numbers
+    # NumPy's numbers
+    return json.dumps(document, indent=indent, allow_nan=False, default=lambda x: x.item())
 
 
 def as_line(record) -> bytes:
@@ -280,7 +313,8 @@ def _write_whole(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content takes the place of `file` if all of it could be written and synced, else nothing."""
+    """A stream whose content takes the place of `file` if all of it could be written and synced,
+    else nothing."""
     if buckets.is_bucket(file):
         with io.BytesIO() as content:
             yield content
@@ -311,7 +345,8 @@ def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
     line = as_line(record)
     with open(file, "ab", buffering=0) as stream:
         size = os.fstat(stream.fileno()).st_size
-        if stream.write(line) != len(line):  # the disk is full: leave no fragment for the next line to join
+        if stream.write(line) != len(line):
+            # the disk is full: leave no fragment for the next line to join
             os.truncate(file, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         if is_synced:
@@ -319,7 +354,8 @@ def append_jsonl(file: Path, record, is_synced: bool = True) -> None:
 
 
 def drop_torn_line(file: Path) -> bool:
-    """Cuts off a last line that lacks its newline, so that appending goes on cleanly; True if there was one."""
+    """Cuts off a last line that lacks its newline, so that appending goes on cleanly; True if there
+    was one."""
     if not file.exists():
         return False
     content = read_bytes(file)
@@ -334,7 +370,8 @@ def drop_torn_line(file: Path) -> bool:
 
 
 def scratch(folder: Path) -> Path:
-    """Where to write what writes only local files: the folder itself, or one on this machine, for `deliver`."""
+    """Where to write what writes only local files: the folder itself, or one on this machine, for
+    `deliver`."""
     return Path(tempfile.mkdtemp()) if buckets.is_bucket(folder) else folder
 
 

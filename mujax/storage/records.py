@@ -1,7 +1,8 @@
-"""Reads the JSON files that mujax has written, each kind of file by one reader that checks what it holds.
+"""Reads the JSON files that mujax has written, each kind of file by one reader that checks what it
+holds.
 
-Files may be damaged, edited, or put there by somebody else. Whatever is wrong, a reader raises UserError, which names
-the file and what is wrong in one line, and changes nothing.
+Files may be damaged, edited, or put there by somebody else. Whatever is wrong, a reader raises
+UserError, which names the file and what is wrong in one line, and changes nothing.
 """
 
 import json
@@ -14,14 +15,21 @@ from typing import Annotated, Any, TypedDict, TypeGuard, TypeVar, cast, get_type
 from mujax.errors import UserError, shown
 from mujax.storage import buckets
 
-MAX_DEPTH = 100  # of lists and objects inside each other; beyond it, what walks a document would exhaust Python's stack
+# of lists and objects inside each other; beyond it, what walks a document would exhaust Python's
+# stack
+MAX_DEPTH = 100
 MAX_DIGITS = 300  # of a whole number; a longer one fits no float
 MAX_NUMBER = 1e39  # float32, which all numbers come from, ends before
 
 
 def is_name(x: Any) -> bool:
-    """Whether text from a file can be one part of a path, and no other: of the id of a run, or a file in a folder."""
-    return isinstance(x, str) and 0 < len(x.encode(errors="replace")) <= 240 and bool(_NAME.fullmatch(x))
+    """Whether text from a file can be one part of a path, and no other: of the id of a run, or a
+    file in a folder."""
+    return (
+        isinstance(x, str)
+        and 0 < len(x.encode(errors="replace")) <= 240
+        and bool(_NAME.fullmatch(x))
+    )
 
 
 _NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
@@ -53,7 +61,9 @@ def _are_objects(x: Any) -> bool:
 
 
 def _are_pairs(x: Any) -> bool:
-    return isinstance(x, list) and all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in x)
+    return isinstance(x, list) and all(
+        isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in x
+    )
 
 
 # What a field must be: a test, and in words
@@ -63,11 +73,13 @@ _OBJECT: Field = (_is_object, "an object")
 _NUMBER_OR_NULL: Field = (_is_number_or_null, "a number")
 
 
-NEEDED = "in every row"  # what is not may be absent from rows of earlier versions, and of tables from elsewhere
+# what is not may be absent from rows of earlier versions, and of tables from elsewhere
+NEEDED = "in every row"
 
 
 class Row(TypedDict):
-    """A line of results.jsonl, or result.json: what a run measured, and what is needed to group, repeat and trust it.
+    """A line of results.jsonl, or result.json: what a run measured, and what is needed to group,
+    repeat and trust it.
 
     Losses are nats per token on the validation split, null unless the status is ok.
     """
@@ -75,25 +87,31 @@ class Row(TypedDict):
     id: Annotated[str, (is_name, "an id, which names a file"), NEEDED]
     group: Annotated[str, _TEXT]  # Run.group
     # stopped: given up early by train.give_up_step
-    status: Annotated[str, (lambda x: x in ("ok", "diverged", "stopped"), "ok, diverged or stopped"), NEEDED]
+    status: Annotated[
+        str, (lambda x: x in ("ok", "diverged", "stopped"), "ok, diverged or stopped"), NEEDED
+    ]
     diverged_at_step: Annotated[int | None, _NUMBER_OR_NULL, NEEDED]
     stopped_at_step: Annotated[int | None, _NUMBER_OR_NULL]
     model: Annotated[str, _TEXT]
-    width: Annotated[int, (lambda x: type(x) is int and 0 < x < 2**63, "a whole number above 0"), NEEDED]
+    width: Annotated[
+        int, (lambda x: type(x) is int and 0 < x < 2**63, "a whole number above 0"), NEEDED
+    ]
     depth: Annotated[int, _NUMBER_OR_NULL]
     parameterization: Annotated[str, _TEXT, NEEDED]
     optimizer: Annotated[str, _TEXT]
     learning_rate: Annotated[float, (lambda x: is_number(x) and x > 0, "a number above 0"), NEEDED]
     weight_decay: Annotated[float, _NUMBER_OR_NULL]
     seed: Annotated[int, (lambda x: type(x) is int and abs(x) < 2**63, "a whole number"), NEEDED]
-    steps: Annotated[int, _NUMBER_OR_NULL]  # like tokens as configured, also where the run ended before
+    # like tokens as configured, also where the run ended before
+    steps: Annotated[int, _NUMBER_OR_NULL]
     tokens: Annotated[int, _NUMBER_OR_NULL]
     final_loss: Annotated[float | None, _NUMBER_OR_NULL, NEEDED]
     best_loss: Annotated[float | None, _NUMBER_OR_NULL]
     best_step: Annotated[int | None, _NUMBER_OR_NULL]
     # The final loss by bytes of text, whatever the tokens are; null where they are no text
     bits_per_byte: Annotated[float | None, _NUMBER_OR_NULL]
-    eval_losses: Annotated[list[list[float]], (_are_pairs, "a list of pairs of numbers")]  # step, loss
+    # step, loss
+    eval_losses: Annotated[list[list[float]], (_are_pairs, "a list of pairs of numbers")]
     n_params: Annotated[int, _NUMBER_OR_NULL]
     overrides: Annotated[dict[str, Any], _OBJECT, NEEDED]  # the point's own fields of the sweep
     table_hash: Annotated[str, _TEXT]
@@ -101,12 +119,15 @@ class Row(TypedDict):
     code_version: Annotated[str, _TEXT]
     jax_version: Annotated[str, _TEXT]
     device: Annotated[str, _TEXT]
-    seconds: Annotated[float, _NUMBER_OR_NULL]  # wall time; in a sweep, the run's share of that of its chunk
+    # wall time; in a sweep, the run's share of that of its chunk
+    seconds: Annotated[float, _NUMBER_OR_NULL]
 
 
 _HINTS = get_type_hints(Row, include_extras=True)
 _ROW: Mapping[str, Field] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
-_NEEDED: Mapping[str, Field] = {name: _ROW[name] for name, hint in _HINTS.items() if NEEDED in hint.__metadata__}
+_NEEDED: Mapping[str, Field] = {
+    name: _ROW[name] for name, hint in _HINTS.items() if NEEDED in hint.__metadata__
+}
 # Fields of a config that a row repeats under a name of its own
 FACTS = {
     "parameterization.name": "parameterization", "model.name": "model", "model.num_layers": "depth",
@@ -116,7 +137,8 @@ FACTS = {
 
 
 def check_regular(file: Path) -> None:
-    """Raises UserError if a path is that of a folder, or of a pipe or device, whose reading might never end."""
+    """Raises UserError if a path is that of a folder, or of a pipe or device, whose reading might
+    never end."""
     if not buckets.is_bucket(file) and file.exists() and not file.is_file():
         raise UserError(f"{file} is not a regular file; move it away")
 
@@ -133,7 +155,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """Reads the records of a JSONL file; a last line without its newline was torn by a crash and is left out."""
+    """Reads the records of a JSONL file; a last line without its newline was torn by a crash and is
+    left out."""
     for number, line in enumerate(read_bytes(file).split(b"\n")[:-1], start=1):
         yield parse_object(line, f"{file}, line {number}")
 
@@ -149,7 +172,10 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 def read_rows(file: Path) -> list[Row]:
     """Reads all rows of results.jsonl, those with a repeated id too."""
-    return [_as_row(record, f"{file}: row {number}") for number, record in enumerate(read_jsonl(file), start=1)]
+    return [
+        _as_row(record, f"{file}: row {number}")
+        for number, record in enumerate(read_jsonl(file), start=1)
+    ]
 
 
 def read_result(file: Path) -> Row:
@@ -158,7 +184,8 @@ def read_result(file: Path) -> Row:
 
 
 def load_rows(workdir: Path) -> list[Row] | None:
-    """Reads the rows of a sweep or of a run, those with a repeated id too; None if neither has left any."""
+    """Reads the rows of a sweep or of a run, those with a repeated id too; None if neither has left
+    any."""
     if (workdir / "results.jsonl").exists():
         return read_rows(workdir / "results.jsonl")
     return [read_result(workdir / "result.json")] if (workdir / "result.json").exists() else None
@@ -176,7 +203,8 @@ def first_by_id(rows: Iterable[_AnyRow]) -> dict[str, _AnyRow]:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Reads config.json, the fields of a run in their sections; make_run_config checks what they are."""
+    """Reads config.json, the fields of a run in their sections; make_run_config checks what they
+    are."""
     return read_json(file)
 
 
@@ -200,14 +228,25 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 def read_preparation(file: Path) -> dict[str, Any]:
     """Reads preparing/recipe.json: of what `mujax prepare` was making a dataset."""
     begun = read_json(file)
-    _check(begun, str(file), {"recipe": _OBJECT, "parts": (lambda x: isinstance(x, list), "a list")}, {})
+    _check(
+        begun,
+        str(file),
+        {"recipe": _OBJECT, "parts": (lambda x: isinstance(x, list), "a list")},
+        {},
+    )
     return begun
 
 
 def read_part(file: Path) -> dict[str, Any]:
-    """Reads preparing/part-N.json: the files that `mujax prepare` has made of a part of its source."""
+    """Reads preparing/part-N.json: the files that `mujax prepare` has made of a part of its
+    source."""
     part = read_json(file)
-    _check(part, str(file), {"empty_documents": _COUNT, "shards": (_are_objects, "a list of objects")}, {})
+    _check(
+        part,
+        str(file),
+        {"empty_documents": _COUNT, "shards": (_are_objects, "a list of objects")},
+        {},
+    )
     for shard in part["shards"]:
         _check(shard, f"{file}: a shard", _SHARD, {})
     return part
@@ -240,7 +279,9 @@ def _check_depth(document, text: bytes) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         nodes = [node for node in level if isinstance(node, dict | list)]
-        level = [child for node in nodes for child in (node.values() if isinstance(node, dict) else node)]
+        level = [
+            child for node in nodes for child in (node.values() if isinstance(node, dict) else node)
+        ]
 
 
 def _whole(text: str) -> int:
@@ -267,8 +308,14 @@ _MANIFEST: Mapping[str, Field] = {"config": _OBJECT}
 _OF_MANIFEST: Mapping[str, Field] = {
     "part": _TEXT,
     "data": (_is_texts, "an object of texts"),
-    "points": (lambda x: _is_object(x) and all(map(is_name, x)), "an object of points by their ids"),
-    "refinement": (lambda x: isinstance(x, dict | list) and all(map(_is_text, x)), "a list of texts"),
+    "points": (
+        lambda x: _is_object(x) and all(map(is_name, x)),
+        "an object of points by their ids",
+    ),
+    "refinement": (
+        lambda x: isinstance(x, dict | list) and all(map(_is_text, x)),
+        "a list of texts",
+    ),
     "merged": (_are_objects, "a list of configs"),
 }
 _OF_POINT: Mapping[str, Field] = {"overrides": _OBJECT, "table_hash": _TEXT}
@@ -287,7 +334,10 @@ _CHECKPOINT: Mapping[str, Field] = {
     "arrays": (_is_object, "an object"),
 }
 _ARRAY: Mapping[str, Field] = {
-    "shape": (lambda x: isinstance(x, list) and all(type(size) is int for size in x), "a list of sizes"),
+    "shape": (
+        lambda x: isinstance(x, list) and all(type(size) is int for size in x),
+        "a list of sizes",
+    ),
     "dtype": _TEXT,
     "checksum": _COUNT,
 }
@@ -301,8 +351,11 @@ def _as_row(record: dict[str, Any], where: str) -> Row:
     return cast(Row, record)
 
 
-def _check(record: Any, where: str, required: Mapping[str, Field], allowed: Mapping[str, Field]) -> None:
-    """Raises UserError unless a record has all of the required fields, and no field that is not as it must be."""
+def _check(
+    record: Any, where: str, required: Mapping[str, Field], allowed: Mapping[str, Field]
+) -> None:
+    """Raises UserError unless a record has all of the required fields, and no field that is not as
+    it must be."""
     if not isinstance(record, dict):
         raise UserError(f"{where} is {_shown(record)}, not an object")
     for name, (is_right, words) in {**required, **allowed}.items():

@@ -1,4 +1,5 @@
-"""Compiled ahead of time: the functions of a chunk of lanes, as many as memory holds by the compiler's own count."""
+"""Compiled ahead of time: the functions of a chunk of lanes, as many as memory holds by the
+compiler's own count."""
 
 import concurrent.futures
 import functools
@@ -48,14 +49,16 @@ def steps_per_call(train: TrainConfig) -> int:
 def num_row_sets(runs: Sequence[Run], num_lanes: int, vmapped: bool) -> int:
     """How many different batches the lanes of a chunk may train on at once.
 
-    Vmapped lanes mostly start together and share the batches of their seed: hundreds of copies would cost
-    memory and transfer, a few let some start later. Lanes one after the other are few, and have their own each.
+    Vmapped lanes mostly start together and share the batches of their seed: hundreds of copies
+    would cost memory and transfer, a few let some start later. Lanes one after the other are few,
+    and have their own each.
     """
     return min(num_lanes, 4 * len({run.cfg.seed for run in runs})) if vmapped else num_lanes
 
 
 def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> Executables:
-    """Compiles for as many lanes as there are runs, or as fit into memory by what the compiler says.
+    """Compiles for as many lanes as there are runs, or as fit into memory by what the compiler
+    says.
 
     Raises:
       UserError: not even one lane a slot fits.
@@ -68,13 +71,18 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
         num_slots = min(num_slots, len(runs))
         per_slot = math.ceil(len(runs) / num_slots)
     else:
-        # On CPU nothing was measured to be faster than a lane a core (experiments/benchmarks). As many for few
-        # runs as for many: the executable is the same then, and a sweep that goes on repeats every bit.
+        # On CPU nothing was measured to be faster than a lane a core (experiments/benchmarks). As
+        # many for few
+        # runs as for many: the executable is the same then, and a sweep that goes on repeats every
+        # bit.
         per_slot = 1
     while True:
-        layout = make_layout(num_slots, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules)
+        layout = make_layout(
+            num_slots, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules
+        )
         available = available_memory(layout.mesh)
-        needed = 2 * available  # if the compiler gives up, as it does for TPUs, it does not say how much it needs
+        # if the compiler gives up, as it does for TPUs, it does not say how much it needs
+        needed = 2 * available
         try:
             executables = compile_lanes(runs, validation, layout, num_slots * per_slot, vmapped)
             needed = executables.bytes_per_device
@@ -92,8 +100,10 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
             num_slots -= 1
         else:
             raise UserError(
-                f"one run of width {runs[0].cfg.model.d_model} needs about {needed / 2**30:.2f} GiB a device and "
-                f"{available / 2**30:.2f} GiB are free: split it with mesh.fsdp or mesh.tensor, or lower "
+                f"one run of width {runs[0].cfg.model.d_model} needs about {needed / 2**30:.2f} "
+                "GiB a device and "
+                f"{available / 2**30:.2f} GiB are free: split it with mesh.fsdp or mesh.tensor, "
+                "or lower "
                 "train.batch_size"
             )
 
@@ -102,14 +112,17 @@ def available_memory(mesh: Mesh) -> int:
     """Bytes that a program may take on each device of a mesh."""
     stats = [device.memory_stats() for device in mesh.devices.flat]
     if stats[0] is None:  # CPU: all devices share the machine's
-        return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.size)
+        return int(
+            MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.size
+        )
     return int(MEMORY_SHARE * min(s["bytes_limit"] - s["bytes_in_use"] for s in stats))
 
 
 def compile_lanes(
     runs: Sequence[Run], validation: np.ndarray, layout: Layout, num_lanes: int, vmapped: bool
 ) -> Executables:
-    """Compiles the functions of a chunk ahead of time, so that their memory is known before anything runs."""
+    """Compiles the functions of a chunk ahead of time, so that their memory is known before
+    anything runs."""
     train = runs[0].cfg.train
     num_sets = num_row_sets(runs, num_lanes, vmapped)
     rows = (num_sets, steps_per_call(train), *validation.shape[1:])
@@ -119,7 +132,9 @@ def compile_lanes(
 
 
 @functools.lru_cache(maxsize=4)  # groups that differ in lengths alone share a program
-def _compile(program: Program, layout: Layout, num_lanes: int, vmapped: bool, rows, validation) -> Executables:
+def _compile(
+    program: Program, layout: Layout, num_lanes: int, vmapped: bool, rows, validation
+) -> Executables:
     start = time.monotonic()
     fns = make_lane_fns(program, layout, vmapped)
     lanes = abstract_lanes(program, layout, num_lanes)
@@ -143,10 +158,18 @@ def _compile(program: Program, layout: Layout, num_lanes: int, vmapped: bool, ro
         compiled = list(pool.map(lambda f: f[0].lower(*f[1]).compile(), functions))
     needed = max(_bytes_needed(c) for c in compiled)
     init, replace, train, evaluate = compiled
-    return Executables(num_lanes, layout, vmapped, init, replace, train, evaluate, needed, time.monotonic() - start)
+    return Executables(
+        num_lanes, layout, vmapped, init, replace, train, evaluate, needed, time.monotonic() - start
+    )
 
 
 def _bytes_needed(compiled: Any) -> int:
-    """Peak of a compiled program on one device: arguments, results and temporaries, without those it shares."""
+    """Peak of a compiled program on one device: arguments, results and temporaries, without those
+    it shares."""
     m = compiled.memory_analysis()
-    return m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    return (
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        - m.alias_size_in_bytes
+        + m.temp_size_in_bytes
+    )

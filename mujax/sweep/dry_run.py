@@ -18,14 +18,16 @@ from mujax.training.steps import example_numbers, make_train_fns
 def estimate_bytes(run: Run) -> tuple[int, int]:
     """(state, while training) of one lane in bytes, from shapes alone; compiles nothing.
 
-    State is weights and optimizer. Training adds gradients and what autodiff keeps of the forward pass.
-    The engine goes by what the compiler says.
+    State is weights and optimizer. Training adds gradients and what autodiff keeps of the forward
+    pass. The engine goes by what the compiler says.
     """
     fns = make_train_fns(run.program)
     numbers = example_numbers(run.program)
     state = jax.eval_shape(fns.init, np.uint32(0), *numbers)
     rows = jax.ShapeDtypeStruct((run.program.batch_size, run.program.seq_len + 1), np.uint8)
-    kept = jax.eval_shape(lambda p, rows: jax.vjp(lambda p: fns.evaluate(p, rows, *numbers), p)[1], state.params, rows)
+    kept = jax.eval_shape(
+        lambda p, rows: jax.vjp(lambda p: fns.evaluate(p, rows, *numbers), p)[1], state.params, rows
+    )
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     gradients = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
     residuals = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
@@ -33,7 +35,8 @@ def estimate_bytes(run: Run) -> tuple[int, int]:
 
 
 def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) -> str:
-    """What a sweep will do: a line a group, totals, and for each point the command that runs it alone.
+    """What a sweep will do: a line a group, totals, and for each point the command that runs it
+    alone.
 
     Args:
       config_flags: --config=FILE and the fields that the command line sets.
@@ -44,7 +47,18 @@ def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) 
     grid = make_points(tree)
     refinement = refine_config(tree, grid)
     points = shard.take(grid, refinement.field if refinement else None)
-    header = ("group", "model", "width", "depth", "points", "steps", "tokens", "FLOPs", "state", "training")
+    header = (
+        "group",
+        "model",
+        "width",
+        "depth",
+        "points",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "state",
+        "training",
+    )
     table: list[tuple[str, ...]] = [header]
     groups = group_points(points)
     for members in groups:
@@ -70,7 +84,8 @@ def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) 
         "",
         f"{len(points)} points in {len(groups)} groups, {len(programs)} training programs; "
         f"{sum(p.tokens for p in points):.3g} tokens, {sum(p.flops for p in points):.3g} FLOPs",
-        "state, training: estimated bytes of one lane, before the compiler has shared or recomputed anything",
+        "state, training: estimated bytes of one lane, before the compiler has shared or "
+        "recomputed anything",
         "",
     ]
     if refinement:
@@ -79,7 +94,11 @@ def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) 
             f"and then points along {refinement.field} until its best value is bracketed within 2^"
             f"{refinement.log2_step:g}",
         )
-    own = [flag for flag in config_flags if not flag.startswith(("--config.sweep", "--config.refine", "--config.mesh"))]
+    own = [
+        flag
+        for flag in config_flags
+        if not flag.startswith(("--config.sweep", "--config.refine", "--config.mesh"))
+    ]
     command = shlex.join(["mujax", "train", *own])
     lines += [f"{command} {_flags(point)} --workdir=runs/{point.id}" for point in points]
     return "\n".join(lines)
@@ -92,7 +111,11 @@ def _bytes(count: float) -> str:
 
 def _flags(point: Point) -> str:
     """The point's own fields as flags; its mesh is for sweeps, train runs on one device."""
-    flags = [f"--config.{field}={value}" for field, value in point.overrides.items() if not field.startswith("mesh.")]
+    flags = [
+        f"--config.{field}={value}"
+        for field, value in point.overrides.items()
+        if not field.startswith("mesh.")
+    ]
     mesh = point.run.cfg.mesh
     sizes = [name for name in ("data", "fsdp", "tensor", "slices") if getattr(mesh, name) != 1]
     return shlex.join([*flags, *(f"--config.mesh.{name}=1" for name in sizes)])

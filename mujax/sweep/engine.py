@@ -1,8 +1,8 @@
 """Trains many runs of one program to their ends, side by side in the slots of a chunk. No files.
 
-A chunk has a fixed number of lanes. When a run has finished or diverged, its lane is given to the next run
-that waits, as soon as the other lanes have an evaluation before them. What a run computes depends on neither
-its lane nor its neighbours.
+A chunk has a fixed number of lanes. When a run has finished or diverged, its lane is given to the
+next run that waits, as soon as the other lanes have an evaluation before them. What a run computes
+depends on neither its lane nor its neighbours.
 """
 
 import collections
@@ -18,7 +18,13 @@ import numpy as np
 from mujax.config import TrainConfig
 from mujax.data.loader import TrainBatches
 from mujax.hps import stack
-from mujax.sweep.compilation import Executables, choose_lanes, compile_lanes, num_row_sets, steps_per_call
+from mujax.sweep.compilation import (
+    Executables,
+    choose_lanes,
+    compile_lanes,
+    num_row_sets,
+    steps_per_call,
+)
 from mujax.sweep.lanes import LaneState
 from mujax.training.outcome import Outcome
 from mujax.training.run import Run
@@ -29,8 +35,8 @@ from mujax.training.steps import METRICS
 class Progress:
     """A run on its way, or at its end.
 
-    done: finished updates. history: float32 [metrics, steps], NaN where not trained yet; at the end of the
-    run only the steps that were tried. seconds: its share of the wall time of the chunk.
+    done: finished updates. history: float32 [metrics, steps], NaN where not trained yet; at the end
+    of the run only the steps that were tried. seconds: its share of the wall time of the chunk.
     """
 
     done: int
@@ -56,14 +62,15 @@ def train_runs(
     interrupt: Callable[[Callable[[], list[Parked]]], None] = lambda park: None,
     vmapped: bool | None = None,
 ) -> Iterator[tuple[int, Progress]]:
-    """Trains runs that share their program, data, and lengths; yields (index, Progress) as each ends.
+    """Trains runs that share their program, data, and lengths; yields (index, Progress) as each
+    ends.
 
     Args:
       batches: seed -> Batches. validation: [E, B, T + 1].
       parked: runs among these that go on from an earlier chunk; the others start at step 0.
       report: called with the indices of runs that have advanced, and by how many steps.
-      interrupt: called between two calls of the program, with a function that returns all runs in flight;
-        may raise to end the work here.
+      interrupt: called between two calls of the program, with a function that returns all runs in
+        flight; may raise to end the work here.
       vmapped: whether the lanes of a device are vmapped; None: on accelerators.
 
     Raises:
@@ -80,7 +87,12 @@ def train_runs(
         yield from chunk.evaluate()
         if not chunk.busy:
             continue
-        interrupt(lambda chunk=chunk: [*chunk.park(), *(entry for entry in waiting if isinstance(entry, Parked))])
+        interrupt(
+            lambda chunk=chunk: [
+                *chunk.park(),
+                *(entry for entry in waiting if isinstance(entry, Parked)),
+            ]
+        )
         if not waiting:
             chunk = chunk.compacted()
         before = chunk.busy
@@ -108,9 +120,11 @@ class Chunk:
         return [slot for slot in self._slots if slot]
 
     def refill(self, waiting: collections.deque) -> None:
-        """Gives free lanes to waiting runs, at moments when all other lanes have an evaluation before them.
+        """Gives free lanes to waiting runs, at moments when all other lanes have an evaluation
+        before them.
 
-        A call trains all lanes by the same number of steps, so they must reach their evaluations together.
+        A call trains all lanes by the same number of steps, so they must reach their evaluations
+        together.
         """
         interval = self._train_cfg.eval_interval
         if not all(progress.done % interval == 0 for _, progress in self.busy):
@@ -130,12 +144,17 @@ class Chunk:
         self._numbers = self._stack([slot[0] if slot else 0 for slot in self._slots])
         is_new = np.asarray([lane in new for lane in range(len(self._slots))])
         drawn = self._executables.init(*self._numbers)
-        self._lanes = drawn if self._lanes is None else self._executables.replace(self._lanes, drawn, is_new)
-        if restored := {lane: entry.state for lane, entry in new.items() if isinstance(entry, Parked)}:
+        self._lanes = (
+            drawn if self._lanes is None else self._executables.replace(self._lanes, drawn, is_new)
+        )
+        if restored := {
+            lane: entry.state for lane, entry in new.items() if isinstance(entry, Parked)
+        }:
             self._put(restored)
 
     def evaluate(self) -> Iterator[tuple[int, Progress]]:
-        """Evaluates runs that have reached the step of an evaluation, and yields those that end with it."""
+        """Evaluates runs that have reached the step of an evaluation, and yields those that end
+        with it."""
         due = [
             (lane, *slot)
             for lane, slot in enumerate(self._slots)
@@ -146,7 +165,9 @@ class Chunk:
         start = time.monotonic()
         due_N = np.zeros(len(self._slots), bool)
         due_N[[lane for lane, *_ in due]] = True
-        losses_N = np.asarray(self._executables.evaluate(self._lanes, self._validation, due_N, *self._numbers[1:]))
+        losses_N = np.asarray(
+            self._executables.evaluate(self._lanes, self._validation, due_N, *self._numbers[1:])
+        )
         seconds = (time.monotonic() - start) / len(due)
         for lane, index, progress in due:
             progress.outcome.evaluated(progress.done, float(losses_N[lane]))
@@ -167,17 +188,26 @@ class Chunk:
         keys = self._row_sets()
         sets = list(dict.fromkeys(key for key in keys if key))
         rows = [self._read_ahead.pop(key, None) for key in sets]
-        rows = [self._read_rows(*key) if x is None else x for key, x in zip(sets, rows, strict=True)]
+        rows = [
+            self._read_rows(*key) if x is None else x for key, x in zip(sets, rows, strict=True)
+        ]
         rows_UKBT = np.stack(rows + rows[:1] * (self._num_row_sets - len(rows)))
         row_set_N = np.asarray([sets.index(key) if key else 0 for key in keys], np.int32)
         active_N = np.asarray([slot is not None for slot in self._slots])
         bounds_N = np.full(len(self._slots), cfg.divergence_loss, np.float32)
         start = time.monotonic()
         lanes, metrics = self._executables.train(
-            self._lanes, rows_UKBT, row_set_N, active_N, np.int32(num_steps), *self._numbers[1:], bounds_N
+            self._lanes,
+            rows_UKBT,
+            row_set_N,
+            active_N,
+            np.int32(num_steps),
+            *self._numbers[1:],
+            bounds_N,
         )
         self._lanes = lanes
-        # Read while the devices work, for the next call; in vain only for a run that diverges in this one
+        # Read while the devices work, for the next call; in vain only for a run that diverges in
+        # this one
         self._read_ahead = {
             (seed, done + num_steps): self._read_rows(seed, done + num_steps)
             for seed, done in sets
@@ -204,7 +234,8 @@ class Chunk:
         return num_steps, ended
 
     def compacted(self) -> "Chunk":
-        """A smaller chunk with the same runs, where most lanes are idle and it saves more time than it costs.
+        """A smaller chunk with the same runs, where most lanes are idle and it saves more time than
+        it costs.
 
         Lanes that are not vmapped cost nothing when idle.
         """
@@ -220,7 +251,9 @@ class Chunk:
             return self
         parked = self.park()
         self._lanes = None  # makes room for the smaller chunk
-        executables = compile_lanes(self._runs, self._validation, old.layout, num_lanes, old.vmapped)
+        executables = compile_lanes(
+            self._runs, self._validation, old.layout, num_lanes, old.vmapped
+        )
         chunk = Chunk(self._runs, self._batches, self._validation, executables)
         chunk.refill(collections.deque(parked))
         return chunk
@@ -252,13 +285,26 @@ class Chunk:
 
     def _row_sets(self) -> list[tuple[int, int] | None]:
         """(seed, step) of the next batch of each lane."""
-        return [(self._runs[slot[0]].cfg.seed, slot[1].done) if slot else None for slot in self._slots]
+        return [
+            (self._runs[slot[0]].cfg.seed, slot[1].done) if slot else None for slot in self._slots
+        ]
 
     def _has_rows_for(self, entry: Parked | int) -> bool:
-        index, done = (entry.index, entry.progress.done) if isinstance(entry, Parked) else (entry, 0)
-        return len({*self._row_sets(), (self._runs[index].cfg.seed, done)} - {None}) <= self._num_row_sets
+        index, done = (
+            (entry.index, entry.progress.done) if isinstance(entry, Parked) else (entry, 0)
+        )
+        return (
+            len({*self._row_sets(), (self._runs[index].cfg.seed, done)} - {None})
+            <= self._num_row_sets
+        )
 
     def _read_rows(self, seed: int, first: int) -> np.ndarray:
-        """Batches from step `first` on [K, B, T + 1]; always as many, so that one program serves every call."""
+        """Batches from step `first` on [K, B, T + 1]; always as many, so that one program serves
+        every call."""
         last = self._train_cfg.steps - 1
-        return np.stack([self._batches[seed][min(first + k, last)] for k in range(steps_per_call(self._train_cfg))])
+        return np.stack(
+            [
+                self._batches[seed][min(first + k, last)]
+                for k in range(steps_per_call(self._train_cfg))
+            ]
+        )

@@ -1,7 +1,8 @@
 """Sweeps as data: the algebra that builds them, and their expansion into runs.
 
-A point is a dict of the fields it sets, by dotted name; a sweep is a tuple of points. Values are any that
-the config itself could hold, so an axis may run over any field: numbers, tables, model options, meshes.
+A point is a dict of the fields it sets, by dotted name; a sweep is a tuple of points. Values are
+any that the config itself could hold, so an axis may run over any field: numbers, tables, model
+options, meshes.
 """
 
 import itertools
@@ -38,7 +39,8 @@ def product(*sweeps: Iterable[Overrides]) -> Sweep:
     lists = [_not_empty("product", tuple(sweep)) for sweep in sweeps]
     if (count := math.prod(map(len, lists))) > MOST_POINTS:
         raise UserError(
-            f"product: {shown(count)} points are more than {MOST_POINTS:,}, the most that one sweep may have"
+            f"product: {shown(count)} points are more than {MOST_POINTS:,}, the most that one "
+            "sweep may have"
         )
     return tuple(_joined("product", points) for points in itertools.product(*lists))
 
@@ -52,7 +54,9 @@ def zipped(*sweeps: Iterable[Overrides]) -> Sweep:
     lists = [_not_empty("zipped", tuple(sweep)) for sweep in sweeps]
     lengths = [len(points) for points in lists]
     if len(set(lengths)) > 1:
-        raise UserError(f"zipped: sweeps of different lengths {lengths}; each must have as many points")
+        raise UserError(
+            f"zipped: sweeps of different lengths {lengths}; each must have as many points"
+        )
     return tuple(_joined("zipped", points) for points in zip(*lists, strict=True))
 
 
@@ -78,7 +82,8 @@ def _joined(name: str, points: Iterable[Overrides]) -> Overrides:
 
 
 def sweep_points(section: Mapping[str, Any]) -> Sweep:
-    """The section `sweep` of a config -> its points: the product of its axes, and of `points`, if there are any.
+    """The section `sweep` of a config -> its points: the product of its axes, and of `points`, if
+    there are any.
 
     Every other entry mirrors the config, with a tuple of values at each leaf.
 
@@ -94,16 +99,28 @@ def sweep_points(section: Mapping[str, Any]) -> Sweep:
     sweeps = [axis(field, values) for field, values in axes.items()]
     if "points" in section:
         points = section["points"]
-        if not isinstance(points, tuple | list) or not points or not all(isinstance(p, Mapping) for p in points):
-            raise UserError("sweep.points is not a non-empty tuple of dicts of fields; build it with mujax.sweep.grid")
+        if (
+            not isinstance(points, tuple | list)
+            or not points
+            or not all(isinstance(p, Mapping) for p in points)
+        ):
+            raise UserError(
+                "sweep.points is not a non-empty tuple of dicts of fields; build it with "
+                "mujax.sweep.grid"
+            )
         sweeps.append(tuple(dict(point) for point in points))
     if not sweeps:
-        raise UserError("sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config")
+        raise UserError(
+            "sweep has no axis: set e.g. c.sweep.optim.learning_rate = (0.001, 0.002) in the config"
+        )
     points = product(*sweeps)
     for point in points:
         for field in point:
             if not isinstance(field, str):
-                raise UserError(f"sweep: a point sets {field!r}; fields are dotted names, e.g. 'optim.learning_rate'")
+                raise UserError(
+                    f"sweep: a point sets {field!r}; fields are dotted names, e.g. "
+                    "'optim.learning_rate'"
+                )
     return points
 
 
@@ -120,23 +137,29 @@ def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
     for overrides in sweep_points(tree.get("sweep", {})):
         cfg = make_config(set_fields(overrides))
         if cfg.id in seen:
-            same = f"{overrides} and {seen[cfg.id]}" if overrides != seen[cfg.id] else f"{overrides}"
-            raise UserError(f"sweep has one point twice: {same} are one run; make its points distinct")
+            same = (
+                f"{overrides} and {seen[cfg.id]}" if overrides != seen[cfg.id] else f"{overrides}"
+            )
+            raise UserError(
+                f"sweep has one point twice: {same} are one run; make its points distinct"
+            )
         seen[cfg.id] = overrides
         points.append((overrides, cfg))
     return points
 
 
 def _check_recordable(tree: Mapping[str, Any]) -> None:
-    """Raises UserError unless all of a sweep's config can be written as JSON, as manifest.json has it: also values that
-    every point of the sweep sets anew, and that are checked by nothing else."""
+    """Raises UserError unless all of a sweep's config can be written as JSON, as manifest.json has
+    it: also values that every point of the sweep sets anew, and that are checked by nothing
+      else."""
     for field, value in leaves({key: value for key, value in tree.items() if key != "sweep"}):
         try:
             json.dumps(value, allow_nan=False, default=_as_number)
         except (TypeError, ValueError, RecursionError) as e:
             what = shown(value) if not isinstance(value, tuple | list) or not value else cut(str(e))
             raise UserError(
-                f"{field} = {what}: the config of a sweep is recorded as JSON, which has no such value; put there what "
+                f"{field} = {what}: the config of a sweep is recorded as JSON, which has no such "
+                "value; put there what "
                 "a run could have, though each point may set another"
             ) from e
 
@@ -157,8 +180,8 @@ def point_config(tree: Mapping[str, Any], overrides: Overrides) -> RunConfig:
 
 
 class FieldSetter:
-    """Sets fields of a config. What it returns are other trees, but they share each section that is the same in both,
-    so that a ConfigMaker checks it once; none may be changed."""
+    """Sets fields of a config. What it returns are other trees, but they share each section that is
+    the same in both, so that a ConfigMaker checks it once; none may be changed."""
 
     def __init__(self, tree: Mapping[str, Any]):
         self._tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
@@ -176,7 +199,10 @@ class FieldSetter:
         point = dict(self._tree)
         for section, fields in by_section.items():
             # By its repr, in which 1, 1.0 and True are three values
-            key = section, "\n".join(f"{field}={_exactly(value)}" for field, value in fields.items())
+            key = (
+                section,
+                "\n".join(f"{field}={_exactly(value)}" for field, value in fields.items()),
+            )
             if key not in self._sections:
                 for field, value in fields.items():
                     _set(point, field, value)
@@ -186,7 +212,8 @@ class FieldSetter:
 
 
 def _exactly(value) -> str:
-    """The repr of a value, or what stands for itself alone where there is none: no integer has one beyond some size."""
+    """The repr of a value, or what stands for itself alone where there is none: no integer has one
+    beyond some size."""
     try:
         return repr(value)
     except Exception:

@@ -1,8 +1,9 @@
 """Lanes: many runs of one program, side by side, as pure functions of numbers.
 
-A lane is one run. Lanes are split over the mesh axis `sweep`, with nothing exchanged between them; the
-lanes of one slot of that axis run one after the other, or vmapped, which fills an accelerator. The other
-axes of the mesh split each single lane, see mujax.training.sharding; such lanes are always vmapped.
+A lane is one run. Lanes are split over the mesh axis `sweep`, with nothing exchanged between them;
+the lanes of one slot of that axis run one after the other, or vmapped, which fills an accelerator.
+The other axes of the mesh split each single lane, see mujax.training.sharding; such lanes are
+always vmapped.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,8 @@ from mujax.training.steps import (
 )
 
 Options = dict[str, Any] | None  # of XLA, for one program
-TPU_OPTIONS = {"xla_enable_async_all_gather": "true"}  # weights are gathered while the layer before computes
+# weights are gathered while the layer before computes
+TPU_OPTIONS = {"xla_enable_async_all_gather": "true"}
 
 
 class LaneState(NamedTuple):
@@ -45,18 +47,22 @@ class LaneFns(NamedTuple):
     evaluate: Callable
 
 
-def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_options: Options = None) -> LaneFns:
+def make_lane_fns(
+    program: Program, layout: Layout, vmapped: bool, compiler_options: Options = None
+) -> LaneFns:
     """Returns the functions of a program over N lanes; N is a multiple of the mesh axis `sweep`.
 
-    K steps, E batches, B batch, T seq_len; hps and scalings are trees of float32 [N]. The lanes of one
-    slot are vmapped, or else run one after the other.
+    K steps, E batches, B batch, T seq_len; hps and scalings are trees of float32 [N]. The lanes of
+    one slot are vmapped, or else run one after the other.
 
     init(seeds_N, hps, scalings) -> LaneState; a lane's draws depend on its seed alone.
     replace(lanes, new_lanes, is_new_N) -> LaneState: new lanes where is_new, the others untouched.
-    train(lanes, rows [U, K, B, T + 1], row_set_N, active_N, num_steps, hps, scalings, divergence_loss_N)
-      -> (LaneState, {metric: [N, K]}): num_steps <= K updates of each active lane on the rows of its
-      set; a lane whose loss is not finite or above its bound is not stepped again.
-    evaluate(lanes, rows [E, B, T + 1], active_N, hps, scalings) -> mean loss in nats [N], NaN if not active.
+    train(lanes, rows [U, K, B, T + 1], row_set_N, active_N, num_steps, hps, scalings,
+    divergence_loss_N)
+      -> (LaneState, {metric: [N, K]}): num_steps <= K updates of each active lane on the rows of
+      its set; a lane whose loss is not finite or above its bound is not stepped again.
+    evaluate(lanes, rows [E, B, T + 1], active_N, hps, scalings) -> mean loss in nats [N], NaN if
+    not active.
     """
     mesh = layout.mesh
     fns = make_train_fns(program, layout)
@@ -66,7 +72,9 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
         sharding = layout.batch(batch_axis=rows.ndim - 2, ndim=rows.ndim)
         return jax.lax.with_sharding_constraint(rows, sharding) if layout.is_split else rows
 
-    def train_lane(lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss):
+    def train_lane(
+        lane: LaneState, rows_UKBT, row_set, active, num_steps, hps, scalings, divergence_loss
+    ):
         def attempt(lane: LaneState, rows_BT):
             new_state, metrics = fns.step(lane.train, split_batch(rows_BT), hps, scalings)
             frozen_at = jnp.where(is_sound(metrics["loss"], divergence_loss), -1, lane.train.step)
@@ -95,17 +103,25 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
 
     def evaluate_lane(lane: LaneState, rows_EBT, active, hps, scalings):
         def mean_loss(rows_EBT):
-            losses_E = jax.lax.map(lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT)
+            losses_E = jax.lax.map(
+                lambda rows: fns.evaluate(lane.train.params, rows, hps, scalings), rows_EBT
+            )
             return jnp.mean(losses_E)
 
-        return jax.lax.cond(active, mean_loss, lambda _: jnp.float32(jnp.nan), split_batch(rows_EBT))
+        return jax.lax.cond(
+            active, mean_loss, lambda _: jnp.float32(jnp.nan), split_batch(rows_EBT)
+        )
 
     if mesh.devices.flat[0].platform == "tpu" and compiler_options is None:
         compiler_options = TPU_OPTIONS
     per_lane = NamedSharding(mesh, P("sweep"))
     return LaneFns(
-        init=over_lanes(init_lane, layout, vmapped, compiler_options or init_options(), out_shardings=shardings),
-        replace=over_lanes(replace_lane, layout, vmapped, compiler_options, donate=(0,), out_shardings=shardings),
+        init=over_lanes(
+            init_lane, layout, vmapped, compiler_options or init_options(), out_shardings=shardings
+        ),
+        replace=over_lanes(
+            replace_lane, layout, vmapped, compiler_options, donate=(0,), out_shardings=shardings
+        ),
         train=over_lanes(
             train_lane,
             layout,
@@ -115,14 +131,20 @@ def make_lane_fns(program: Program, layout: Layout, vmapped: bool, compiler_opti
             donate=(0,),
             out_shardings=(shardings, dict.fromkeys(METRICS, per_lane)),
         ),
-        evaluate=over_lanes(evaluate_lane, layout, vmapped, compiler_options, shared=(1,), out_shardings=per_lane),
+        evaluate=over_lanes(
+            evaluate_lane, layout, vmapped, compiler_options, shared=(1,), out_shardings=per_lane
+        ),
     )
 
 
 def abstract_lanes(program: Program, layout: Layout, num_lanes: int) -> LaneState:
     """Shapes, types and shardings of the state of so many lanes; allocates and compiles nothing."""
     lane, shardings = abstract_lane(program), _lane_shardings(program, layout)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s), lane, shardings)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s),
+        lane,
+        shardings,
+    )
 
 
 def abstract_lane(program: Program) -> LaneState:
@@ -132,7 +154,9 @@ def abstract_lane(program: Program) -> LaneState:
 
 def _lane_shardings(program: Program, layout: Layout) -> LaneState:
     """Those of one run's state, with the lanes over `sweep`."""
-    of_lanes = jax.tree.map(lambda s: NamedSharding(layout.mesh, P("sweep", *s.spec)), state_shardings(program, layout))
+    of_lanes = jax.tree.map(
+        lambda s: NamedSharding(layout.mesh, P("sweep", *s.spec)), state_shardings(program, layout)
+    )
     return LaneState(of_lanes, cast(Any, NamedSharding(layout.mesh, P("sweep"))))
 
 
@@ -145,23 +169,40 @@ def over_lanes(
     donate: tuple[int, ...] = (),
     out_shardings: Any = None,
 ) -> Callable:
-    """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in `shared`."""
+    """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in
+    `shared`."""
 
     def batched(*args):
-        if jax.tree.leaves(args[0])[0].shape[0] == 1:  # a branch stays a branch, where vmap would select
-            one = (arg if i in shared else jax.tree.map(lambda x: x[0], arg) for i, arg in enumerate(args))
+        if jax.tree.leaves(args[0])[0].shape[0] == 1:
+            # a branch stays a branch, where vmap would select
+            one = (
+                arg if i in shared else jax.tree.map(lambda x: x[0], arg)
+                for i, arg in enumerate(args)
+            )
             return jax.tree.map(lambda x: x[None], lane_fn(*one))
         if vmapped or layout.is_split:
             in_axes = [None if i in shared else 0 for i in range(len(args))]
-            return jax.vmap(lane_fn, in_axes, spmd_axis_name="sweep" if layout.is_split else None)(*args)
+            return jax.vmap(lane_fn, in_axes, spmd_axis_name="sweep" if layout.is_split else None)(
+                *args
+            )
         own = {i: arg for i, arg in enumerate(args) if i not in shared}
-        return jax.lax.map(lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own)
+        return jax.lax.map(
+            lambda lane: lane_fn(*(lane.get(i, arg) for i, arg in enumerate(args))), own
+        )
 
     def sharded(*args):
-        if layout.is_split:  # what is split by the compiler cannot be split by hand too: XLA aborts on its gathers
+        if layout.is_split:
+            # what is split by the compiler cannot be split by hand too: XLA aborts on its gathers
             return batched(*args)
         specs = tuple(P() if i in shared else P("sweep") for i in range(len(args)))
-        return jax.shard_map(batched, mesh=layout.mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False)(*args)
+        return jax.shard_map(
+            batched, mesh=layout.mesh, in_specs=specs, out_specs=P("sweep"), check_vma=False
+        )(*args)
 
     sharded.__name__ = lane_fn.__name__  # names the executable
-    return jax.jit(sharded, donate_argnums=donate, compiler_options=compiler_options, out_shardings=out_shardings)
+    return jax.jit(
+        sharded,
+        donate_argnums=donate,
+        compiler_options=compiler_options,
+        out_shardings=out_shardings,
+    )

@@ -16,21 +16,27 @@ _IDENTITY = ("table_hash", "data_fingerprint")
 
 
 def merge(workdir: str, sources: Sequence[str]) -> str:
-    """Adds to `workdir` the rows and curves of other workdirs that it does not have; returns a line that says how many.
+    """Adds to `workdir` the rows and curves of other workdirs that it does not have; returns a line
+    that says how many.
 
-    Of several rows with one id the first counts: those of `workdir`, then in the order of the sources. A run that was
-    trained alone becomes a point of the sweep whose config it has, wherever among the sources that is.
+    Of several rows with one id the first counts: those of `workdir`, then in the order of the
+    sources. A run that was trained alone becomes a point of the sweep whose config it has, wherever
+    among the sources that is.
 
     Args:
       sources: workdirs of sweeps or of single runs, or patterns of them.
 
     Raises:
-      UserError: a source is neither, or two disagree about table or data of one id; nothing has been written.
+      UserError: a source is neither, or two disagree about table or data of one id; nothing has
+        been written.
     """
     folders = [folder for source in sources for folder in files.find_folders(source)]
     root = files.make_writable(files.local_path(workdir))
     if (root / "config.json").exists():
-        raise UserError(f"--workdir={workdir} holds config.json, the record of a single run; choose a new workdir")
+        raise UserError(
+            f"--workdir={workdir} holds config.json, the record of a single run; choose a new "
+            "workdir"
+        )
     folders = [folder for folder in folders if folder.resolve() != root.resolve()]
     folders.sort(key=is_single_run)  # after the sweeps that they may be points of
     with files.locked(root):
@@ -39,7 +45,8 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
             other = _manifest(folder)
             if not other:
                 raise UserError(
-                    f"--sources: {folder} holds neither manifest.json nor config.json; it is no workdir of a sweep or "
+                    f"--sources: {folder} holds neither manifest.json nor config.json; it is no "
+                    "workdir of a sweep or "
                     "run"
                 )
             if is_single_run(folder):
@@ -60,7 +67,8 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                     if row.get(field) != rows[row["id"]].get(field):
                         raise UserError(
                             f"{folder}: point {row['id']} has {field} {row.get(field)}, elsewhere "
-                            f"{rows[row['id']].get(field)}; results of different code or data cannot be joined"
+                            f"{rows[row['id']].get(field)}; results of different code or data "
+                            "cannot be joined"
                         )
             manifest = _joined(manifest, other, folder)
         curves = [_curve(folder, row["id"]) for folder, row in added]
@@ -75,25 +83,38 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                 shutil.copyfile(curve, target)
             files.append_jsonl(root / "results.jsonl", row)
     left_out = f"; {unfinished} runs have not finished" if unfinished else ""
-    return f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all{left_out}"
+    return (
+        f"{root}: {len(added)} rows added, {again} were there already, {len(rows)} in all{left_out}"
+    )
 
 
 def _curve(folder: Path, id: str) -> Path:
     """The training curve of a run, wherever its workdir has it."""
-    return folder / "metrics.jsonl" if is_single_run(folder) else folder / "points" / id / "metrics.jsonl"
+    return (
+        folder / "metrics.jsonl"
+        if is_single_run(folder)
+        else folder / "points" / id / "metrics.jsonl"
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What a workdir says of itself, with an entry for each of its points that names its config by number."""
+    """What a workdir says of itself, with an entry for each of its points that names its config by
+    number."""
     record = record_of(folder)
     if not record:
         return {}
     if is_single_run(folder):
         rows = _rows(folder)
-        return {**record, "points": {name: _entry(row, {}) for name, row in rows.items()}, "data": _data(record, rows)}
+        return {
+            **record,
+            "points": {name: _entry(row, {}) for name, row in rows.items()},
+            "data": _data(record, rows),
+        }
     settings, points = Settings(record), dict(record.get("points", {}))
     if "points" not in record:  # of results that were kept without them
-        points = {row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()}
+        points = {
+            row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()
+        }
     fields = {id(config): number for number, config in enumerate(settings.configs)}
     for row in [*({"id": name} for name in points), *_rows(folder).values()]:
         config = settings.entry(row).config
@@ -107,14 +128,18 @@ def _entry(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 
 def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint of a single run's text, under the name of its data section, as a manifest has it."""
-    return {digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()}
+    """The fingerprint of a single run's text, under the name of its data section, as a manifest has
+    it."""
+    return {
+        digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()
+    }
 
 
 def _as_points(
     run: Mapping[str, Any], row: Row, manifest: Mapping[str, Any], rows: Mapping[str, Row]
 ) -> dict[str, Any]:
-    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is one.
+    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is
+    one.
 
     row: of the single run. rows: of the sweep.
     """
@@ -137,13 +162,14 @@ def _configs(manifest: Mapping[str, Any]) -> list[Any]:
 
 
 def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for its own, and each
-    point says by number which of them is its own."""
+    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for
+    its own, and each point says by number which of them is its own."""
     a = a or {"config": b["config"]}
     for data, fingerprint in b.get("data", {}).items():
         if a.get("data", {}).get(data, fingerprint) != fingerprint:
             raise UserError(
-                f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere {a['data'][data]}); results "
+                f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere "
+                f"{a['data'][data]}); results "
                 "of different data cannot be joined"
             )
     distinct: list[Any] = []
@@ -156,12 +182,19 @@ def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[st
                 studies.append(files.same_study(config))
         numbers = [studies.index(files.same_study(config)) for config in _configs(manifest)]
         for name, point in manifest.get("points", {}).items():
-            number = numbers[point.get("config", 0)] if len(numbers) == 1 or "config" in point else None
+            number = (
+                numbers[point.get("config", 0)] if len(numbers) == 1 or "config" in point else None
+            )
             points.setdefault(name, {**point, "config": number})
     for point in points.values():
-        if len(distinct) == 1 or point["config"] is None:  # of the one, or of results merged before points said so
+        if len(distinct) == 1 or point["config"] is None:
+            # of the one, or of results merged before points said so
             del point["config"]
-    which = {"config": distinct[0]} if len(distinct) == 1 else {"config": {"merged": "several"}, "merged": distinct}
+    which = (
+        {"config": distinct[0]}
+        if len(distinct) == 1
+        else {"config": {"merged": "several"}, "merged": distinct}
+    )
     return {
         **which,
         "data": {**a.get("data", {}), **b.get("data", {})},

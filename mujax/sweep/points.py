@@ -57,22 +57,34 @@ def field_value(point: Point, field: str) -> Any:
     return _fields(getattr(point.run.cfg, section, None) if section else point.run.cfg).get(name)
 
 
-def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]], dict[str, Coupling]]:
-    """Points in lists that differ in `field` and in the seed alone, and the fields that go along with `field`.
+def curves_along(
+    points: Sequence[Point], field: str
+) -> tuple[list[list[Point]], dict[str, Coupling]]:
+    """Points in lists that differ in `field` and in the seed alone, and the fields that go along
+    with `field`.
 
     A list's points differ in those fields too, each by its rule.
     """
-    names = list(dict.fromkeys(n for p in points for n, _ in leaves(p.overrides) if n not in (field, "seed")))
+    names = list(
+        dict.fromkeys(n for p in points for n, _ in leaves(p.overrides) if n not in (field, "seed"))
+    )
     values, rates = [], []
     for point in points:
         values.append({name: field_value(point, name) for name in names})
         rates.append(field_value(point, field))
-    numeric = [f for f in names if f != "model.d_model" and all(type(own[f]) in (int, float) for own in values)]
+    numeric = [
+        f
+        for f in names
+        if f != "model.d_model" and all(type(own[f]) in (int, float) for own in values)
+    ]
     others = [name for name in names if name not in numeric]
     same = same_values(rates)
     rates = [same[rate] for rate in rates]
     groups = [tuple(comparable(own[name]) for name in others) for own in values]
-    found = {name: find_coupling(zip(groups, rates, (own[name] for own in values), strict=True)) for name in numeric}
+    found = {
+        name: find_coupling(zip(groups, rates, (own[name] for own in values), strict=True))
+        for name in numeric
+    }
     coupled = {name: coupling for name, coupling in found.items() if coupling}
     constants = {
         name: [coupling.constant(rate, own[name]) for rate, own in zip(rates, values, strict=True)]
@@ -82,7 +94,9 @@ def curves_along(points: Sequence[Point], field: str) -> tuple[list[list[Point]]
     curves: dict[Any, list[Point]] = {}
     for i, (point, own) in enumerate(zip(points, values, strict=True)):
         free = tuple(comparable(own[name]) for name in names if name not in coupled)
-        curves.setdefault((free, tuple(lines[name][constants[name][i]] for name in coupled)), []).append(point)
+        curves.setdefault(
+            (free, tuple(lines[name][constants[name][i]] for name in coupled)), []
+        ).append(point)
     return list(curves.values()), coupled
 
 
@@ -110,7 +124,9 @@ class Shard:
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         index, count = map(int, found.groups()) if found else (0, 0)
         if not index < count:
-            raise UserError(f"--shard={cut(text)} is not i/n with i from 0 to n - 1, e.g. --shard=0/4")
+            raise UserError(
+                f"--shard={cut(text)} is not i/n with i from 0 to n - 1, e.g. --shard=0/4"
+            )
         return cls(index, count)
 
     def take(self, points: Sequence[Point], curve_field: str | None = None) -> list[Point]:
@@ -120,7 +136,11 @@ class Shard:
         """
         curve: dict[str, Any] = {}
         if curve_field:
-            curve = {p.id: number for number, along in enumerate(curves_along(points, curve_field)[0]) for p in along}
+            curve = {
+                p.id: number
+                for number, along in enumerate(curves_along(points, curve_field)[0])
+                for p in along
+            }
         hands: dict[Any, set[str]] = {}
         for members in group_points(points):
             for point in members:

@@ -1,4 +1,5 @@
-"""What belongs together: values that are one number, seeds whose luck is common, fields that follow a learning rate.
+"""What belongs together: values that are one number, seeds whose luck is common, fields that follow
+a learning rate.
 
 Axes: X learning rates, S seeds.
 """
@@ -17,7 +18,8 @@ _FEWEST = 3  # learning rates that a field must follow: any two values lie on a 
 
 
 def same_values(values: Iterable[float], tolerance: float = SAME_RATE) -> dict[float, float]:
-    """Maps each value to the one that stands for all within `tolerance` of it: that with the shortest decimals."""
+    """Maps each value to the one that stands for all within `tolerance` of it: that with the
+    shortest decimals."""
     groups: list[list[float]] = []
     for value in sorted(set(values)):
         if groups and math.isclose(value, groups[-1][0], rel_tol=tolerance):
@@ -30,13 +32,15 @@ def same_values(values: Iterable[float], tolerance: float = SAME_RATE) -> dict[f
 def level_seeds(
     seeds: Sequence[Sequence[Hashable]], losses: Sequence[Sequence[float | None]]
 ) -> tuple[tuple[float | None, ...], ...]:
-    """Losses without what a seed adds at every learning rate, if some rates have other seeds than the rest.
+    """Losses without what a seed adds at every learning rate, if some rates have other seeds than
+    the rest.
 
-    A seed's luck is largely common to all learning rates. Where each rate has the same seeds it shifts the whole curve
-    and is left in; else means over seeds would differ by who is in them. Fits loss = f(rate) + offset(seed), offsets
-    with mean 0, to the rates where no seed diverged, those near the best rate above all, as noise grows away from it.
-    Each seed's losses are shifted by one number, so its own curve keeps its shape. Seeds that share no rate with
-    others cannot be compared with them and are left as they are.
+    A seed's luck is largely common to all learning rates. Where each rate has the same seeds it
+    shifts the whole curve and is left in; else means over seeds would differ by who is in them.
+    Fits loss = f(rate) + offset(seed), offsets with mean 0, to the rates where no seed diverged,
+    those near the best rate above all, as noise grows away from it. Each seed's losses are shifted
+    by one number, so its own curve keeps its shape. Seeds that share no rate with others cannot be
+    compared with them and are left as they are.
 
     Args:
       seeds, losses: per learning rate, the seed and the loss of each run; None: it diverged.
@@ -54,15 +58,20 @@ def level_seeds(
     mean_X = sum_XS.sum(1) / count_X
     above_X = mean_X - mean_X.min()
     weight_X = 1 / (1 + (above_X / (np.median(above_X) or 1.0)) ** 2)
-    # The normal equations without f: a graph's Laplacian, whose kernel is a constant per group of connected seeds.
-    # So the shortest solution has mean 0 in each group.
-    between_SS = np.diag(weight_X @ count_XS) - (count_XS * (weight_X / count_X)[:, None]).T @ count_XS
+    # The normal equations without f: a graph's Laplacian, whose kernel is a constant per group of
+    # connected seeds. So the shortest solution has mean 0 in each group.
+    between_SS = (
+        np.diag(weight_X @ count_XS) - (count_XS * (weight_X / count_X)[:, None]).T @ count_XS
+    )
     offset_S = np.linalg.pinv(between_SS, rcond=1e-9, hermitian=True) @ (
         weight_X @ (sum_XS - count_XS * mean_X[:, None])
     )
     offsets = dict(zip(names, offset_S.tolist(), strict=True))
     return tuple(
-        tuple(None if y is None else y - offsets.get(s, 0.0) for s, y in zip(at_seeds, at, strict=True))
+        tuple(
+            None if y is None else y - offsets.get(s, 0.0)
+            for s, y in zip(at_seeds, at, strict=True)
+        )
         for at_seeds, at in zip(seeds, losses, strict=True)
     )
 
@@ -105,22 +114,29 @@ class Coupling:
 
 
 def find_coupling(runs: Iterable[tuple[Hashable, float, Any]]) -> Coupling | None:
-    """How a field goes along with the learning rate, if it does: as a power of it, or at least in its order.
+    """How a field goes along with the learning rate, if it does: as a power of it, or at least in
+    its order.
 
-    It does if, in each group, all runs lie on one line constant * rate^exponent, or each rate has one value and each
-    value one rate in the same or the opposite order. And if they lie on several lines, of more rates each, that are
-    fewer than the values there are; so not in a grid of both.
+    It does if, in each group, all runs lie on one line constant * rate^exponent, or each rate has
+    one value and each value one rate in the same or the opposite order. And if they lie on several
+    lines, of more rates each, that are fewer than the values there are; so not in a grid of both.
 
     Args:
       runs: (what else tells runs apart, learning rate, the field's value).
     """
     groups: dict[Hashable, dict[tuple[float, Any], None]] = {}
     for group, rate, value in runs:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < math.inf
+        ):
             return None
         groups.setdefault(group, {})[rate, value] = None
     largest = max(groups.values(), key=len, default={})
-    lines = {e: [_lines(pairs, e) for pairs in groups.values()] for e in (*_EXPONENTS, *_slope(largest))}
+    lines = {
+        e: [_lines(pairs, e) for pairs in groups.values()] for e in (*_EXPONENTS, *_slope(largest))
+    }
     if len(largest) >= _FEWEST:
         for exponent, found in lines.items():
             if all(len(rates) == 1 for rates in found):
@@ -145,7 +161,8 @@ def _slope(pairs: Iterable[tuple[float, float]]) -> tuple[float, ...]:
 
 
 def _lines(pairs: Collection[tuple[float, float]], exponent: float) -> list[int]:
-    """How many learning rates are on each line constant * rate^exponent; those with 0 are on one of their own."""
+    """How many learning rates are on each line constant * rate^exponent; those with 0 are on one of
+    their own."""
     logs = sorted(math.log2(value) - exponent * math.log2(rate) for rate, value in pairs if value)
     ends = [i for i in range(1, len(logs)) if logs[i] - logs[i - 1] > ON_A_LINE]
     lines = [b - a for a, b in zip([0, *ends], [*ends, len(logs)], strict=True)] if logs else []
@@ -156,12 +173,15 @@ def _lines(pairs: Collection[tuple[float, float]], exponent: float) -> list[int]
 def _is_ordered(pairs: Iterable[tuple[float, float]]) -> bool:
     pairs = sorted(pairs)
     steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(pairs, pairs[1:], strict=False)]
-    return all(rate > 0 for rate, _ in steps) and (all(v > 0 for _, v in steps) or all(v < 0 for _, v in steps))
+    return all(rate > 0 for rate, _ in steps) and (
+        all(v > 0 for _, v in steps) or all(v < 0 for _, v in steps)
+    )
 
 
 def relation_texts(
     coupling: Coupling, runs: Sequence[tuple[float, float]], name: str, rate_name: str
 ) -> Mapping[tuple[float, float], str]:
-    """Says of each pair (rate, value) what holds for its line, in the same words for all of one line."""
+    """Says of each pair (rate, value) what holds for its line, in the same words for all of one
+    line."""
     constants = same_values((coupling.constant(*run) for run in runs), ON_A_LINE)
     return {run: coupling.text(name, rate_name, constants[coupling.constant(*run)]) for run in runs}

@@ -1,6 +1,8 @@
-"""The second pass of a sweep: points around the best value of a field, until it is bracketed and resolved.
+"""The second pass of a sweep: points around the best value of a field, until it is bracketed and
+resolved.
 
-A pure function of the points and their rows, so that a sweep which was cut short proposes the same again.
+A pure function of the points and their rows, so that a sweep which was cut short proposes the same
+again.
 """
 
 import dataclasses
@@ -18,10 +20,12 @@ from mujax.training.run import make_run
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """What one curve still needs: log2 values to add, none when it is settled, and in words where it stands.
+    """What one curve still needs: log2 values to add, none when it is settled, and in words where
+    it stands.
 
-    bracket: the best value and those within two steps of it, once it is settled between its neighbours; they decide
-    where the optimum is. Not those that diverged, which more seeds would not mend.
+    bracket: the best value and those within two steps of it, once it is settled between its
+    neighbours; they decide where the optimum is. Not those that diverged, which more seeds would
+    not mend.
     """
 
     add: tuple[float, ...]
@@ -43,21 +47,30 @@ def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineCon
     for point in points:
         if point.run.cfg.train.give_up_step:
             raise UserError(
-                "refine goes by final losses, and a run given up by train.give_up_step has none; choose one"
+                "refine goes by final losses, and a run given up by train.give_up_step has none; "
+                "choose one"
             )
         value = field_value(point, cfg.field)
         if not (type(value) is float and value > 0):
-            raise UserError(f"refine.field = {cfg.field!r} is {value!r} in a point; it must be a number above 0")
+            raise UserError(
+                f"refine.field = {cfg.field!r} is {value!r} in a point; it must be a number above 0"
+            )
     return cfg
 
 
 def propose(
-    tree: Mapping[str, Any], grid: Sequence[Point], points: Sequence[Point], rows: Mapping[str, Any], cfg: RefineConfig
+    tree: Mapping[str, Any],
+    grid: Sequence[Point],
+    points: Sequence[Point],
+    rows: Mapping[str, Any],
+    cfg: RefineConfig,
 ) -> tuple[list[Point], list[str]]:
-    """The points that the next round adds, and a line a curve that says why, or where its optimum is.
+    """The points that the next round adds, and a line a curve that says why, or where its optimum
+    is.
 
     Args:
-      grid: the points of the config; points: these and what earlier rounds have added. rows: by id, of all points.
+      grid: the points of the config; points: these and what earlier rounds have added. rows: by id,
+        of all points.
     """
     curves, coupled = curves_along(points, cfg.field)
     in_grid = {point.id for point in grid}
@@ -68,11 +81,16 @@ def propose(
         for point in members:
             by_x.setdefault(math.log2(values[field_value(point, cfg.field)]), []).append(point)
         seeds = [[point.run.cfg.seed for point in at_x] for at_x in by_x.values()]
-        level = level_seeds(seeds, [[rows[point.id]["final_loss"] for point in at_x] for at_x in by_x.values()])
+        level = level_seeds(
+            seeds, [[rows[point.id]["final_loss"] for point in at_x] for at_x in by_x.values()]
+        )
         losses = dict(zip(by_x, map(_mean, level), strict=True))
         original = [x for x, at_x in by_x.items() if any(point.id in in_grid for point in at_x)]
-        proposal = refine_curve(losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension)
-        templates = [point for point in by_x[original[0]] if point.id in in_grid]  # one for each seed of the config
+        proposal = refine_curve(
+            losses, (min(original), max(original)), cfg.log2_step, cfg.max_extension
+        )
+        # one for each seed of the config
+        templates = [point for point in by_x[original[0]] if point.id in in_grid]
         of_config = [template.run.cfg.seed for template in templates]
         added = [(templates[0], {"seed": seed}, 2.0**x) for x in proposal.add for seed in of_config]
         for x in proposal.bracket:
@@ -84,7 +102,11 @@ def propose(
             note += f"; {len(added)} runs of more seeds there"
         try:
             new += [
-                _at(template, fields | ({} if value is None else _along(members, cfg.field, value, coupled)), tree)
+                _at(
+                    template,
+                    fields | ({} if value is None else _along(members, cfg.field, value, coupled)),
+                    tree,
+                )
                 for template, fields, value in added
             ]
         except (UserError, OverflowError) as e:  # e.g. a decay rate above 1
@@ -93,7 +115,9 @@ def propose(
     return new, notes
 
 
-def _along(members: Sequence[Point], field: str, value: float, coupled: Mapping[str, Coupling]) -> dict[str, Any]:
+def _along(
+    members: Sequence[Point], field: str, value: float, coupled: Mapping[str, Coupling]
+) -> dict[str, Any]:
     """A value of the refined field, and what goes along with it there.
 
     Raises:
@@ -105,12 +129,15 @@ def _along(members: Sequence[Point], field: str, value: float, coupled: Mapping[
         known = field_value(members[0], name)
         if coupling.exponent is None:
             raise UserError(
-                f"{name} goes along with {field} by no power law, so its value between and beyond the grid's points "
+                f"{name} goes along with {field} by no power law, so its value between and beyond "
+                "the grid's points "
                 "cannot be told; add points to the sweep"
             )
         found = coupling.value(value, (at, known))
         if type(known) is int and abs(found - round(found)) > 1e-6 * abs(found):
-            raise UserError(f"{name} goes along with {field} and would be {found:g}, which is no whole number")
+            raise UserError(
+                f"{name} goes along with {field} and would be {found:g}, which is no whole number"
+            )
         fields[name] = round(found) if type(known) is int else found
     return fields
 
@@ -130,7 +157,10 @@ def _at(template: Point, fields: Mapping[str, Any], tree: Mapping[str, Any]) -> 
 
 
 def refine_curve(
-    losses: Mapping[float, float | None], grid: tuple[float, float], log2_step: float, max_extension: float
+    losses: Mapping[float, float | None],
+    grid: tuple[float, float],
+    log2_step: float,
+    max_extension: float,
 ) -> Proposal:
     """What a curve needs until its best value has a worse neighbour on each side, within log2_step.
 
@@ -141,16 +171,23 @@ def refine_curve(
     """
     xs = sorted(losses)
     finite = [x for x in xs if losses[x] is not None]
-    best = min(finite, key=lambda x: losses[x] or 0.0) if finite else xs[0]  # all diverged: try lower
+    # all diverged: try lower
+    best = min(finite, key=lambda x: losses[x] or 0.0) if finite else xs[0]
     i = xs.index(best)
     for is_edge, neighbour, sign in ((i == 0, 1, -1), (i == len(xs) - 1 and bool(finite), -2, 1)):
         if not is_edge:
             continue
         step = abs(xs[neighbour] - best) if len(xs) > 1 else log2_step
         beyond = best + sign * step
-        edge = f"the best value is at the edge of the grid, 2^{best:g}" if finite else "every point diverged"
+        edge = (
+            f"the best value is at the edge of the grid, 2^{best:g}"
+            if finite
+            else "every point diverged"
+        )
         if sign * (beyond - grid[sign > 0]) > max_extension * (1 + 1e-9):
-            return Proposal((), f"{edge}; refine.max_extension = {max_extension:g} lets it grow no further")
+            return Proposal(
+                (), f"{edge}; refine.max_extension = {max_extension:g} lets it grow no further"
+            )
         return Proposal((beyond,), f"{edge}; extended to 2^{beyond:g}")
     gaps = [(xs[i - 1], best), (best, xs[i + 1])]
     halves = tuple((low + high) / 2 for low, high in gaps if high - low > log2_step * (1 + 1e-9))
@@ -158,7 +195,9 @@ def refine_curve(
         added = " and ".join(f"2^{x:g}" for x in halves)
         return Proposal(halves, f"bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}; added {added}")
     bracket = tuple(x for x in finite if abs(x - best) <= 2 * log2_step * (1 + 1e-9))
-    return Proposal((), f"best at 2^{best:g}, bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}", bracket)
+    return Proposal(
+        (), f"best at 2^{best:g}, bracketed by 2^{xs[i - 1]:g} and 2^{xs[i + 1]:g}", bracket
+    )
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:

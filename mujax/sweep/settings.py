@@ -1,4 +1,5 @@
-"""What a row was trained with: the config of its workdir, and the fields that the row sets itself."""
+"""What a row was trained with: the config of its workdir, and the fields that the row sets
+itself."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +19,14 @@ def run_fields(config: Any) -> Fields | None:
     """The fields that make a run what it is, by dotted name; None if this is no config."""
     if not isinstance(config, Mapping) or not isinstance(config.get("optim"), Mapping):
         return None
-    return dict(leaves({k: v for k, v in config.items() if k not in (*STUDY_SECTIONS, *OPERATION_SECTIONS)}))
+    return dict(
+        leaves({k: v for k, v in config.items() if k not in (*STUDY_SECTIONS, *OPERATION_SECTIONS)})
+    )
 
 
 def comparable(value: Any) -> Any:
-    """A value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True is not 1."""
+    """A value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True is not
+    1."""
     if type(value) in (int, float) and value == value:
         return value
     if isinstance(value, list | tuple):
@@ -43,50 +47,70 @@ def changes(config: Fields, base: Fields) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a manifest says of a point; config: its fields without the overrides, None where that cannot be told."""
+    """What a manifest says of a point; config: its fields without the overrides, None where that
+    cannot be told."""
 
     config: Fields | None
     overrides: Mapping[str, Any] | None
 
 
 class Settings:
-    """The configs of a workdir, of a sweep, a merged one or a single run, and which of them each row is of."""
+    """The configs of a workdir, of a sweep, a merged one or a single run, and which of them each
+    row is of."""
 
     def __init__(self, record: Mapping[str, Any]):
         """record: as record_of returns it."""
         merged = record.get("merged")
         configs = merged if isinstance(merged, list) else [record.get("config")]
         self.configs = [run_fields(config) for config in configs]
-        self._are_sweeps = [isinstance(config, Mapping) and bool(config.get("sweep")) for config in configs]
+        self._are_sweeps = [
+            isinstance(config, Mapping) and bool(config.get("sweep")) for config in configs
+        ]
         points = record.get("points")
         self.points: Mapping[str, Any] | None = points if isinstance(points, Mapping) else None
 
     def entry(self, row: Mapping[str, Any]) -> Entry:
-        """The config of a row and its overrides, which are those of the manifest where that names the point."""
+        """The config of a row and its overrides, which are those of the manifest where that names
+        the point."""
         point = self.points.get(row["id"]) if self.points is not None else {}
         if not isinstance(point, Mapping):  # no point of this manifest
             return Entry(None, None)
-        overrides = point["overrides"] if isinstance(point.get("overrides"), Mapping) else row.get("overrides")
-        overrides = dict(leaves(overrides)) if isinstance(overrides, Mapping) else {}  # also where one is a section
+        overrides = (
+            point["overrides"]
+            if isinstance(point.get("overrides"), Mapping)
+            else row.get("overrides")
+        )
+        # also where one is a section
+        overrides = dict(leaves(overrides)) if isinstance(overrides, Mapping) else {}
         which = point.get("config", None if len(self.configs) > 1 else 0)
         if type(which) is int and 0 <= which < len(self.configs):
             return Entry(self.configs[which], overrides)
-        fitting = [config for config in self.configs if config is not None and _agrees(row, config, overrides)]
+        fitting = [
+            config
+            for config in self.configs
+            if config is not None and _agrees(row, config, overrides)
+        ]
         return Entry(fitting[0] if len(fitting) == 1 else None, overrides)
 
     def own_fields(self, rows: Iterable[Mapping[str, Any]]) -> list[set[str]]:
-        """By config, the fields that its points set, and those that a curve plots: what a run of it may differ in."""
+        """By config, the fields that its points set, and those that a curve plots: what a run of it
+        may differ in."""
         found: list[set[str]] = [{*PLOTTED} for _ in self.configs]
         for row in [*({"id": name} for name in self.points or {}), *rows]:
             entry = self.entry(row)
             for config, own in zip(self.configs, found, strict=True):
-                own |= set(entry.overrides or ()) if config is entry.config or config == entry.config else set()
+                own |= (
+                    set(entry.overrides or ())
+                    if config is entry.config or config == entry.config
+                    else set()
+                )
         return found
 
     def place(
         self, row: Mapping[str, Any], fields: Fields | None, own: Sequence[set[str]]
     ) -> tuple[int, dict[str, Any]] | None:
-        """(number of the config, overrides) by which a single run is or could be a point of this workdir, else None.
+        """(number of the config, overrides) by which a single run is or could be a point of this
+        workdir, else None.
 
         Args:
           fields: the config of the single run. own: see own_fields.
@@ -94,17 +118,22 @@ class Settings:
         if self.points and row["id"] in self.points:
             entry = self.entry(row)
             if entry.config is not None and entry.overrides is not None:
-                return next(i for i, c in enumerate(self.configs) if c is entry.config), dict(entry.overrides)
+                return next(i for i, c in enumerate(self.configs) if c is entry.config), dict(
+                    entry.overrides
+                )
         for number, config in enumerate(self.configs):
             if fields is not None and config is not None:
-                may_differ = own[number] if self._are_sweeps[number] else own[number] | numbers(fields)
+                may_differ = (
+                    own[number] if self._are_sweeps[number] else own[number] | numbers(fields)
+                )
                 if (overrides := belongs(fields, config, may_differ)) is not None:
                     return number, overrides
         return None
 
 
 def record_of(root: Path) -> dict[str, Any]:
-    """The manifest of a sweep's workdir; for a single run's, one as a sweep of it alone would have; else {}."""
+    """The manifest of a sweep's workdir; for a single run's, one as a sweep of it alone would have;
+    else {}."""
     if (root / "manifest.json").exists():
         return read_manifest(root / "manifest.json")
     if (root / "config.json").exists():
@@ -119,14 +148,16 @@ def is_single_run(root: Path) -> bool:
 
 
 def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:
-    """The overrides that make of a sweep's config that of a single run; None if more than `own` fields differ."""
+    """The overrides that make of a sweep's config that of a single run; None if more than `own`
+    fields differ."""
     found = changes(run, config)
     return found if run.keys() == config.keys() and found.keys() <= set(own) else None
 
 
 def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
-    """(base, overrides) of a single run among others: of the first base it differs from in numbers and in its table
-    alone, as the points of one sweep could; if there is none it becomes one itself.
+    """(base, overrides) of a single run among others: of the first base it differs from in numbers
+    and in its table alone, as the points of one sweep could; if there is none it becomes one
+    itself.
     """
     for base in bases:
         if (found := belongs(run, base, numbers(run))) is not None:
@@ -136,12 +167,19 @@ def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
 
 
 def numbers(run: Fields) -> set[str]:
-    """The fields in which single runs may differ and yet be points of one sweep: its numbers, and its table."""
-    return {field for field, value in run.items() if type(value) in (int, float)} | {"parameterization.name"}
+    """The fields in which single runs may differ and yet be points of one sweep: its numbers, and
+    its table."""
+    return {field for field, value in run.items() if type(value) in (int, float)} | {
+        "parameterization.name"
+    }
 
 
 def _agrees(row: Mapping[str, Any], config: Fields, overrides: Fields) -> bool:
     """Whether what a row says of itself could come from a config."""
     said = {field: row[fact] for field, fact in FACTS.items() if row.get(fact) is not None}
     here = {**config, **overrides}
-    return all(comparable(value) == comparable(here[field]) for field, value in said.items() if field in here)
+    return all(
+        comparable(value) == comparable(here[field])
+        for field, value in said.items()
+        if field in here
+    )

@@ -1,7 +1,8 @@
-"""Runs in flight, saved to one file: written whole or not at all, and trusted only by the code that wrote it.
+"""Runs in flight, saved to one file: written whole or not at all, and trusted only by the code that
+wrote it.
 
-The file is NumPy's .npz, and after it the SHA-256 of that: nothing in a file is looked at before the whole is known to
-be what was written.
+The file is NumPy's .npz, and after it the SHA-256 of that: nothing in a file is looked at before
+the whole is known to be what was written.
 """
 
 import hashlib
@@ -31,7 +32,9 @@ class Unusable(Exception):
     """A file of runs in flight that cannot be gone on from; the message says why."""
 
 
-def save_parked(file: Path, parked: Sequence[Parked], ids: Sequence[str], code_version: str) -> None:
+def save_parked(
+    file: Path, parked: Sequence[Parked], ids: Sequence[str], code_version: str
+) -> None:
     """Writes runs in flight; ids name the runs that their indices stand for."""
     header = {
         "code_version": code_version,
@@ -45,7 +48,10 @@ def save_parked(file: Path, parked: Sequence[Parked], ids: Sequence[str], code_v
             for p in parked
         ],
     }
-    leaves = [_storable(np.stack(values)) for values in zip(*(jax.tree.leaves(p.state) for p in parked), strict=True)]
+    leaves = [
+        _storable(np.stack(values))
+        for values in zip(*(jax.tree.leaves(p.state) for p in parked), strict=True)
+    ]
     arrays = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
     arrays["history"] = np.stack([p.progress.history for p in parked])
     arrays["header"] = np.array(json.dumps(header))
@@ -71,7 +77,9 @@ def _storable(x: np.ndarray) -> np.ndarray:
     return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def load_parked(file: Path, run: Run, indices: Mapping[str, int], code_version: str) -> list[Parked]:
+def load_parked(
+    file: Path, run: Run, indices: Mapping[str, int], code_version: str
+) -> list[Parked]:
     """Reads runs in flight, of those that `indices` names by id.
 
     Args:
@@ -87,7 +95,10 @@ def load_parked(file: Path, run: Run, indices: Mapping[str, int], code_version: 
         size = stream.seek(0, io.SEEK_END) - SUM_BYTES
         stream.seek(0)
         if size < 0 or _sum(stream, size) != stream.read():
-            raise Unusable("it is damaged, or of another version of mujax: its SHA-256 is not that of its content")
+            raise Unusable(
+                "it is damaged, or of another version of mujax: its SHA-256 is not that of its "
+                "content"
+            )
         stream.seek(0)
         try:
             with np.load(stream) as content:
@@ -96,9 +107,13 @@ def load_parked(file: Path, run: Run, indices: Mapping[str, int], code_version: 
         except OSError:
             raise
         except Exception as e:  # whatever NumPy and zipfile make of what somebody has sealed
-            raise Unusable(f"it cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from e
+            raise Unusable(
+                f"it cannot be read ({type(e).__name__}: {' '.join(str(e).split())[:200]})"
+            ) from e
     if header.get("code_version") != code_version:
-        raise Unusable(f"it was saved by other code ({header.get('code_version')}, this is {code_version})")
+        raise Unusable(
+            f"it was saved by other code ({header.get('code_version')}, this is {code_version})"
+        )
     runs = header.get("runs")
     if not isinstance(runs, list) or not runs:
         raise Unusable("its header names no runs")
@@ -106,14 +121,18 @@ def load_parked(file: Path, run: Run, indices: Mapping[str, int], code_version: 
     train = run.cfg.train
     shapes = {f"state_{i}": (x.shape, x.dtype) for i, x in enumerate(expected)}
     shapes["history"] = ((len(METRICS), train.steps), np.dtype(np.float32))
-    arrays = {name: _restored(x, shapes[name][1]) if name in shapes else x for name, x in arrays.items()}
+    arrays = {
+        name: _restored(x, shapes[name][1]) if name in shapes else x for name, x in arrays.items()
+    }
     if {name: (x.shape, x.dtype) for name, x in arrays.items()} != {
         name: ((len(runs), *shape), dtype) for name, (shape, dtype) in shapes.items()
     }:
         raise Unusable("its arrays have other names, shapes or types than those of its runs")
     parked, seen = [], set()
     for n, entry in enumerate(runs):
-        state = jax.tree.unflatten(structure, [arrays[f"state_{i}"][n] for i in range(len(expected))])
+        state = jax.tree.unflatten(
+            structure, [arrays[f"state_{i}"][n] for i in range(len(expected))]
+        )
         steps = int(state.train.step), int(state.diverged_at)
         if not _is_in_flight(entry, steps, train.steps, train.eval_interval) or entry["id"] in seen:
             raise Unusable(f"its header does not tell of run {n} what can be")
@@ -129,9 +148,11 @@ def _restored(x: np.ndarray, dtype) -> np.ndarray:
     return x.view(jnp.bfloat16) if dtype == jnp.bfloat16 and x.dtype == np.uint16 else x
 
 
-def _is_in_flight(entry: Any, steps_of_state: tuple[int, int], num_steps: int, eval_interval: int) -> bool:
-    """Whether an entry of the header tells of a run between two calls: no further than its weights, and evaluated when
-    it had to be."""
+def _is_in_flight(
+    entry: Any, steps_of_state: tuple[int, int], num_steps: int, eval_interval: int
+) -> bool:
+    """Whether an entry of the header tells of a run between two calls: no further than its weights,
+    and evaluated when it had to be."""
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         return False
     done, evals, seconds = entry.get("done"), entry.get("evals"), entry.get("seconds", -1)
@@ -139,6 +160,8 @@ def _is_in_flight(entry: Any, steps_of_state: tuple[int, int], num_steps: int, e
         return False
     if not (is_number(seconds) and seconds >= 0) or not isinstance(evals, list):
         return False
-    if not all(isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is float for pair in evals):
+    if not all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is float for pair in evals
+    ):
         return False
     return [step for step, _ in evals] == [*range(0, done + 1, eval_interval)]

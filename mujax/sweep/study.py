@@ -1,4 +1,5 @@
-"""Many points: grouped, trained side by side, one row each; none is lost, and none is done twice."""
+"""Many points: grouped, trained side by side, one row each; none is lost, and none is done
+twice."""
 
 import math
 import shutil
@@ -25,8 +26,8 @@ from mujax.training.metrics import metric_records
 from mujax.training.results import code_version, make_row
 from mujax.training.steps import METRICS
 
-# What is in flight is saved at a signal, and this often against being killed without one: but the saving of
-# much state may take no more than a twentieth of the time.
+# What is in flight is saved at a signal, and this often against being killed without one: but the
+# saving of much state may take no more than a twentieth of the time.
 SAVE_SECONDS = 60.0
 
 Mirrors = Callable[[Path], Sequence[Mirror]]
@@ -40,26 +41,33 @@ def sweep(
     open_mirrors: Mirrors = lambda root: (),
     train_runs: TrainRuns = train_runs,
 ) -> list[Row]:
-    """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all points.
+    """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all
+    points.
 
-    A finished point leaves points/<id>/metrics.jsonl and, as the mark of its completion, its line of
-    results.jsonl. Interrupted, the sweep saves what is in flight in in_flight/ and raises KeyboardInterrupt;
-    the same call goes on. With `refine`, points are added until each curve's optimum is settled.
+    A finished point leaves points/<id>/metrics.jsonl and, as the mark of its completion, its line
+    of results.jsonl. Interrupted, the sweep saves what is in flight in in_flight/ and raises
+    KeyboardInterrupt; the same call goes on. With `refine`, points are added until each curve's
+    optimum is settled.
 
     Args:
       open_mirrors: given the workdir, what finished points are copied to.
       train_runs: what trains the points of a group.
 
     Raises:
-      UserError: a bad config, data source or workdir, or a workdir in use; nothing has been compiled. Or the workdir
-        was moved away meanwhile; what is in flight is saved in it.
+      UserError: a bad config, data source or workdir, or a workdir in use; nothing has been
+        compiled. Or the workdir was moved away meanwhile; what is in flight is saved in it.
     """
     grid = make_points(tree)
     refinement = refine_config(tree, grid)
     grid = shard.take(grid, refinement.field if refinement else None)
     if not grid:
-        raise UserError(f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than {shard.count}")
-    part = f"--shard={shard.index}/{shard.count}" + (f" by curves of {refinement.field}" if refinement else "")
+        raise UserError(
+            f"--shard={shard.index}/{shard.count} holds no point: the sweep has fewer than "
+            f"{shard.count}"
+        )
+    part = f"--shard={shard.index}/{shard.count}" + (
+        f" by curves of {refinement.field}" if refinement else ""
+    )
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
     with files.locked(root) as held, deferred_signals() as is_interrupted:
         own_part, mirrors = part if shard.count > 1 else "", open_mirrors(root)
@@ -99,42 +107,57 @@ class _Study:
         recorded_rows = read_rows(results_file) if results_file.exists() else []
         if self._recorded.get("part", part) != part:
             raise UserError(
-                f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, now it is to be "
+                f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, "
+                "now it is to be "
                 f"{part or 'the whole sweep'}; choose a new workdir (mujax merge joins them)"
             )
-        # Reads the text, so that a bad source, or another one than before, is known before anything compiles
+        # Reads the text, so that a bad source, or another one than before, is known before anything
+        # compiles
         self._data = dict(self._recorded.get("data", {}))
         for cfg in [members[0].run.cfg for members in group_points(grid)]:
             fingerprint = load_batches(cfg, seeds=())[2].fingerprint
             recorded = self._data.setdefault(hashed(canonical(cfg.data)), fingerprint)
             if recorded != fingerprint:
                 raise UserError(
-                    f"--workdir={root} was begun on other text (fingerprint {recorded}, now {fingerprint}); "
+                    f"--workdir={root} was begun on other text (fingerprint {recorded}, now "
+                    f"{fingerprint}); "
                     "choose a new workdir"
                 )
         self.rows: dict[str, Row] = first_by_id(recorded_rows)
         self._check_tables(grid)
         if files.drop_torn_line(results_file):
-            print(f"{results_file}: dropped a last line torn by a crash; its point runs again", file=sys.stderr)
+            print(
+                f"{results_file}: dropped a last line torn by a crash; its point runs again",
+                file=sys.stderr,
+            )
 
     def _check_tables(self, points: Sequence[Point]) -> None:
         """A workdir whose tables were others is another study, although its config reads the same.
 
-        Its rows may have been copied here from another workdir: they count if table and text are those of the point.
+        Its rows may have been copied here from another workdir: they count if table and text are
+        those of the point.
         """
         for point in points:
-            recorded = self._recorded.get("points", {}).get(point.id, {}).get("table_hash", point.run.table_hash)
+            recorded = (
+                self._recorded.get("points", {})
+                .get(point.id, {})
+                .get("table_hash", point.run.table_hash)
+            )
             if recorded != point.run.table_hash:
                 raise UserError(
-                    f"--workdir={self._root} was begun with another parameterization table: {point.overrides} resolved "
-                    f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go back to that code"
+                    f"--workdir={self._root} was begun with another parameterization table: "
+                    f"{point.overrides} resolved "
+                    f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go "
+                    "back to that code"
                 )
             row = self.rows.get(point.id)
             here = point.run.table_hash, self._data[hashed(canonical(point.run.cfg.data))]
             if row and (row.get("table_hash"), row.get("data_fingerprint")) != here:
                 raise UserError(
-                    f"--workdir={self._root}: its row of {point.overrides} is of another table or text "
-                    f"({row.get('table_hash')}, {row.get('data_fingerprint')}; here {', '.join(here)}); choose a new "
+                    f"--workdir={self._root}: its row of {point.overrides} is of another table or "
+                    "text "
+                    f"({row.get('table_hash')}, {row.get('data_fingerprint')}; here "
+                    f"{', '.join(here)}); choose a new "
                     "workdir"
                 )
 
@@ -144,19 +167,30 @@ class _Study:
         self._stop_if_asked()
         entries = {p.id: {"overrides": p.overrides, "table_hash": p.run.table_hash} for p in points}
         known = self._recorded.get("points", {})
-        self._recorded = {"config": self._tree, "part": self._part, "data": self._data, "points": {**known, **entries}}
-        files.write_json(self._held.path / "manifest.json", {**self._recorded, "refinement": list(refinement)})
+        self._recorded = {
+            "config": self._tree,
+            "part": self._part,
+            "data": self._data,
+            "points": {**known, **entries},
+        }
+        files.write_json(
+            self._held.path / "manifest.json", {**self._recorded, "refinement": list(refinement)}
+        )
         todo = [point for point in points if point.id not in self.rows]
         groups = group_points(todo)
         for number, members in enumerate(groups, start=1):
             self._stop_if_asked()
             done = len(points) - sum(point.id not in self.rows for point in points)
-            title = f"group {number}/{len(groups)}, {_title(members)}; {done}/{len(points)} points finished"
+            title = (
+                f"group {number}/{len(groups)}, {_title(members)}; {done}/{len(points)} points "
+                "finished"
+            )
             print(title, file=sys.stderr)
             with _Bar(members, self.rows.values()) as bar:
                 self._run_group(members, bar)
         self._stop_if_asked()
-        shutil.rmtree(self._root / "in_flight", ignore_errors=True)  # whatever is left there has its rows
+        # whatever is left there has its rows
+        shutil.rmtree(self._root / "in_flight", ignore_errors=True)
 
     def _run_group(self, members: Sequence[Point], bar: "_Bar") -> None:
         cfg = members[0].run.cfg  # train and data are the same in the whole group
@@ -172,7 +206,8 @@ class _Study:
                 file = self._held.path / name
                 try:
                     save_parked(file, park(), ids, code_version())
-                except OSError as e:  # the rows are what counts; this is tried again, or these points start again
+                except OSError as e:
+                    # the rows are what counts; this is tried again, or these points start again
                     print(f"{file} could not be saved: {e}", file=sys.stderr)
                 now = time.monotonic()
                 next_save = now + max(SAVE_SECONDS, 20 * (now - start))
@@ -181,7 +216,9 @@ class _Study:
         parked = self._parked(name, members)
         bar.resumed({entry.index: entry.progress.done for entry in parked})
         runs = [point.run for point in members]
-        for i, progress in self._train_runs(runs, batches, validation, parked, bar.trained, interrupt):
+        for i, progress in self._train_runs(
+            runs, batches, validation, parked, bar.trained, interrupt
+        ):
             row = make_row(
                 runs[i],
                 progress.outcome,
@@ -195,18 +232,22 @@ class _Study:
 
     def _keep(self, point: Point, row: Row, progress: Progress, bits_per_byte: Callable) -> None:
         history = dict(zip(METRICS, progress.history.tolist(), strict=True))
-        records = metric_records(history, progress.outcome.evals, point.run.cfg.train.log_interval, bits_per_byte)
+        records = metric_records(
+            history, progress.outcome.evals, point.run.cfg.train.log_interval, bits_per_byte
+        )
         root = self._held.path
         files.write_jsonl(root / "points" / point.id / "metrics.jsonl", records)
         files.append_jsonl(root / "results.jsonl", row)
         self.rows[point.id] = row
-        if not self._held.is_in_place():  # mirrors know the folder by its name, and would make another
+        if not self._held.is_in_place():
+            # mirrors know the folder by its name, and would make another
             return
         for mirror in self._mirrors:
             mirror.point(row, records, point.run.cfg.as_dict())
 
     def _parked(self, name: str, members: Sequence[Point]) -> list[Parked]:
-        """What an interrupted call has left of these points; a file that is of no use is set aside."""
+        """What an interrupted call has left of these points; a file that is of no use is set
+        aside."""
         root = self._held.path
         if not (root / name).exists():
             return []
@@ -215,7 +256,10 @@ class _Study:
             return load_parked(root / name, members[0].run, indices, code_version())
         except Unusable as e:
             folder = files.set_aside(root, [name])
-            print(f"{root / name}: {e}; it was moved to {folder}, and its points start again", file=sys.stderr)
+            print(
+                f"{root / name}: {e}; it was moved to {folder}, and its points start again",
+                file=sys.stderr,
+            )
             return []
 
     def _stop_if_asked(self) -> None:
@@ -228,11 +272,14 @@ def _title(members: Sequence[Point]) -> str:
     cfg = members[0].run.cfg
     names = list(dict.fromkeys(point.run.cfg.parameterization.name for point in members))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"width {cfg.model.d_model}, depth {cfg.model.num_layers}, {shown}: {len(members)} points"
+    return (
+        f"width {cfg.model.d_model}, depth {cfg.model.num_layers}, {shown}: {len(members)} points"
+    )
 
 
 class _Bar:
-    """Progress of one group: how much of its training is done, tokens a second, and its best point so far."""
+    """Progress of one group: how much of its training is done, tokens a second, and its best point
+    so far."""
 
     def __init__(self, members: Sequence[Point], rows):
         self._members = members
@@ -245,7 +292,8 @@ class _Bar:
             self._keep_best(row)
         self._bar = tqdm(
             total=sum(point.run.cfg.train.steps for point in members),
-            bar_format="  {n_fmt}/{total_fmt} steps |{bar:20}| {percentage:3.0f}% {elapsed} (ETA {remaining}){postfix}",
+            bar_format="  {n_fmt}/{total_fmt} steps |{bar:20}| {percentage:3.0f}% {elapsed} (ETA "
+            "{remaining}){postfix}",
             mininterval=0.2 if sys.stderr.isatty() else 20,
             miniters=1,
             dynamic_ncols=True,
@@ -274,14 +322,20 @@ class _Bar:
         self._show()
 
     def finished(self, index: int, row: Row) -> None:
-        self._steps[index] = self._members[index].run.cfg.train.steps  # also of a run that ended before
+        # also of a run that ended before
+        self._steps[index] = self._members[index].run.cfg.train.steps
         self._num_done += 1
         self._keep_best(row)
         self._show()
 
     def _keep_best(self, row: Row) -> None:
         loss = row["final_loss"]
-        if row["status"] == "ok" and row["width"] == self._width and loss is not None and loss < self._lowest:
+        if (
+            row["status"] == "ok"
+            and row["width"] == self._width
+            and loss is not None
+            and loss < self._lowest
+        ):
             self._best, self._lowest = row, loss
 
     def _show(self) -> None:

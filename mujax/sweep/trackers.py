@@ -1,7 +1,7 @@
 """Optional copies of finished points in TensorBoard and Weights & Biases, to look at.
 
-results.jsonl and metrics.jsonl are the record: a mirror is written after them, under the id they gave the
-point, and nothing is ever read back from it.
+results.jsonl and metrics.jsonl are the record: a mirror is written after them, under the id they
+gave the point, and nothing is ever read back from it.
 """
 
 import abc
@@ -40,26 +40,39 @@ def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> 
     """The mirrors that were asked for, their packages imported; `wandb_mode` may be '' for none.
 
     Raises:
-      UserError: a package is missing, the mode is unknown, or W&B is to be online and cannot log in.
+      UserError: a package is missing, the mode is unknown, or W&B is to be online and cannot log
+        in.
     """
     mirrors: list[Mirror] = [TensorBoard(root)] if tensorboard else []
     return [*mirrors, Wandb(root, study, wandb_mode)] if wandb_mode else mirrors
 
 
 class Mirror(abc.ABC):
-    """Copies points, and holds nothing open between them; a failure costs one line on stderr, never the sweep."""
+    """Copies points, and holds nothing open between them; a failure costs one line on stderr, never
+    the sweep."""
 
     name: str
 
-    def point(self, row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
-        """Copies a finished point: its line of results.jsonl, its metrics.jsonl and its resolved config."""
+    def point(
+        self,
+        row: Mapping[str, Any],
+        records: Sequence[Mapping[str, Any]],
+        config: Mapping[str, Any],
+    ) -> None:
+        """Copies a finished point: its line of results.jsonl, its metrics.jsonl and its resolved
+        config."""
         try:
             self.copy(row, records, config)
         except Exception as e:
             print(f"{self.name} mirror, point {row['id']}: {one_line(e)}", file=sys.stderr)
 
     @abc.abstractmethod
-    def copy(self, row: Mapping[str, Any], records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+    def copy(
+        self,
+        row: Mapping[str, Any],
+        records: Sequence[Mapping[str, Any]],
+        config: Mapping[str, Any],
+    ) -> None:
         """What `point` guards; may raise anything."""
 
 
@@ -69,20 +82,25 @@ class TensorBoard(Mirror):
     name = "TensorBoard"
 
     def __init__(self, root: Path):
-        # Not SummaryWriter: its thread dies on a full disk, and the next add_scalar then waits forever.
+        # Not SummaryWriter: its thread dies on a full disk, and the next add_scalar then waits
+        # forever.
         try:
             from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboardX.record_writer import RecordWriter
             from tensorboardX.summary import hparams
         except ImportError as e:
-            raise UserError("--tensorboard needs tensorboardX: pip install 'mujax[tensorboard]'") from e
+            raise UserError(
+                "--tensorboard needs tensorboardX: pip install 'mujax[tensorboard]'"
+            ) from e
         self.root, self.event, self.writer, self.hparams = root, Event, RecordWriter, hparams
 
     def copy(self, row, records, config):
         now = time.time()
         final = {"step": row["steps"], "final_loss": row["final_loss"]}
         events = [self.event(wall_time=now, file_version="brain.Event:2")]
-        for summary in self.hparams({name: row[name] for name in HPARAMS}, {"final_loss": row["final_loss"]}):
+        for summary in self.hparams(
+            {name: row[name] for name in HPARAMS}, {"final_loss": row["final_loss"]}
+        ):
             events.append(self.event(wall_time=now, summary=summary))
         for record in [*records, final]:
             values = [{"tag": tag, "simple_value": value} for tag, value in scalars(record).items()]
@@ -90,7 +108,8 @@ class TensorBoard(Mirror):
 
         file = self.root / "tensorboard" / row["id"] / "events.out.tfevents"
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name("unfinished")  # TensorBoard reads only names with tfevents in them
+        # TensorBoard reads only names with tfevents in them
+        unfinished = file.with_name("unfinished")
         with contextlib.closing(self.writer(str(unfinished))) as writer:
             for event in events:
                 writer.write(event.SerializeToString())
@@ -105,7 +124,10 @@ class Wandb(Mirror):
 
     def __init__(self, root: Path, study: str, mode: str):
         if mode not in WANDB_MODES:
-            raise UserError(f"--wandb_mode={mode} is unknown; allowed: {', '.join(WANDB_MODES)}, or '' for no W&B")
+            raise UserError(
+                f"--wandb_mode={mode} is unknown; allowed: {', '.join(WANDB_MODES)}, or '' for no "
+                "W&B"
+            )
         try:
             # By name, because a folder ./wandb of earlier runs passes for an empty package.
             from wandb import init, login  # pyright: ignore[reportMissingImports]
@@ -117,7 +139,9 @@ class Wandb(Mirror):
             except Exception as e:
                 raise UserError(f"--wandb_mode=online cannot log in: {one_line(e)}") from e
             if not logged_in:
-                raise UserError("--wandb_mode=online is not logged in; run `wandb login`, or choose offline")
+                raise UserError(
+                    "--wandb_mode=online is not logged in; run `wandb login`, or choose offline"
+                )
         self.root, self.study, self.mode, self.init = root, study, mode, init
 
     def copy(self, row, records, config):
@@ -127,7 +151,9 @@ class Wandb(Mirror):
             if self.mode != "online":
                 raise
             self.mode = "offline"  # or each further point would wait as long for the network
-            raise ConnectionError(f"{one_line(e)}; further points are kept offline, for `wandb sync`") from e
+            raise ConnectionError(
+                f"{one_line(e)}; further points are kept offline, for `wandb sync`"
+            ) from e
 
     def log_run(self, row, records, config):
         with self.init(

@@ -1,8 +1,9 @@
-"""Checkpoints on disk: a folder a step, written beside the training, whole or not at all, and never trusted unseen.
+"""Checkpoints on disk: a folder a step, written beside the training, whole or not at all, and never
+trusted unseen.
 
-What Orbax gives back is compared with checksums taken of the arrays on the devices before they were saved: a bit that
-changed on the way, or a file that is gone, is found on any mesh: sums modulo 2^32 do not depend on how an array is
-split.
+What Orbax gives back is compared with checksums taken of the arrays on the devices before they were
+saved: a bit that changed on the way, or a file that is gone, is found on any mesh: sums modulo 2^32
+do not depend on how an array is split.
 """
 
 import contextlib
@@ -35,18 +36,23 @@ class Checkpoints:
     """The checkpoints of one folder; all processes of a run make the same calls."""
 
     def __init__(self, folder: Path, keep: int | None):
-        """keep: of the latest ones; those before are deleted once a newer one is whole. None: only to read."""
+        """keep: of the latest ones; those before are deleted once a newer one is whole. None: only
+        to read."""
         self._folder, self._is_read_only = folder, keep is None
-        if not self._is_read_only:  # where Orbax makes it, on one process, others wait for one that could not
+        if not self._is_read_only:
+            # where Orbax makes it, on one process, others wait for one that could not
             agreed(lambda: absolute(folder).mkdir(parents=True, exist_ok=True))
         options = ocp.CheckpointManagerOptions(
             create=not self._is_read_only,
             read_only=self._is_read_only,
-            cleanup_tmp_directories=not self._is_read_only,  # of a process that was killed while it saved
+            # of a process that was killed while it saved
+            cleanup_tmp_directories=not self._is_read_only,
             preservation_policy=preservation_policy.LatestN(keep),
             enable_async_checkpointing=True,
             # Two folders may be written at once, and processes must not take one for the other
-            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder.name
+            ),
             # Made in the background, a folder that cannot be made is waited for
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -58,9 +64,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, trees: Mapping[str, Any], record: Record) -> None:
-        """Begins to write trees of arrays, by name, and a record of JSON values; returns when they are copied.
+        """Begins to write trees of arrays, by name, and a record of JSON values; returns when they
+        are copied.
 
-        What comes after may change the arrays. An earlier save that is still on its way is waited for.
+        What comes after may change the arrays. An earlier save that is still on its way is waited
+        for.
 
         Raises:
           UserError: this one or the one before could not be written.
@@ -70,7 +78,11 @@ class Checkpoints:
         document["digest"] = _digest(document)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._reported():
-            self._manager.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(document), **items), force=True)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(record=ocp.args.JsonSave(document), **items),
+                force=True,
+            )
 
     def check(self) -> None:
         """Raises UserError if a save that has been begun has failed."""
@@ -87,15 +99,16 @@ class Checkpoints:
     ) -> tuple[Record, dict[str, Any]] | None:
         """(record, trees) of the latest checkpoint that is sound; None if there is none at all.
 
-        Damaged ones are moved to damaged/ beside the folder once one before them has been read, unless it is only read.
+        Damaged ones are moved to damaged/ beside the folder once one before them has been read,
+        unless it is only read.
 
         Args:
           trees: what is wanted, as shapes, types and shardings.
           check: raises UserError if a sound record is not of this run.
 
         Raises:
-          UserError: there are only damaged ones, which are left as they are; one may not be read; or what `check`
-            raised.
+          UserError: there are only damaged ones, which are left as they are; one may not be read;
+            or what `check` raised.
           ConnectionError: one cannot be read now, so what it holds is not known.
         """
         damaged: dict[int, str] = {}
@@ -110,7 +123,9 @@ class Checkpoints:
             if is_primary():
                 for bad, reason in damaged.items():
                     print(
-                        f"{self._folder / str(bad)} is damaged ({reason}); going on from step {step}", file=sys.stderr
+                        f"{self._folder / str(bad)} is damaged ({reason}); going on from step "
+                        f"{step}",
+                        file=sys.stderr,
                     )
             if not self._is_read_only:
                 agreed(lambda: [self._set_aside(bad) for bad in damaged])
@@ -119,7 +134,8 @@ class Checkpoints:
         if damaged:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise UserError(
-                f"{self._folder} holds damaged checkpoints only ({reasons}); nothing was changed. Restore it from a "
+                f"{self._folder} holds damaged checkpoints only ({reasons}); nothing was changed. "
+                "Restore it from a "
                 "copy, or choose a new workdir"
             )
         return None
@@ -146,7 +162,10 @@ class Checkpoints:
                     return record
             except Exception as e:
                 _check_answered(folder, e)
-                return {"damage": f"its record cannot be read: {e if isinstance(e, UserError) else type(e).__name__}"}
+                return {
+                    "damage": "its record cannot be read: "
+                    f"{e if isinstance(e, UserError) else type(e).__name__}"
+                }
             return {"damage": "its record does not match its digest"}
 
         record = agreed(read)
@@ -190,9 +209,12 @@ class Checkpoints:
             yield
         except Exception as e:  # Orbax, TensorStore and the file system each have their own
             reason = " ".join(str(e).split())
-            short = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-140:]}"  # the cause comes last
+            # the cause comes last
+            short = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-140:]}"
             kind = ConnectionError if _has_said(e, OUTAGES, is_outage) else UserError
-            raise kind(f"{self._folder}: a checkpoint could not be saved ({short}); the last one stands") from e
+            raise kind(
+                f"{self._folder}: a checkpoint could not be saved ({short}); the last one stands"
+            ) from e
 
 
 class _Damaged(Exception):
@@ -200,8 +222,8 @@ class _Damaged(Exception):
 
 
 def _check_answered(folder: Path, e: Exception) -> None:
-    """Raises if that a checkpoint could not be read says nothing of what is in it: UserError if it may not be read,
-    else ConnectionError."""
+    """Raises if that a checkpoint could not be read says nothing of what is in it: UserError if it
+    may not be read, else ConnectionError."""
     if _has_said(e, REFUSALS, is_refusal):
         raise UserError(f"{folder} may not be read ({_reason(e)}); nothing was changed") from e
     is_gone = isinstance(e, FileNotFoundError | NotADirectoryError | IsADirectoryError)
@@ -210,10 +232,14 @@ def _check_answered(folder: Path, e: Exception) -> None:
         or isinstance(e, OSError | MemoryError)
         and not is_gone
     ):
-        raise ConnectionError(f"{folder} cannot be read now ({_reason(e)}); nothing was changed") from e
+        raise ConnectionError(
+            f"{folder} cannot be read now ({_reason(e)}); nothing was changed"
+        ) from e
 
 
-def _has_said(e: BaseException | None, words: Sequence[str], by_type: Callable[[BaseException], bool]) -> bool:
+def _has_said(
+    e: BaseException | None, words: Sequence[str], by_type: Callable[[BaseException], bool]
+) -> bool:
     """Of an error, or one that it came from."""
     while e is not None:
         if by_type(e) or any(word in str(e) for word in words):
@@ -227,7 +253,8 @@ def _reason(e: Exception) -> str:
 
 
 def _read_tree(folder: Path, tree):
-    """The arrays of one tree. Without Orbax's own barriers: another process may fail, and would never come to them."""
+    """The arrays of one tree. Without Orbax's own barriers: another process may fail, and would
+    never come to them."""
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -244,7 +271,10 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 def _shapes(trees: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
     leaves = jax.tree.leaves_with_path(dict(trees))
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, str(x.dtype)) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, str(x.dtype))
+        for path, x in leaves
+    }
 
 
 def _describe(trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,8 +293,8 @@ def _checksums(arrays):
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """Sum modulo 2^32 of the bits of each number times an odd number that its place gives it: every change of one
-    number is seen, and others, swaps too, are missed once in about 2^32."""
+    """Sum modulo 2^32 of the bits of each number times an odd number that its place gives it: every
+    change of one number is seen, and others, swaps too, are missed once in about 2^32."""
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):

@@ -1,4 +1,5 @@
-"""The processes of a run: one here, one a host on a pod; what they decide together, and how they stop together."""
+"""The processes of a run: one here, one a host on a pod; what they decide together, and how they
+stop together."""
 
 import contextlib
 import glob
@@ -22,8 +23,8 @@ from jax.experimental import multihost_utils
 
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
-# Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one waits for the others
-# when it ends
+# Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one
+# waits for the others when it ends
 HEARTBEAT_TIMEOUT = SHUTDOWN_TIMEOUT = 30
 # For which processes wait for each other at the start
 START_TIMEOUT = 300
@@ -31,11 +32,15 @@ START_TIMEOUT = 300
 T = TypeVar("T")
 
 
-def initialize(coordinator: str | None = None, num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of this run, by the arguments or by what Cloud TPU, GKE or Slurm say; before any computation.
+def initialize(
+    coordinator: str | None = None, num_processes: int = 0, process_id: int = -1
+) -> None:
+    """Joins the processes of this run, by the arguments or by what Cloud TPU, GKE or Slurm say;
+    before any computation.
 
     Args:
-      coordinator: HOST:PORT of process 0; None: what the environment says, and where it says nothing, one process.
+      coordinator: HOST:PORT of process 0; None: what the environment says, and where it says
+        nothing, one process.
 
     Raises:
       UserError: the processes cannot be joined.
@@ -47,16 +52,23 @@ def initialize(coordinator: str | None = None, num_processes: int = 0, process_i
     }
     if coordinator:
         _check_address(coordinator)
-        options |= {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+        options |= {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
         options |= {"cluster_detection_method": "deactivate"}
     elif not _is_one_of_many():
         return
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as e:
-        if not coordinator and "coordinator_address should be defined" in str(e):  # a TPU of no cluster
+        if not coordinator and "coordinator_address should be defined" in str(e):
+            # a TPU of no cluster
             return
-        raise UserError(f"the processes of this run cannot be joined: {str(e).splitlines()[0]}") from e
+        raise UserError(
+            f"the processes of this run cannot be joined: {str(e).splitlines()[0]}"
+        ) from e
 
 
 def _check_address(coordinator: str) -> None:
@@ -74,7 +86,9 @@ def _check_address(coordinator: str) -> None:
 
 def _is_one_of_many() -> bool:
     """Whether this process may have others beside it, where JAX finds out how many."""
-    is_slurm_step = int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    is_slurm_step = (
+        int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    )
     has_tpu = bool(glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*"))
     return is_slurm_step or has_tpu or "JAX_COORDINATOR_ADDRESS" in os.environ
 
@@ -148,8 +162,8 @@ def where_false(value: bool) -> int | None:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends this process right after a failure, if there are others: JAX would wait for them, and they may be lost,
-    or wait for this one."""
+    """Ends this process right after a failure, if there are others: JAX would wait for them, and
+    they may be lost, or wait for this one."""
     try:
         yield
     except UserError:
@@ -162,7 +176,10 @@ def leaving_at_once() -> Iterator[None]:
         else:
             traceback.print_exc()
         which = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"mujax: {which} has failed, or lost another, and ends; the same command goes on", file=sys.stderr)
+        print(
+            f"mujax: {which} has failed, or lost another, and ends; the same command goes on",
+            file=sys.stderr,
+        )
         sys.stderr.flush()
         os._exit(CRASHED)
 
@@ -177,9 +194,11 @@ def all_same(text: str) -> bool:
 
 @contextlib.contextmanager
 def deferred_signals(grace_seconds: float = math.inf) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at once.
+    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at
+    once.
 
-    Whatever the process is at, also a compilation that no Python can interrupt, it ends within the grace after SIGTERM.
+    Whatever the process is at, also a compilation that no Python can interrupt, it ends within the
+    grace after SIGTERM.
     """
     received = threading.Event()
 
@@ -228,16 +247,22 @@ def _watch(reader: int, grace_seconds: float) -> None:
 
 def _end_unsaved(grace_seconds: float) -> None:
     text = "the same command goes on from what was saved before"
-    print(f"mujax: not saved within checkpoint.grace_seconds = {grace_seconds:g}; {text}", file=sys.stderr, flush=True)
+    print(
+        f"mujax: not saved within checkpoint.grace_seconds = {grace_seconds:g}; {text}",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
 def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
-    """Yields a function, asked before every step, that says whether to save and stop: at the same step everywhere.
+    """Yields a function, asked before every step, that says whether to save and stop: at the same
+    step everywhere.
 
     Raises:
-      KeyboardInterrupt: at a second signal, of a process that is alone. One of several ends at once at a second SIGINT.
+      KeyboardInterrupt: at a second signal, of a process that is alone. One of several ends at once
+        at a second SIGINT.
     """
     if jax.process_count() == 1:
         with deferred_signals(grace_seconds) as is_interrupted:
@@ -248,7 +273,8 @@ def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
     timer.daemon = True
     is_asked = threading.Event()
 
-    def is_reached(step: int) -> bool:  # JAX has taken SIGTERM over, and agrees with the others on a step
+    def is_reached(step: int) -> bool:
+        # JAX has taken SIGTERM over, and agrees with the others on a step
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
         timer.start()

@@ -1,4 +1,5 @@
-"""What a run writes as it goes: metrics.jsonl, the same however often it stops; performance.jsonl; heartbeat.json.
+"""What a run writes as it goes: metrics.jsonl, the same however often it stops; performance.jsonl;
+heartbeat.json.
 
 In a bucket the first two are written anew at each evaluation and before each checkpoint.
 """
@@ -23,7 +24,8 @@ HEARTBEAT_SECONDS = 10.0
 
 
 class _Lines:
-    """A JSONL file that a run adds to; it is opened by name for each line, so one that is moved away is begun anew."""
+    """A JSONL file that a run adds to; it is opened by name for each line, so one that is moved
+    away is begun anew."""
 
     def __init__(self, where: Callable[[], Path], name: str):
         self._where, self._name = where, name
@@ -46,7 +48,8 @@ class _Lines:
 
 
 class _BucketLines(_Lines):
-    """Nothing can be appended to an object: lines are kept here, and all are written anew when they are to be seen."""
+    """Nothing can be appended to an object: lines are kept here, and all are written anew when they
+    are to be seen."""
 
     def __init__(self, where: Callable[[], Path], name: str):
         super().__init__(where, name)
@@ -73,12 +76,15 @@ class RunLog:
     def __init__(self, root: Path, is_writer: bool, where: Callable[[], Path] | None = None):
         """where: says where the folder is now, if it may be moved meanwhile."""
         lines, self._where = _BucketLines if is_bucket(root) else _Lines, where or (lambda: root)
-        self._metrics, self._performance = (lines(self._where, f"{name}.jsonl") for name in ("metrics", "performance"))
+        self._metrics, self._performance = (
+            lines(self._where, f"{name}.jsonl") for name in ("metrics", "performance")
+        )
         self._is_writer = is_writer
         self._last_beat = -HEARTBEAT_SECONDS
 
     def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
-        """Drops records of what is done again: training from `step` on, and evaluations other than these.
+        """Drops records of what is done again: training from `step` on, and evaluations other than
+        these.
 
         Raises:
           UserError: a line is not of a run.
@@ -88,7 +94,9 @@ class RunLog:
         file, kept = self._metrics.file, []
         if file.exists():
             for record in read_metrics(file):
-                is_kept = record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
+                is_kept = (
+                    record["step"] in eval_steps if "eval_loss" in record else record["step"] < step
+                )
                 kept += [record] * is_kept
         files.drop_torn_line(self._performance.file)
         if file.exists():
@@ -108,12 +116,14 @@ class RunLog:
             self._performance.show()
 
     def sync(self) -> None:
-        """Until the metrics so far are on disk: before a checkpoint or a result that they must not be behind."""
+        """Until the metrics so far are on disk: before a checkpoint or a result that they must not
+        be behind."""
         if self._is_writer:
             self._metrics.sync()
 
     def beat(self, step: int) -> None:
-        """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it cannot ends no run."""
+        """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it
+        cannot ends no run."""
         if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             file = self._where() / "heartbeat.json"
@@ -142,10 +152,12 @@ class StepTimer:
         self._last = None
 
     def report(self, step: int) -> dict[str, Any] | None:
-        """A record of performance.jsonl, and a new beginning; None if no two steps have followed each other.
+        """A record of performance.jsonl, and a new beginning; None if no two steps have followed
+        each other.
 
-        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all devices (peak_flops: of
-        one); both None where that is not known. step_seconds: of steps alone, without evaluations and saves.
+        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all
+        devices (peak_flops: of one); both None where that is not known. step_seconds: of steps
+        alone, without evaluations and saves.
         """
         if not self._seconds:
             return None
@@ -168,7 +180,8 @@ class StepTimer:
 
 
 def _memory() -> dict[str, int]:
-    """Peak bytes of this process' devices, the fullest of them, or of the process itself where devices do not tell."""
+    """Peak bytes of this process' devices, the fullest of them, or of the process itself where
+    devices do not tell."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
     if peaks:

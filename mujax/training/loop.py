@@ -1,5 +1,5 @@
-"""One run, of any size: on a device, a mesh, or the hosts of a pod; the simplest loop that is the real thing. Many runs
-at once are mujax.sweep.study."""
+"""One run, of any size: on a device, a mesh, or the hosts of a pod; the simplest loop that is the
+real thing. Many runs at once are mujax.sweep.study."""
 
 import contextlib
 import functools
@@ -26,25 +26,33 @@ from mujax.training.results import make_row
 from mujax.training.resume import Saves
 from mujax.training.run import Run, make_run
 from mujax.training.sharding import Layout, make_layout
-from mujax.training.steps import TrainState, abstract_state, init_options, make_train_fns, state_shardings
+from mujax.training.steps import (
+    TrainState,
+    abstract_state,
+    init_options,
+    make_train_fns,
+    state_shardings,
+)
 from mujax.training.workdir import Workdir
 
 
 def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequence[str] = ()) -> Row:
     """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
 
-    Leaves config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at the end result.json.
-    A finished workdir is left alone. An interrupted run goes on from its latest sound checkpoint, and what it leaves
-    is, bit by bit, what it would have left uninterrupted on these devices. On several processes all call this, with a
-    workdir that all of them see.
+    Leaves config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at
+    the end result.json. A finished workdir is left alone. An interrupted run goes on from its
+    latest sound checkpoint, and what it leaves is, bit by bit, what it would have left
+    uninterrupted on these devices. On several processes all call this, with a workdir that all of
+    them see.
 
     Args:
-      allowed_changes: fields in which the config may differ from the one that the workdir was begun with; `table` and
-        `data` stand for the resolved parameterization and the text that is trained on.
+      allowed_changes: fields in which the config may differ from the one that the workdir was begun
+        with; `table` and `data` stand for the resolved parameterization and the text that is
+        trained on.
 
     Raises:
-      UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint could not be saved, or
-        the workdir was moved away meanwhile; the state is saved in it.
+      UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint
+        could not be saved, or the workdir was moved away meanwhile; the state is saved in it.
       ConnectionError: a bucket did not answer.
       KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
@@ -57,7 +65,9 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     agreed(lambda: str(files.open_workdir(workdir, "config.json", config, allowed_changes)))
     batches, validation, corpus = everywhere(lambda: load_batches(run.cfg, [run.cfg.seed]))
     if not all_same(corpus.fingerprint):
-        raise UserError(f"the processes of this run read different data (fingerprint {corpus.fingerprint} here)")
+        raise UserError(
+            f"the processes of this run read different data (fingerprint {corpus.fingerprint} here)"
+        )
     claim = Claim(root, run, corpus.fingerprint, allowed_changes)
     row = agreed(claim.finished_row)
     if row is not None:
@@ -113,8 +123,8 @@ def train_to_end(
     """Trains a run from its latest checkpoint, or from the beginning, to its end.
 
     Args:
-      read: t -> the rows of batch t. validation: rows, batch by batch. must_stop: t -> whether to save and stop before
-        step t.
+      read: t -> the rows of batch t. validation: rows, batch by batch. must_stop: t -> whether to
+        save and stop before step t.
 
     Raises:
       UserError: see train.
@@ -156,7 +166,8 @@ def train_to_end(
         batch = next(rows)
         observer.begin_step(t, state)
         state, metrics = fns.step(state, batch, *numbers)
-        observer.end_step(t, state, metrics, outcome)  # reads step t - 1 while the device is at step t
+        # reads step t - 1 while the device is at step t
+        observer.end_step(t, state, metrics, outcome)
     saves.finish(state, outcome)
     return outcome
 
@@ -169,13 +180,20 @@ def _jit(run: Run, layout: Layout) -> Fns:
         init=jax.jit(fns.init, out_shardings=shardings, compiler_options=init_options()),
         step=jax.jit(fns.step, donate_argnums=0, out_shardings=(shardings, whole)),
         evaluate=jax.jit(fns.evaluate, out_shardings=whole),
-        abstract=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
+        abstract=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        ),
     )
 
 
 def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
-    """Raises UserError, on all processes, unless all are to do the same: each compiles what its own config says."""
-    of_run = {**run.cfg.as_dict(), "table_hash": run.table_hash, "allow_config_change": sorted(allowed_changes)}
+    """Raises UserError, on all processes, unless all are to do the same: each compiles what its own
+    config says."""
+    of_run = {
+        **run.cfg.as_dict(),
+        "table_hash": run.table_hash,
+        "allow_config_change": sorted(allowed_changes),
+    }
     own = json.loads(files.as_line(of_run))  # tuples and NumPy's numbers as the first sends them
     first = agreed(lambda: own)
 
@@ -183,7 +201,9 @@ def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
         changes = [f"{field}: {change}" for field, change in differences(first, own).items()]
         if changes:
             process = f"process {jax.process_index()}"
-            raise UserError(f"{process} was given another command than process 0: {', '.join(changes[:3])}")
+            raise UserError(
+                f"{process} was given another command than process 0: {', '.join(changes[:3])}"
+            )
 
     everywhere(check)
 
@@ -197,7 +217,8 @@ def _make_layout(run: Run) -> Layout:
     mesh = run.cfg.mesh
     if jax.process_count() > 1 and mesh.num_devices != jax.device_count():
         raise UserError(
-            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} must be the {jax.device_count()} devices of the "
+            f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} must be the "
+            f"{jax.device_count()} devices of the "
             f"{jax.process_count()} processes"
         )
     check_devices(mesh.num_devices, jax.device_count(), "here")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from mujax.models.layers import at_least_float32
 
-# Logits of a chunk, up to a number of chunks beyond which matmuls are too small to be fast: 8 in float32, 4 in
-# bfloat16. They hold an eighth of the whole batch's float32 logits either way.
+# Logits of a chunk, up to a number of chunks beyond which matmuls are too small to be fast: 8 in
+# float32, 4 in bfloat16. They hold an eighth of the whole batch's float32 logits either way.
 CHUNK_BYTES, CHUNKS_PER_BYTE = 2**22, 2
 
 
@@ -28,16 +28,18 @@ def until_first(eos_id: int, targets_BT):
 def mean_cross_entropy(
     logits: Callable, x_BTD, targets_BT, vocab_size: int, eos_id: int | None, unrolled: bool = False
 ):
-    """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as 0.
+    """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as
+    0.
 
-    Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is taken with its loss,
-    since what comes from above only multiplies it: its logits are computed once, and are gone before those of the next.
-    Gradients of the weights are added up in the dtype of the weights.
+    Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is
+    taken with its loss, since what comes from above only multiplies it: its logits are computed
+    once, and are gone before those of the next. Gradients of the weights are added up in the dtype
+    of the weights.
 
     Args:
       logits: features [B, any, D] -> logits [B, any, V], each position by itself.
-      unrolled: parts as code one after the other, not as a loop: where rows are split over devices, XLA then adds the
-        gradients of all parts up before it exchanges them.
+      unrolled: parts as code one after the other, not as a loop: where rows are split over devices,
+        XLA then adds the gradients of all parts up before it exchanges them.
     """
     mask_BT = None if eos_id is None else until_first(eos_id, targets_BT)
     batch_size, seq_len = targets_BT.shape
@@ -54,7 +56,8 @@ def mean_cross_entropy(
         return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
 
     labels = jax.tree.map(cut, (targets_BT, mask_BT))
-    # `weights` are those of them that logits uses: zeros as gradients of all others would have to be added as well
+    # `weights` are those of them that logits uses: zeros as gradients of all others would have to
+    # be added as well
     of_chunk, weights = jax.closure_convert(logits, jax.eval_shape(lambda x: cut(x)[0], x_BTD))
 
     @jax.custom_vjp
@@ -69,7 +72,11 @@ def mean_cross_entropy(
         def add(total, chunk):
             x_BTD, targets_BT, mask_BT = chunk
             logits_BTV, pull = jax.vjp(of_chunk, x_BTD, *weights)
-            share_BT = jnp.full(targets_BT.shape, 1 / targets_BT.size) if mask_BT is None else mask_BT / mask_BT.size
+            share_BT = (
+                jnp.full(targets_BT.shape, 1 / targets_BT.size)
+                if mask_BT is None
+                else mask_BT / mask_BT.size
+            )
             loss, of_logits_BTV = _loss_and_gradient(logits_BTV, targets_BT, share_BT)
             of_x_BTD, *of_weights = pull(of_logits_BTV)
             return jax.tree.map(jnp.add, total, (loss, of_weights)), of_x_BTD
@@ -86,13 +93,18 @@ def mean_cross_entropy(
 
 
 def _loss_and_gradient(logits_BTV, targets_BT, share_BT):
-    """Sum of cross-entropies times share_BT, and its gradient by the logits, softmax - one-hot, in their dtype."""
+    """Sum of cross-entropies times share_BT, and its gradient by the logits, softmax - one-hot, in
+    their dtype."""
     precise_BTV = at_least_float32(logits_BTV)
-    is_target_BTV = jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
+    is_target_BTV = (
+        jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
+    )
     log_sum_BT1 = jax.nn.logsumexp(precise_BTV, axis=-1, keepdims=True)
     target_BT = jnp.sum(jnp.where(is_target_BTV, precise_BTV, 0), axis=-1)
     gradient_BTV = (jnp.exp(precise_BTV - log_sum_BT1) - is_target_BTV) * share_BT[..., None]
-    return jnp.sum((log_sum_BT1[..., 0] - target_BT) * share_BT), gradient_BTV.astype(logits_BTV.dtype)
+    return jnp.sum((log_sum_BT1[..., 0] - target_BT) * share_BT), gradient_BTV.astype(
+        logits_BTV.dtype
+    )
 
 
 def _num_chunks(logits_per_position: int, seq_len: int, itemsize: int) -> int:

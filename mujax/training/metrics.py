@@ -1,6 +1,8 @@
-"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss, eval_bits_per_byte}.
+"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss,
+eval_bits_per_byte}.
 
-`step` counts finished updates, so a training loss and an evaluation at one step are of the same weights.
+`step` counts finished updates, so a training loss and an evaluation at one step are of the same
+weights.
 """
 
 import math

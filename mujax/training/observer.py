@@ -21,7 +21,8 @@ from mujax.training.workdir import Workdir
 
 
 class Observer:
-    """Watches the steps of one run. What a step measured is read one step late, so that the device never waits."""
+    """Watches the steps of one run. What a step measured is read one step late, so that the device
+    never waits."""
 
     def __init__(self, run: Run, corpus: Corpus, workdir: Workdir, log: RunLog, layout: Layout):
         self._run, self._corpus, self._workdir, self._log = run, corpus, workdir, log
@@ -46,8 +47,11 @@ class Observer:
         is_measured = monitor.tensor_interval and t % monitor.tensor_interval == 0
         self._before = self._copy(state.params) if is_measured else None
 
-    def end_step(self, t: int, state: TrainState, metrics: Mapping[str, Any], outcome: Outcome) -> None:
-        """Takes in what a step will have measured once the device has made it, and reads the step before."""
+    def end_step(
+        self, t: int, state: TrainState, metrics: Mapping[str, Any], outcome: Outcome
+    ) -> None:
+        """Takes in what a step will have measured once the device has made it, and reads the step
+        before."""
         tensors = None
         if self._before is not None:
             tensors = self._tensor_rms(self._before, state.params, self._run.scalings)
@@ -62,7 +66,8 @@ class Observer:
         self._log.beat(t)
 
     def catch_up(self, outcome: Outcome) -> None:
-        """Reads the step that was dispatched last, logs it, and tells the outcome; of a run that has ended, nothing."""
+        """Reads the step that was dispatched last, logs it, and tells the outcome; of a run that
+        has ended, nothing."""
         if self._pending is None or outcome.has_ended:
             return
         step, metrics, tensors = self._pending
@@ -72,7 +77,9 @@ class Observer:
             values = {name: json_number(float(metrics[name])) for name in METRICS}
             self._log.metrics({"step": step, **values})
         if tensors is not None:
-            self._log.metrics({"step": step, **jax.tree.map(lambda x: json_number(float(x)), tensors)})
+            self._log.metrics(
+                {"step": step, **jax.tree.map(lambda x: json_number(float(x)), tensors)}
+            )
         outcome.trained(step, loss)
 
     def pause(self) -> None:
@@ -91,9 +98,14 @@ class Observer:
         if performance:
             self._log.performance(performance)
             mfu = performance["mfu"]
-            speed = f"  {performance['tokens_per_second']:.0f} tokens/s" + (f"  MFU {mfu:.1%}" if mfu else "")
+            speed = f"  {performance['tokens_per_second']:.0f} tokens/s" + (
+                f"  MFU {mfu:.1%}" if mfu else ""
+            )
         if is_primary():
-            print(f"step {step}/{self._run.cfg.train.steps}  eval loss {loss:.4f}{speed}", file=sys.stderr)
+            print(
+                f"step {step}/{self._run.cfg.train.steps}  eval loss {loss:.4f}{speed}",
+                file=sys.stderr,
+            )
 
     def close(self) -> None:
         """Ends a profile that is being written."""

@@ -6,7 +6,8 @@ from mujax.config import TrainConfig
 
 
 def is_sound(loss, bound):
-    """Whether a loss is a number within the bound beyond which a run counts as diverged; also of arrays."""
+    """Whether a loss is a number within the bound beyond which a run counts as diverged; also of
+    arrays."""
     return loss <= bound  # false of NaN
 
 
@@ -14,11 +15,12 @@ def is_sound(loss, bound):
 class Outcome:
     """What a run has come to so far, and whether that is its end.
 
-    A run ends at the first step whose training or validation loss is not sound (it diverged), at the first evaluation
-    that train.give_up_step and train.give_up_loss do not let pass (it was stopped), or with the evaluation after its
-    last step. The rule looks at this run alone.
+    A run ends at the first step whose training or validation loss is not sound (it diverged), at
+    the first evaluation that train.give_up_step and train.give_up_loss do not let pass (it was
+    stopped), or with the evaluation after its last step. The rule looks at this run alone.
 
-    evals: (step, validation loss in nats), in order. diverged_at, stopped_at: the step of such an end.
+    evals: (step, validation loss in nats), in order. diverged_at, stopped_at: the step of such an
+      end.
     """
 
     train: TrainConfig
@@ -29,7 +31,13 @@ class Outcome:
     @property
     def status(self) -> str:
         """The status of the run's row: ok, diverged or stopped."""
-        return "diverged" if self.diverged_at is not None else "stopped" if self.stopped_at is not None else "ok"
+        return (
+            "diverged"
+            if self.diverged_at is not None
+            else "stopped"
+            if self.stopped_at is not None
+            else "ok"
+        )
 
     @property
     def has_ended(self) -> bool:
@@ -37,7 +45,8 @@ class Outcome:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the lowest validation loss, the first of equals; None if that is of the untrained weights."""
+        """The step of the lowest validation loss, the first of equals; None if that is of the
+        untrained weights."""
         return min(self.evals, key=lambda pair: pair[1], default=(0, 0.0))[0] or None
 
     def must_evaluate(self, step: int) -> bool:

@@ -1,5 +1,5 @@
-"""Whose a workdir is, and whether a run may go on from what it holds: the same config, table and data, or what was
-allowed to change."""
+"""Whose a workdir is, and whether a run may go on from what it holds: the same config, table and
+data, or what was allowed to change."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,9 @@ from mujax.training.run import Run
 class Claim:
     """A run, and the workdir that it wants.
 
-    allowed_changes: fields in which the config may differ from the one that the workdir was begun with; `table` and
-      `data` stand for the resolved parameterization and the text that is trained on.
+    allowed_changes: fields in which the config may differ from the one that the workdir was begun
+      with; `table` and `data` stand for the resolved parameterization and the text that is trained
+      on.
     """
 
     root: Path
@@ -27,7 +28,8 @@ class Claim:
     allowed_changes: Sequence[str]
 
     def finished_row(self) -> Row | None:
-        """The row that is there already, if it is of this run and not of one before a change of the config.
+        """The row that is there already, if it is of this run and not of one before a change of the
+        config.
 
         Raises:
           UserError: it is, but was of another table or other data.
@@ -41,7 +43,8 @@ class Claim:
         return row
 
     def check_checkpoint(self, record: Mapping[str, Any]) -> None:
-        """Raises UserError unless a checkpoint is of this very run, but for what is allowed to differ."""
+        """Raises UserError unless a checkpoint is of this very run, but for what is allowed to
+        differ."""
         where = f"--workdir={self.root}: its checkpoint of step {record['step']}"
         files.check_same(where, record["config"], self.run.cfg.as_dict(), self.allowed_changes)
         self._check_sources(where, record)
@@ -49,10 +52,14 @@ class Claim:
         if record["step"] > steps:
             raise UserError(f"{where} is beyond train.steps = {steps}")
         if record["step"] == steps and not self._is_own(record):
-            raise UserError(f"{where} has had all its training before the change; raise train.steps, which is {steps}")
+            raise UserError(
+                f"{where} has had all its training before the change; raise train.steps, which is "
+                f"{steps}"
+            )
 
     def take(self) -> None:
-        """Writes whose workdir it is from now on; what another config, as allowed, has left is set aside."""
+        """Writes whose workdir it is from now on; what another config, as allowed, has left is set
+        aside."""
         config, file = self.run.cfg.as_dict(), self.root / "config.json"
         if file.exists() and files.same_study(read_config(file)) != files.same_study(config):
             files.set_aside(self.root, ("result.json", "config.json"), copied=("metrics.jsonl",))
@@ -65,19 +72,27 @@ class Claim:
         return same and sources == (self.run.table_hash, self.data_fingerprint)
 
     def _check_sources(self, where: str, recorded: Mapping[str, Any]) -> None:
-        """Raises UserError if a result or a checkpoint is of another table or of other data than the run."""
-        if recorded.get("table_hash") != self.run.table_hash and "table" not in self.allowed_changes:
+        """Raises UserError if a result or a checkpoint is of another table or of other data than
+        the run."""
+        if (
+            recorded.get("table_hash") != self.run.table_hash
+            and "table" not in self.allowed_changes
+        ):
             old, new = recorded.get("table", "").splitlines(), self.run.table.splitlines()
             changed = [f"{a!r} -> {b!r}" for a, b in zip(old, new, strict=False) if a != b]
-            what = "; ".join(changed[:3]) or f"{recorded.get('table_hash')} -> {self.run.table_hash}"
+            what = (
+                "; ".join(changed[:3]) or f"{recorded.get('table_hash')} -> {self.run.table_hash}"
+            )
             raise UserError(
-                f"{where} was saved under another parameterization table: {what}; use the code that saved it, or "
+                f"{where} was saved under another parameterization table: {what}; use the code "
+                "that saved it, or "
                 "--allow_config_change=table"
             )
         old = recorded.get("data_fingerprint")
         if old != self.data_fingerprint and "data" not in self.allowed_changes:
             raise UserError(
-                f"{where} was trained on other data: fingerprint {old} -> {self.data_fingerprint}; choose a new "
+                f"{where} was trained on other data: fingerprint {old} -> "
+                f"{self.data_fingerprint}; choose a new "
                 "workdir, or --allow_config_change=data"
             )
 
@@ -88,4 +103,6 @@ def check_allowed(allowed_changes: Sequence[str], config: Mapping[str, Any]) -> 
     known = [*fields, *config, "table", "data"]
     for name in allowed_changes:
         if name not in known:
-            raise UserError(f"--allow_config_change={name}: the config has no such field{suggest(name, known)}")
+            raise UserError(
+                f"--allow_config_change={name}: the config has no such field{suggest(name, known)}"
+            )

@@ -17,8 +17,11 @@ from mujax.training.outcome import Outcome
 from mujax.training.run import Run, device_description
 
 
-def make_row(run: Run, outcome: Outcome, *, overrides: Mapping[str, Any], corpus: Corpus, seconds: float) -> Row:
-    """The row of a run at its end. Unless it came through it carries null losses, no number an argmin could take."""
+def make_row(
+    run: Run, outcome: Outcome, *, overrides: Mapping[str, Any], corpus: Corpus, seconds: float
+) -> Row:
+    """The row of a run at its end. Unless it came through it carries null losses, no number an
+    argmin could take."""
     cfg = run.cfg
     status = outcome.status
     finite = [[step, loss] for step, loss in outcome.evals if math.isfinite(loss)]
@@ -57,7 +60,8 @@ def make_row(run: Run, outcome: Outcome, *, overrides: Mapping[str, Any], corpus
 
 @functools.cache
 def code_version() -> str:
-    """Package version, with the commit if the package runs from a git checkout, or MUJAX_COMMIT tells it."""
+    """Package version, with the commit if the package runs from a git checkout, or MUJAX_COMMIT
+    tells it."""
     if commit := os.environ.get("MUJAX_COMMIT"):
         return f"{mujax.__version__}+{commit}"
     root = Path(mujax.__file__).parent.parent
@@ -65,7 +69,9 @@ def code_version() -> str:
         return mujax.__version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return mujax.__version__
     return f"{mujax.__version__}+{commit}"

@@ -1,4 +1,5 @@
-"""What a run saves of itself, and goes on from: the latest states, and the weights of the best evaluation."""
+"""What a run saves of itself, and goes on from: the latest states, and the weights of the best
+evaluation."""
 
 import sys
 import time
@@ -36,8 +37,11 @@ class Saves:
         """Wall time of the run, with that before it was interrupted."""
         return time.monotonic() - self._start
 
-    def resume(self, abstract: TrainState, init: Callable[[], TrainState]) -> tuple[TrainState, Outcome]:
-        """Returns the run as its latest sound checkpoint has it, or as `init` begins it if there is none.
+    def resume(
+        self, abstract: TrainState, init: Callable[[], TrainState]
+    ) -> tuple[TrainState, Outcome]:
+        """Returns the run as its latest sound checkpoint has it, or as `init` begins it if there is
+        none.
 
         The workdir is the run's from then on, and its log ends where the run goes on.
 
@@ -59,7 +63,10 @@ class Saves:
             if is_primary():
                 print(f"{root}: going on from step {step}", file=sys.stderr)
         elif is_primary() and (root / "metrics.jsonl").exists():
-            print(f"{root} holds a run that saved no checkpoint; starting again from step 0", file=sys.stderr)
+            print(
+                f"{root} holds a run that saved no checkpoint; starting again from step 0",
+                file=sys.stderr,
+            )
         eval_steps = [at for at, _ in outcome.evals]
         agreed(lambda: self._log.go_on_from(step, eval_steps))
         best = self._best
@@ -74,14 +81,18 @@ class Saves:
         return state, outcome
 
     def save(self, step: int, state: TrainState, outcome: Outcome) -> None:
-        """Begins to save a state, unless that of this step is saved; the data's position is the step."""
+        """Begins to save a state, unless that of this step is saved; the data's position is the
+        step."""
         self._follow()
         if step == self._saved_at:
             return
         self._log.sync()
-        if self._best and self._best_saved_at != step:  # an evaluation that is recorded has its weights on disk
+        if self._best and self._best_saved_at != step:
+            # an evaluation that is recorded has its weights on disk
             self._best.wait()
-        self._latest.save(step, {"params": state.params, "opt_state": state.opt_state}, self._record(outcome))
+        self._latest.save(
+            step, {"params": state.params, "opt_state": state.opt_state}, self._record(outcome)
+        )
         self._saved_at = step
 
     def save_best(self, step: int, state: TrainState, outcome: Outcome) -> None:
@@ -126,7 +137,8 @@ class Saves:
         if self._workdir.follow():
             self.close()
             self._open()
-            saved = agreed(lambda: self._latest.steps)  # a save that was under way is not among them
+            # a save that was under way is not among them
+            saved = agreed(lambda: self._latest.steps)
             self._saved_at = self._saved_at if self._saved_at in saved else -1
 
     def _record(self, outcome: Outcome) -> Record:

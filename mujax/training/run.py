@@ -32,8 +32,9 @@ from mujax.training.steps import Program, abstract_metas
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resolved:
-    """A parameterization resolved for a model and an optimizer. scalings: a tree of float32 scalars; metas and rows (of
-    the table): trees beside it. Runs that differ in other numbers share one."""
+    """A parameterization resolved for a model and an optimizer. scalings: a tree of float32
+    scalars; metas and rows (of the table): trees beside it. Runs that differ in other numbers share
+    one."""
 
     metas: dict[str, Any]
     rows: dict[str, Any]
@@ -81,7 +82,8 @@ class Run:
 
     @functools.cached_property
     def group(self) -> str:
-        """Names the compiled program and all else that lanes of one chunk must share, but for the mesh."""
+        """Names the compiled program and all else that lanes of one chunk must share, but for the
+        mesh."""
         program = _canonical_program(self.program, self.cfg.model_name, self.cfg.optim.name)
         return hashed(f"[{program}, {canonical(self.cfg.train)}, {canonical(self.cfg.data)}]")
 
@@ -137,14 +139,17 @@ class RunMaker:
             model=cfg.model,
             optimizer=OPTIMIZERS[cfg.optim.name],
             decay_form=cfg.optim.decay_form,
-            momentum_dtype=None if cfg.optim.momentum_dtype == "float32" else cfg.optim.momentum_dtype,
+            momentum_dtype=None
+            if cfg.optim.momentum_dtype == "float32"
+            else cfg.optim.momentum_dtype,
             schedule=cfg.schedule.name,
             accumulation=cfg.train.accumulation,
             eos_id=None if cfg.data.eos_id < 0 else cfg.data.eos_id,
             batch_size=cfg.train.batch_size,
             seq_len=cfg.data.seq_len,
         )
-        hps = Hps(*(cast(Any, np.float32(value)) for value in hps))  # as_float32 of a tuple, in a tenth of its time
+        # as_float32 of a tuple, in a tenth of its time
+        hps = Hps(*(cast(Any, np.float32(value)) for value in hps))
         return Run(cfg, self._programs.setdefault(program, program), resolved, hps)
 
 
@@ -152,8 +157,8 @@ def make_run(cfg: RunConfig) -> Run:
     """Resolves the parameterization of a config; compiles and allocates nothing.
 
     Raises:
-      UserError: a tensor without a rule, an override that fits nothing, an optimizer without a column, a model that no
-        machine could train, or a number of the table beyond float32.
+      UserError: a tensor without a rule, an override that fits nothing, an optimizer without a
+        column, a model that no machine could train, or a number of the table beyond float32.
     """
     return RunMaker()(cfg)
 
@@ -164,7 +169,8 @@ def _model_class(cfg: RunConfig) -> type[MuModule]:
 
 @functools.lru_cache(maxsize=1024)  # the points of a sweep share few programs
 def _canonical_program(program: Program, model_name: str, optimizer: str) -> str:
-    """Returns a program as JSON with sorted keys, with names in the place of the model's class and the optimizer."""
+    """Returns a program as JSON with sorted keys, with names in the place of the model's class and
+    the optimizer."""
     fields = {**dataclasses.asdict(program), "model_name": model_name, "optimizer": optimizer}
     del fields["model_class"]
     return json.dumps(fields, sort_keys=True)
@@ -177,7 +183,9 @@ def _resolve(cfg: RunConfig) -> Resolved:
     try:
         base_metas = abstract_metas(_model_class(cfg), cfg.base_model)
     except UserError as e:
-        raise UserError(f"the model at parameterization.base_width = {cfg.parameterization.base_width}: {e}") from e
+        raise UserError(
+            f"the model at parameterization.base_width = {cfg.parameterization.base_width}: {e}"
+        ) from e
     rows, rules = apply_overrides(table, cfg.parameterization.override, metas, PARAMETERIZATIONS)
     scalings = resolve(rows, metas, base_metas, OPTIMIZERS[cfg.optim.name].column)
     check_depth(table, rows, rules, metas, cfg.model.dims)
@@ -185,7 +193,9 @@ def _resolve(cfg: RunConfig) -> Resolved:
     for name, numbers in {**named_leaves(scalings), "a forward scale": scales}.items():
         for number, value in numbers._asdict().items():
             if not float(value) < 3.4e38:
-                raise UserError(f"{name}: its {number} under {table.name!r} is {float(value):g}, beyond float32")
+                raise UserError(
+                    f"{name}: its {number} under {table.name!r} is {float(value):g}, beyond float32"
+                )
     return Resolved(metas, rows, rules, as_float32(scalings), as_float32(scales))
 
 

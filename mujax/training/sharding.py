@@ -1,8 +1,10 @@
-"""Where arrays live: the mesh of a sweep, and how the tensors of one run are split over its share of devices.
+"""Where arrays live: the mesh of a sweep, and how the tensors of one run are split over its share
+of devices.
 
-The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run. Rows are split over
-`data` and `fsdp`, weights as the rules say, optimizer state and gradients like their weights. A weight that `fsdp`
-splits is gathered, in the compute dtype, when its layer needs it.
+The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run.
+Rows are split over `data` and `fsdp`, weights as the rules say, optimizer state and gradients like
+their weights. A weight that `fsdp` splits is gathered, in the compute dtype, when its layer needs
+it.
 """
 
 import dataclasses
@@ -26,7 +28,8 @@ BATCH = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when modules get them.
+    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when
+    modules get them.
 
     Where runs are not split, each on its own device, it constrains nothing.
     """
@@ -51,7 +54,8 @@ class Layout:
         return NamedSharding(self.mesh, P())
 
     def stored(self, meta: ParamMeta) -> NamedSharding:
-        """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays whole."""
+        """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays
+        whole."""
         return self._sharding(meta.axes, meta.sizes, WEIGHT_AXES)
 
     def used(self, meta: ParamMeta) -> NamedSharding:
@@ -63,7 +67,9 @@ class Layout:
         spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
         return NamedSharding(self.mesh, P(*spec))
 
-    def place(self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array | np.ndarray:
+    def place(
+        self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]
+    ) -> jax.Array | np.ndarray:
         """Rows [B, T + 1] over the mesh; each process reads those that its devices hold."""
         if not self.is_split:
             return read(slice(0, shape[0]))
@@ -78,7 +84,8 @@ class Layout:
         return jax.make_array_from_callback(shape, self.batch(batch_axis=0, ndim=2), share)
 
     def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
-        """`w` as it is used; what comes back as its gradient is summed right into the shares that are stored."""
+        """`w` as it is used; what comes back as its gradient is summed right into the shares that
+        are stored."""
         if self.gathered or not self.is_split:
             return w
         stored, used = self.stored(meta), self.used(meta)
@@ -92,14 +99,19 @@ class Layout:
         return gathered(w)
 
     def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules for `tensor`."""
+        """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules
+        for `tensor`."""
         if not self.is_split:
             return x
         spec = self._sharding(axes, x.shape, ("tensor",)).spec
-        split = P(*(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True)))
+        split = P(
+            *(BATCH if name == "batch" else entry for name, entry in zip(axes, spec, strict=True))
+        )
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
 
-    def _sharding(self, axes: Sequence[str], sizes: Sequence[int], names: Sequence[str]) -> NamedSharding:
+    def _sharding(
+        self, axes: Sequence[str], sizes: Sequence[int], names: Sequence[str]
+    ) -> NamedSharding:
         used, spec, rules = set(), [], dict(self.rules)
         for axis, size in zip(axes, sizes, strict=True):
             name = rules.get(axis)
@@ -126,7 +138,8 @@ def make_layout(
 ) -> Layout:
     """num_slots * data * fsdp * tensor of the devices as a mesh.
 
-    slices: TPU slices that are joined by a data-center network; `data` is split over them first, so that only the sum
+    slices: TPU slices that are joined by a data-center network; `data` is split over them first, so
+      that only the sum
       of gradients crosses it. devices: None: all of this machine's.
 
     Raises:
@@ -135,16 +148,25 @@ def make_layout(
     run, across = (data // slices, fsdp, tensor), (1, slices, 1, 1)
     of_slices: dict[int, list] = {}
     for device in jax.devices() if devices is None else devices:
-        of_slices.setdefault(getattr(device, "slice_index", 0) if slices > 1 else 0, []).append(device)
+        of_slices.setdefault(getattr(device, "slice_index", 0) if slices > 1 else 0, []).append(
+            device
+        )
     if len(of_slices) != slices:
-        raise UserError(f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}")
-    # All slots that there is room for: what knows how devices are wired takes only whole slices of them
+        raise UserError(
+            f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}"
+        )
+    # All slots that there is room for: what knows how devices are wired takes only whole slices of
+    # them
     room = min(map(len, of_slices.values())) // math.prod(run)
     used = [device for members in of_slices.values() for device in members[: room * math.prod(run)]]
     if len(used) < sum(map(len, of_slices.values())):
-        grid = np.moveaxis(np.asarray(used).reshape(slices, room, *run), 0, 1).reshape(room, data, fsdp, tensor)
+        grid = np.moveaxis(np.asarray(used).reshape(slices, room, *run), 0, 1).reshape(
+            room, data, fsdp, tensor
+        )
     elif slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh((room, *run), across, used, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (room, *run), across, used, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh((room, *run), used, allow_split_physical_axes=True)
     axis_types = (AxisType.Auto,) * len(AXES)

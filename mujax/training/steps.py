@@ -34,7 +34,8 @@ class TrainState(NamedTuple):
 
 
 # What a step measures: the loss before the update (nats a token), the global norm of the gradient
-# of the effective weights before clipping, and the learning rate of a tensor whose table factor is 1.
+# of the effective weights before clipping, and the learning rate of a tensor whose table factor is
+# 1.
 METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
 
 
@@ -49,13 +50,15 @@ class TrainFns(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled: two runs with equal programs differ in numbers alone and share an executable.
+    """What is compiled: two runs with equal programs differ in numbers alone and share an
+    executable.
 
-    model_class and optimizer are themselves here and not their names, which forks edited in a notebook keep; model:
-    the model's config. batch_size (sequences) and seq_len are the shapes it is called with.
+    model_class and optimizer are themselves here and not their names, which forks edited in a
+    notebook keep; model: the model's config. batch_size (sequences) and seq_len are the shapes it
+    is called with.
     momentum_dtype: of the first moment; None: as the weights, which are float32.
-    accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts tokens up to the
-    first of these in a row; None: all.
+    accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts
+    tokens up to the first of these in a row; None: all.
     """
 
     model_class: type[MuModule]
@@ -79,20 +82,24 @@ def abstract_metas(model_class: type[MuModule], model_cfg: ModelConfig) -> dict[
     """
     module = model_class(model_cfg)
     hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
-    variables = jax.eval_shape(lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg))
+    variables = jax.eval_shape(
+        lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg)
+    )
     return unbox(variables["params"])[1]
 
 
 def _first_tokens(model_cfg: ModelConfig) -> jax.ShapeDtypeStruct:
-    """What a module is initialized on: one token, as no parameter's shape depends on batch or sequence, or more
-    where its config says so by init_length."""
+    """What a module is initialized on: one token, as no parameter's shape depends on batch or
+    sequence, or more where its config says so by init_length."""
     return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
 
 
 def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
     """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
     metas = abstract_metas(program.model_class, program.model)
-    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(lambda _: as_float32(Scaling()), metas)
+    return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(
+        lambda _: as_float32(Scaling()), metas
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -102,8 +109,8 @@ def abstract_state(program: Program) -> TrainState:
 
 
 def state_shardings(program: Program, layout: Layout) -> TrainState:
-    """Where the state of a run lives: parameters, and what of the optimizer's state has their structure, by their axes;
-    the rest whole."""
+    """Where the state of a run lives: parameters, and what of the optimizer's state has their
+    structure, by their axes; the rest whole."""
     state = abstract_state(program)
     structure = jax.tree.structure(state.params)
     of_params = jax.tree.map(layout.stored, abstract_metas(program.model_class, program.model))
@@ -111,24 +118,29 @@ def state_shardings(program: Program, layout: Layout) -> TrainState:
     def is_like_params(x):
         return jax.tree.structure(x) == structure
 
-    return jax.tree.map(lambda x: of_params if is_like_params(x) else layout.whole, state, is_leaf=is_like_params)
+    return jax.tree.map(
+        lambda x: of_params if is_like_params(x) else layout.whole, state, is_leaf=is_like_params
+    )
 
 
 def init_options() -> dict[str, Any] | None:
-    """XLA options for compiling an initialization, which runs once: on CPU, half the time for programs as fast."""
+    """XLA options for compiling an initialization, which runs once: on CPU, half the time for
+    programs as fast."""
     if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return None
     return {"xla_backend_optimization_level": 1}
 
 
 def effective(params, scalings, dtype) -> dict[str, Any]:
-    """The variables that a module computes with: masters times their forward factors, in `dtype`."""
+    """The variables that a module computes with: masters times their forward factors, in
+    `dtype`."""
     return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
 
 
 def tensor_rms(before, after, scalings) -> dict[str, Any]:
-    """What an update has done, from the weights before and after it: its global norm (of stored weights), and by tensor
-    the root mean squares of stored weights and of their update, and of the effective weights, all after it."""
+    """What an update has done, from the weights before and after it: its global norm (of stored
+    weights), and by tensor the root mean squares of stored weights and of their update, and of the
+    effective weights, all after it."""
 
     def rms(x):
         return jnp.sqrt(jnp.mean(jnp.square(x)))
@@ -155,16 +167,22 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
 
     layout: where the arrays of a run live.
 
-    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends on the
+    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends
+    on the
       seed and its place in its module alone.
-    step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T + 1].
+    step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T +
+    1].
       loss: mean in nats over the tokens that count.
     evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
     activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
     module = program.model_class(program.model)
     schedule = SCHEDULES[program.schedule]
-    dtype, vocab_size, eos_id = jnp.dtype(program.model.dtype), program.model.vocab_size, program.eos_id
+    dtype, vocab_size, eos_id = (
+        jnp.dtype(program.model.dtype),
+        program.model.vocab_size,
+        program.eos_id,
+    )
     metas = abstract_metas(program.model_class, program.model)
     # Not where a fork has a __call__ of its own: that is what it is then
     is_split = type(module).__call__ is LanguageModel.__call__
@@ -176,7 +194,9 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
 
     def optimizer(step, hps, scalings):
         numbers = hps, scalings, schedule(step, hps)
-        return make_optimizer(program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype)
+        return make_optimizer(
+            program.optimizer, program.decay_form, metas, *numbers, program.momentum_dtype
+        )
 
     def objective(weights, readout, rows, hps):
         """Mean over all slots of the cross-entropy, where masked 0: what is differentiated.
@@ -190,18 +210,24 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
             # Gathered once, not for each part of the loss; what it does not use is dropped
             readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
             logits = functools.partial(apply, readout, hps=hps, method="logits", gathered=True)
-            return mean_cross_entropy(logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout.is_split)
+            return mean_cross_entropy(
+                logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout.is_split
+            )
         logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
-        return mean_cross_entropy(lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id)
+        return mean_cross_entropy(
+            lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id
+        )
 
     def gradient(params, rows, hps, scalings):
-        """(objective, its gradient by the effective weights in the dtype of the stored ones), of program.accumulation
-        parts of the batch one after the other."""
+        """(objective, its gradient by the effective weights in the dtype of the stored ones), of
+        program.accumulation parts of the batch one after the other."""
         weights = effective(params, scalings, dtype)
 
         def of_part(rows):
-            loss, grads = jax.value_and_grad(lambda weights: objective(weights, weights, rows, hps))(weights)
+            loss, grads = jax.value_and_grad(
+                lambda weights: objective(weights, weights, rows, hps)
+            )(weights)
             return loss, jax.tree.map(lambda g, w: g.astype(w.dtype), grads["params"], params)
 
         if program.accumulation == 1:
@@ -210,9 +236,12 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         def add(total, part):
             return jax.tree.map(jnp.add, total, of_part(part)), None
 
-        # Every part takes rows from all over the batch, so that one which is split over devices stays split
+        # Every part takes rows from all over the batch, so that one which is split over devices
+        # stays split
         parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, parts[0]))
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, parts[0])
+        )
         total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / program.accumulation, total)
 
@@ -220,13 +249,18 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         return 1.0 if eos_id is None else jnp.mean(until_first(eos_id, rows[:, 1:]))
 
     def evaluate(params, rows, hps, scalings):
-        # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so too)
-        weights, precise = (effective(params, scalings, d) for d in (dtype, jnp.promote_types(dtype, jnp.float32)))
+        # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so
+        # too)
+        weights, precise = (
+            effective(params, scalings, d) for d in (dtype, jnp.promote_types(dtype, jnp.float32))
+        )
         return objective(weights, precise, rows, hps) / mask_mean(rows)
 
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
-        _, recorded = cast(Any, apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"]))
+        _, recorded = cast(
+            Any, apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
+        )
         return recorded["activations"]
 
     def init(seed, hps, scalings):
@@ -243,7 +277,13 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         updates, opt_state = chain.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         learning_rate = hps.learning_rate * schedule(state.step, hps)
-        metrics = dict(zip(METRICS, (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate), strict=True))
+        metrics = dict(
+            zip(
+                METRICS,
+                (loss / mask_mean(rows), optax.tree.norm(grads), learning_rate),
+                strict=True,
+            )
+        )
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return TrainFns(init, step, evaluate, activations)

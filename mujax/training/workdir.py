@@ -29,10 +29,12 @@ class Workdir:
         return self._held.path if self._held else self.root
 
     def must_stop(self, is_asked: Callable[[int], bool], step: int) -> bool:
-        """Returns whether to save and stop before a step: as asked to, or because the folder was moved away."""
+        """Returns whether to save and stop before a step: as asked to, or because the folder was
+        moved away."""
         if self._held is None or self._held.is_in_place():
             return is_asked(step)
-        if jax.process_count() > 1 and not self._has_told:  # the others stop with this one, at the same step
+        if jax.process_count() > 1 and not self._has_told:
+            # the others stop with this one, at the same step
             self._has_told = True
             signal.raise_signal(signal.SIGTERM)
         return is_asked(step) or jax.process_count() == 1
@@ -52,7 +54,8 @@ class Workdir:
         return True
 
     def check_in_place(self) -> None:
-        """Raises UserError, on all processes, if the folder has another name than the run was given."""
+        """Raises UserError, on all processes, if the folder has another name than the run was
+        given."""
         agreed(lambda: self._held.check_in_place() if self._held else None)
 
     def write_result(self, row: Row) -> None:

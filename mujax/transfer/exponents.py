@@ -1,4 +1,5 @@
-"""The three laws of one study, and what follows from their exponents together: kappa, fast transfer, a bootstrap.
+"""The three laws of one study, and what follows from their exponents together: kappa, fast
+transfer, a bootstrap.
 
 Axes: D draws, P exponents, W widths, X learning rates.
 """
@@ -14,36 +15,56 @@ from mujax.transfer.optimum import Optimum, Parabola
 DRAWS = 400  # of the bootstrap
 
 
-def usable(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[tuple[int, Optimum, Parabola]]:
-    """Returns what laws may be fitted to: the widths whose optimum has errors and no flag, with their parabola."""
-    return [(n, o, o.parabola) for n, o in zip(widths, optima, strict=True) if o and o.usable and o.parabola]
+def usable(
+    widths: Sequence[int], optima: Sequence[Optimum | None]
+) -> list[tuple[int, Optimum, Parabola]]:
+    """Returns what laws may be fitted to: the widths whose optimum has errors and no flag, with
+    their parabola."""
+    return [
+        (n, o, o.parabola)
+        for n, o in zip(widths, optima, strict=True)
+        if o and o.usable and o.parabola
+    ]
 
 
 def fit_laws(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[Kind, Law]:
     """Fits the three laws of one study, by kind, to its unflagged optima.
 
-    None with fewer than 3 of them, nor with losses at or below 0, which have no law whose limit is at least 0.
-    L* is that of the fitted curves: the lowest points of the grids, as in the paper, are biased by the noise (the
-    lowest of several) and by up to H/8 steps^2 where the optimum falls between points.
+    None with fewer than 3 of them, nor with losses at or below 0, which have no law whose limit is
+    at least 0.
+    L* is that of the fitted curves: the lowest points of the grids, as in the paper, are biased by
+    the noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between
+    points.
     """
     found = usable(widths, optima)
     if len(found) < 3 or min(o.loss for _, o, _ in found) <= 0:
         return {}
     kept, dof = [n for n, _, _ in found], next(o.noise.dof for _, o, _ in found if o.noise)
     lowest, error = [o.minimum for _, o, _ in found], [o.minimum_error for _, o, _ in found]
-    places = [(o.vertex, o.fit.own_error(o.index), o.fit.dof) for _, o, _ in found if o.fit and o.vertex is not None]
+    places = [
+        (o.vertex, o.fit.own_error(o.index), o.fit.dof)
+        for _, o, _ in found
+        if o.fit and o.vertex is not None
+    ]
     vertices, apart = [place for place, _, _ in places], [own for _, own, _ in places]
     return {
         "loss": fit_law("loss", kept, lowest, error, dof),
         "optimum": fit_law("optimum", kept, vertices, apart, places[0][2]),
         "curvature": fit_law(
-            "curvature", kept, [p.curvature for _, _, p in found], [p.error(2) for _, _, p in found], dof
+            "curvature",
+            kept,
+            [p.curvature for _, _, p in found],
+            [p.error(2) for _, _, p in found],
+            dof,
         ),
     }
 
 
-def combine(estimates: Sequence[Estimate], coefficients: Sequence[float], correlation: np.ndarray) -> Estimate:
-    """A sum of estimates and its 68% interval, from the ends of theirs (Zou & Donner 2008, with correlations)."""
+def combine(
+    estimates: Sequence[Estimate], coefficients: Sequence[float], correlation: np.ndarray
+) -> Estimate:
+    """A sum of estimates and its 68% interval, from the ends of theirs (Zou & Donner 2008, with
+    correlations)."""
     value = sum(c * e.value for c, e in zip(coefficients, estimates, strict=True))
     flags = tuple(dict.fromkeys(flag for e in estimates for flag in e.flags))
     ends = []
@@ -63,28 +84,35 @@ def correlations(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> 
     good = [p for _, _, p in usable(range(len(optima)), optima)]
     influence_3W = np.array([laws[kind].influence for kind in BOUNDS])
     error_W3 = np.array([[p.error(i) for i in range(3)] for p in good])
-    within_W33 = np.array([p.covariance for p in good]) / (error_W3[:, :, None] * error_W3[:, None, :])
+    within_W33 = np.array([p.covariance for p in good]) / (
+        error_W3[:, :, None] * error_W3[:, None, :]
+    )
     covariance_33 = np.einsum("iw,wij,jw->ij", influence_3W, within_W33, influence_3W)
     with np.errstate(invalid="ignore", divide="ignore"):
         size_3 = np.sqrt(np.diag(covariance_33))
-        return np.nan_to_num(covariance_33 / size_3[:, None] / size_3, nan=0.0) * ~np.eye(3, dtype=bool) + np.eye(3)
+        return np.nan_to_num(covariance_33 / size_3[:, None] / size_3, nan=0.0) * ~np.eye(
+            3, dtype=bool
+        ) + np.eye(3)
 
 
 def kappa(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> Estimate:
-    """alpha - 2 beta + gamma: below 0, an extrapolation error costs less than width gains (arXiv 2605.21486)."""
+    """alpha - 2 beta + gamma: below 0, an extrapolation error costs less than width gains (arXiv
+    2605.21486)."""
     return combine([laws[kind].exponent for kind in BOUNDS], (1, -2, 1), correlations(laws, optima))
 
 
 def fast_transfer(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> Estimate:
     """beta - alpha/2; transfer is fast, and useful, if above 0 (Ghosh et al., arXiv 2512.22768)."""
-    return combine([laws[kind].exponent for kind in BOUNDS], (-0.5, 1, 0), correlations(laws, optima))
+    return combine(
+        [laws[kind].exponent for kind in BOUNDS], (-0.5, 1, 0), correlations(laws, optima)
+    )
 
 
 def bootstrap(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[str, np.ndarray]:
     """Draws alpha, beta, gamma and kappa anew, (D,) each, from the optima and their errors.
 
-    A check of the profile intervals, which stand beside it in a report: it follows the bends of the laws. Empty if the
-    optimum of a width is flagged.
+    A check of the profile intervals, which stand beside it in a report: it follows the bends of the
+    laws. Empty if the optimum of a width is flagged.
     """
     found, rng = usable(widths, optima), np.random.default_rng(0)
     if len(found) < max(len(widths), 3) or min(o.loss for _, o, _ in found) <= 0:
@@ -95,7 +123,8 @@ def bootstrap(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[s
     centers = {"loss": [o.minimum for _, o, _ in found], "optimum": [o.vertex for _, o, _ in found]}
     centers["curvature"] = [p.curvature for _, _, p in found]
     covariances = {
-        "loss": np.diag([o.minimum_error**2 for _, o, _ in found]), "optimum": fit.covariance_WW[pick],
+        "loss": np.diag([o.minimum_error**2 for _, o, _ in found]),
+        "optimum": fit.covariance_WW[pick],
         "curvature": np.diag([p.error(2) ** 2 for _, _, p in found]),
     }  # fmt: skip
     drawn = {}
@@ -114,7 +143,8 @@ def bootstrap_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[floa
 
 
 def _lowest(p_P: np.ndarray, chi2_DP: np.ndarray) -> np.ndarray:
-    """Where each row is lowest, between the points of an even grid by a parabola; at its ends, the ends."""
+    """Where each row is lowest, between the points of an even grid by a parabola; at its ends, the
+    ends."""
     best_D, rows, last = chi2_DP.argmin(1), np.arange(len(chi2_DP)), len(p_P) - 1
     mid_D = np.clip(best_D, 1, last - 1)
     a, b, c = (chi2_DP[rows, mid_D + j] for j in (-1, 0, 1))

@@ -1,8 +1,11 @@
-"""The joint law of loss in learning rate and width, its error E, and regret against a reference envelope.
+"""The joint law of loss in learning rate and width, its error E, and regret against a reference
+envelope.
 
-  L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2,   x*(n) = x_inf + B n^-beta,   x = ln(learning rate)
+  L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2,   x*(n) = x_inf + B n^-beta,   x =
+  ln(learning rate)
 
-(arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our reading.)
+(arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our
+reading.)
 Axes: D draws, K kept points, P parameters, W widths.
 """
 
@@ -20,14 +23,16 @@ from mujax.transfer.parabola import LN2
 
 _PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
 _DRAWS = 400
-LOSS_RATIO = 1.35  # points kept are at most this multiple of their width's lowest loss, as in the paper
+# points kept are at most this multiple of their width's lowest loss, as in the paper
+LOSS_RATIO = 1.35
 
 
 @dataclasses.dataclass(frozen=True)
 class JointLaw:
     """Losses in nats, positions in log2 LR, curvatures per (ln LR)^2; a, b, h_0 belong to n^power.
 
-    mse: the metric E. r2: 1 - mse / variance of the kept losses. At beta = 0, x_inf and b are not finite.
+    mse: the metric E. r2: 1 - mse / variance of the kept losses. At beta = 0, x_inf and b are not
+      finite.
     intervals: 68% ones of l_inf, alpha, beta, gamma, kappa and mse, by a bootstrap of the points.
     """
 
@@ -54,7 +59,8 @@ class JointLaw:
 def kept_points(
     widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (width, log2 LR, mean loss), (K,) each, of the points within LOSS_RATIO of their width's lowest loss."""
+    """Returns (width, log2 LR, mean loss), (K,) each, of the points within LOSS_RATIO of their
+    width's lowest loss."""
     kept = []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         means = cell_means(curve)[0]
@@ -83,7 +89,8 @@ def fit_joint(
     def parts(p):
         l_inf, a, alpha, x_mid, drift, beta, h, gamma = p
         s_K = np.exp(-alpha * t_K)
-        g_K = -np.expm1(-beta * t_K) / beta if beta > 1e-6 else t_K  # drift d ln(x*)/d ln n at the middle width
+        # drift d ln(x*)/d ln n at the middle width
+        g_K = -np.expm1(-beta * t_K) / beta if beta > 1e-6 else t_K
         d_K, h_K = x_K - x_mid - drift * g_K, h * np.exp(gamma * t_K)
         return s_K, g_K, d_K, h_K
 
@@ -96,7 +103,8 @@ def fit_joint(
         beta, slope_K = p[5], -h_K * d_K
         dg_K = (t_K * np.exp(-beta * t_K) - g_K) / beta if beta > 1e-3 else -(t_K**2) / 2
         return np.stack([
-            np.ones_like(s_K), s_K, -p[1] * t_K * s_K, slope_K, slope_K * g_K, slope_K * p[4] * dg_K,
+            np.ones_like(s_K), s_K, -p[1] * t_K * s_K, slope_K, slope_K * g_K,
+            slope_K * p[4] * dg_K,
             h_K / p[6] / 2 * d_K**2 if p[6] else d_K**2 / 2, h_K / 2 * d_K**2 * t_K,
         ], 1)  # fmt: skip
 
@@ -123,18 +131,25 @@ def fit_joint(
     if len(y_K) <= len(_PARAMS):
         flags.append("as many parameters as points")
     else:
-        intervals = _intervals(best.x, residuals(best.x), jacobian(best.x), np.array(low), np.array(high))
+        intervals = _intervals(
+            best.x, residuals(best.x), jacobian(best.x), np.array(low), np.array(high)
+        )
     per_beta = drift / beta / LN2 if beta else math.nan
     return JointLaw(
-        l_inf, a * n_mid**alpha, alpha, x_mid / LN2 + per_beta, -per_beta * n_mid**beta, beta, h * n_mid**-gamma, gamma,
+        l_inf, a * n_mid**alpha, alpha, x_mid / LN2 + per_beta, -per_beta * n_mid**beta, beta,
+        h * n_mid**-gamma, gamma,
         mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K), tuple(flags), intervals,
     )  # fmt: skip
 
 
-def _intervals(p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low: np.ndarray, high: np.ndarray):
-    """Bootstrap of the points: residuals, larger by their leverage, are drawn anew and the law refitted to first order.
+def _intervals(
+    p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low: np.ndarray, high: np.ndarray
+):
+    """Bootstrap of the points: residuals, larger by their leverage, are drawn anew and the law
+    refitted to first order.
 
-    A parameter at a bound stays there. The residuals hold what the law misses as well as noise, so E is not that alone.
+    A parameter at a bound stays there. The residuals hold what the law misses as well as noise, so
+    E is not that alone.
     """
     free_P = (p_P - low > 1e-3) & (high - p_P > 1e-3)
     size_P = np.linalg.norm(jacobian_KP, axis=0)
@@ -143,7 +158,9 @@ def _intervals(p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low
     known = size > 1e-9 * size[0]
     u_KP, inverse_PP = u_KP[:, known], (v_PP[known] / size[known, None]) / size_P[free_P]
     residual_K = left_K / np.sqrt(np.maximum(1 - (u_KP**2).sum(1), 1e-6))
-    drawn_DK = np.random.default_rng(0).choice(residual_K - residual_K.mean(), (_DRAWS, len(left_K)))
+    drawn_DK = np.random.default_rng(0).choice(
+        residual_K - residual_K.mean(), (_DRAWS, len(left_K))
+    )
     along_DP = drawn_DK @ u_KP
     p_DP = np.tile(p_P, (_DRAWS, 1))
     p_DP[:, free_P] += along_DP @ inverse_PP
@@ -151,7 +168,11 @@ def _intervals(p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low
     drawn = {name: named[name] for name in ("l_inf", "alpha", "beta", "gamma")}
     drawn["kappa"] = drawn["alpha"] - 2 * drawn["beta"] + drawn["gamma"]
     drawn["mse"] = ((drawn_DK - along_DP @ u_KP.T) ** 2).mean(1)
-    return {name: (float(a), float(b)) for name, d in drawn.items() for a, b in [np.percentile(d, (16, 84))]}
+    return {
+        name: (float(a), float(b))
+        for name, d in drawn.items()
+        for a, b in [np.percentile(d, (16, 84))]
+    }
 
 
 def _log_slope(law: Law, n: float) -> float:
@@ -160,14 +181,26 @@ def _log_slope(law: Law, n: float) -> float:
     return LN2 * float(law(n * step) - law(n / step)) / (2 * math.log(step))
 
 
-def reference_envelope(widths: Sequence[int], minima: Sequence[Sequence[float | None]], error: float | None) -> Law:
-    """The law of the lowest L* at each width over all parameterizations, to be fitted once and frozen.
+def reference_envelope(
+    widths: Sequence[int], minima: Sequence[Sequence[float | None]], error: float | None
+) -> Law:
+    """The law of the lowest L* at each width over all parameterizations, to be fitted once and
+    frozen.
 
-    minima: a list a parameterization, of a value a width, nats; None where it has none. error: standard error of each.
+    minima: a list a parameterization, of a value a width, nats; None where it has none. error:
+      standard error of each.
     """
-    lowest = [min((v for v in column if v is not None), default=None) for column in zip(*minima, strict=True)]
+    lowest = [
+        min((v for v in column if v is not None), default=None)
+        for column in zip(*minima, strict=True)
+    ]
     kept = [(n, v) for n, v in zip(widths, lowest, strict=True) if v is not None]
-    return fit_law("loss", [n for n, _ in kept], [v for _, v in kept], None if error is None else [error] * len(kept))
+    return fit_law(
+        "loss",
+        [n for n, _ in kept],
+        [v for _, v in kept],
+        None if error is None else [error] * len(kept),
+    )
 
 
 def regret(widths: Sequence[int], minima: Sequence[float], reference: Law) -> list[float]:
@@ -176,7 +209,8 @@ def regret(widths: Sequence[int], minima: Sequence[float], reference: Law) -> li
 
 
 def asymptotic_regret(law: Law, reference: Law) -> Estimate:
-    """R(inf) = L_inf - L_inf,ref with the interval of L_inf; the reference is frozen, its error is not counted."""
+    """R(inf) = L_inf - L_inf,ref with the interval of L_inf; the reference is frozen, its error is
+    not counted."""
     e, at = law.limit, reference.limit.value
     interval = None if e.interval is None else (e.interval[0] - at, e.interval[1] - at)
     flags = (*e.flags, *(f"reference: {flag}" for flag in reference.limit.flags))
@@ -185,8 +219,9 @@ def asymptotic_regret(law: Law, reference: Law) -> Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoff:
-    """Powers of compute F, up to constants: excess loss falls as F^-direct where the model itself is tuned, as
-    F^-transfer where a proxy is, of a width that grows as F^proxy_width (arXiv 2512.22768)."""
+    """Powers of compute F, up to constants: excess loss falls as F^-direct where the model itself
+    is tuned, as F^-transfer where a proxy is, of a width that grows as F^proxy_width (arXiv
+    2512.22768)."""
 
     direct: float
     transfer: float
@@ -196,7 +231,7 @@ class Tradeoff:
 def tradeoff(alpha: float, beta: float) -> Tradeoff:
     """Compares tuning one hyperparameter directly and by a proxy, where a run costs width^2.
 
-    The losses are F^(-2a/(a+4)), and F^(-a/2) + F^(-2b/(b+2)) with a proxy of width F^(1/(b+2)): transfer wins as F
-    grows if and only if beta > alpha/2.
+    The losses are F^(-2a/(a+4)), and F^(-a/2) + F^(-2b/(b+2)) with a proxy of width F^(1/(b+2)):
+    transfer wins as F grows if and only if beta > alpha/2.
     """
     return Tradeoff(2 * alpha / (alpha + 4), min(alpha / 2, 2 * beta / (beta + 2)), 1 / (beta + 2))

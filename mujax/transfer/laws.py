@@ -4,9 +4,10 @@
   x*(n) = x_inf + B n^-beta    optimal log2 LR; beta in [0, 2]
   H(n)  = H_0 n^gamma          curvature there, nats per (ln LR)^2
 
-For a given exponent each law is linear, so it is fitted by a search over the exponent alone. The same search gives the
-profile of chi2, and intervals are where the profile lies within a quantile of its minimum: near a bound, where a
-bootstrap's percentiles or a covariance fail, they keep their coverage, and they need no draws.
+For a given exponent each law is linear, so it is fitted by a search over the exponent alone. The
+same search gives the profile of chi2, and intervals are where the profile lies within a quantile of
+its minimum: near a bound, where a bootstrap's percentiles or a covariance fail, they keep their
+coverage, and they need no draws.
 Axes: D draws, P exponents, W widths.
 """
 
@@ -21,10 +22,15 @@ from scipy import stats
 from mujax.transfer.noise import student
 
 Kind = Literal["loss", "optimum", "curvature"]
-BOUNDS: dict[Kind, tuple[float, float]] = {"loss": (0.001, 3.0), "optimum": (0.0, 2.0), "curvature": (-3.0, 3.0)}
+BOUNDS: dict[Kind, tuple[float, float]] = {
+    "loss": (0.001, 3.0),
+    "optimum": (0.0, 2.0),
+    "curvature": (-3.0, 3.0),
+}
 NAMES: dict[Kind, str] = {"loss": "alpha", "optimum": "beta", "curvature": "gamma"}
 
-# Standard errors: an exponent closer to a bound of its range is at the bound; a trend below is no trend
+# Standard errors: an exponent closer to a bound of its range is at the bound; a trend below is no
+# trend
 AT_BOUND, NO_TREND = 2.0, 3.0
 WIDEST = 0.5  # an exponent known to less is not known
 
@@ -50,22 +56,27 @@ class Estimate:
         return low, high
 
     def below(self, x: float) -> bool:
-        """Returns whether it is surely below x: unflagged, and so is the upper end of its 95% interval."""
+        """Returns whether it is surely below x: unflagged, and so is the upper end of its 95%
+        interval."""
         ends = self.within()
         return not self.flags and ends is not None and ends[1] < x
 
     def above(self, x: float) -> bool:
-        """Returns whether it is surely above x: unflagged, and so is the lower end of its 95% interval."""
+        """Returns whether it is surely above x: unflagged, and so is the lower end of its 95%
+        interval."""
         ends = self.within()
         return not self.flags and ends is not None and ends[0] > x
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """value(n) = limit + scale n^power, power = -exponent for the laws of loss and optimum, else exponent.
+    """value(n) = limit + scale n^power, power = -exponent for the laws of loss and optimum, else
+    exponent.
 
-    influence: (W,), change of the exponent per standard error of each point; its squares sum to its variance.
-    chi2: weighted sum of squared residuals; without errors, the plain one. dof: widths less parameters.
+    influence: (W,), change of the exponent per standard error of each point; its squares sum to its
+      variance.
+    chi2: weighted sum of squared residuals; without errors, the plain one. dof: widths less
+      parameters.
     """
 
     kind: Kind
@@ -79,14 +90,16 @@ class Law:
 
     def __call__(self, width: float | np.ndarray) -> float | np.ndarray:
         power = self.exponent.value if self.kind == "curvature" else -self.exponent.value
-        if self.kind == "optimum" and self.exponent.value == 0:  # the limit beta -> 0 of a law is log n
+        if self.kind == "optimum" and self.exponent.value == 0:
+            # the limit beta -> 0 of a law is log n
             return self.limit.value + self.scale * np.log(width)
         return self.limit.value + self.scale * np.asarray(width, float) ** power
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Best law of each exponent. chi2_DP, limit_DP, scale_DP (of (n/n_0)^power, n_0 the mean width); limit_var_P."""
+    """Best law of each exponent. chi2_DP, limit_DP, scale_DP (of (n/n_0)^power, n_0 the mean
+    width); limit_var_P."""
 
     chi2_DP: np.ndarray
     limit_DP: np.ndarray
@@ -94,11 +107,17 @@ class Profile:
     limit_var_P: np.ndarray
 
 
-def profile(kind: Kind, exponent_P: np.ndarray, widths: Sequence[int], y_DW: np.ndarray, weight_W: np.ndarray):
+def profile(
+    kind: Kind,
+    exponent_P: np.ndarray,
+    widths: Sequence[int],
+    y_DW: np.ndarray,
+    weight_W: np.ndarray,
+):
     """Weighted linear fits of a law at each exponent. weight_W: 1 / variance.
 
-    In the basis (1 - (n/n_0)^-p) / p the law of the optimum has a limit at p = 0, drift by the same factor at each
-    doubling; its limit at infinite width is then infinite.
+    In the basis (1 - (n/n_0)^-p) / p the law of the optimum has a limit at p = 0, drift by the same
+    factor at each doubling; its limit at infinite width is then infinite.
     """
     log_W = np.log(np.asarray(widths, float))
     log_W = log_W - log_W.mean()
@@ -121,7 +140,10 @@ def profile(kind: Kind, exponent_P: np.ndarray, widths: Sequence[int], y_DW: np.
         return found
     bound = _through_zero(np.exp(-p_P1 * log_W), y_DW, w)
     free_DP = limit_DP >= 0  # false for nan too
-    pick = [np.where(free_DP, a, b) for a, b in ((found.chi2_DP, bound.chi2_DP), (found.scale_DP, bound.scale_DP))]
+    pick = [
+        np.where(free_DP, a, b)
+        for a, b in ((found.chi2_DP, bound.chi2_DP), (found.scale_DP, bound.scale_DP))
+    ]
     return Profile(pick[0], np.where(free_DP, limit_DP, 0.0), pick[1], var_P)
 
 
@@ -140,13 +162,19 @@ def fit_law(
 ) -> Law:
     """Fits one law to a value a width.
 
-    errors: standard errors of the values; dof: with how many degrees of freedom they are known, None for many. They are
-      widened where the law misses the values by more (p < 0.01). Without errors they are taken as equal, and
-      their size from the residuals.
+    errors: standard errors of the values; dof: with how many degrees of freedom they are known,
+      None for many. They are widened where the law misses the values by more (p < 0.01). Without
+      errors they are taken as equal, and their size from the residuals.
     """
-    n, y, params = np.asarray(widths, float), np.asarray(values, float), 2 if kind == "curvature" else 3
+    n, y, params = (
+        np.asarray(widths, float),
+        np.asarray(values, float),
+        2 if kind == "curvature" else 3,
+    )
     if len(n) < params or len(set(widths)) < len(n):
-        raise ValueError(f"the law of the {kind} takes {params} different widths, not {list(widths)}")
+        raise ValueError(
+            f"the law of the {kind} takes {params} different widths, not {list(widths)}"
+        )
     spare = len(n) - params
     weight_W = np.ones(len(n)) if errors is None else np.asarray(errors, float) ** -2
     low, high = BOUNDS[kind]
@@ -169,10 +197,16 @@ def fit_law(
     interval = limit_interval = None
     if unit > 0 or chi2 == 0:
         within_P = (delta_P <= threshold(1)) & np.isfinite(found.limit_var_P)
-        interval = (_crossing(p_P, delta_P, threshold(1), best, -1), _crossing(p_P, delta_P, threshold(1), best, 1))
-        spread_P = np.sqrt(np.maximum(threshold(1) - delta_P, 0)[within_P] * found.limit_var_P[within_P])
+        interval = (
+            _crossing(p_P, delta_P, threshold(1), best, -1),
+            _crossing(p_P, delta_P, threshold(1), best, 1),
+        )
+        spread_P = np.sqrt(
+            np.maximum(threshold(1) - delta_P, 0)[within_P] * found.limit_var_P[within_P]
+        )
         limits_P = found.limit_DP[0][within_P]
-        if len(limits_P) and not (kind == "optimum" and interval[0] == 0):  # at beta = 0 there is no limit
+        if len(limits_P) and not (kind == "optimum" and interval[0] == 0):
+            # at beta = 0 there is no limit
             ends = float((limits_P - spread_P).min()), float((limits_P + spread_P).max())
             limit_interval = (max(ends[0], 0.0), ends[1]) if kind == "loss" else ends
         if interval[1] - interval[0] > 2 * WIDEST:
@@ -180,18 +214,22 @@ def fit_law(
     else:
         flags.append("as many parameters as widths, and no errors given")
     limit, scale = float(found.limit_DP[0, best]), float(found.scale_DP[0, best])
-    if kind == "optimum" and value == 0:  # x_inf + B n^0: the line in log n instead, limit = its value at n = 1
+    if kind == "optimum" and value == 0:
+        # x_inf + B n^0: the line in log n instead, limit = its value at n = 1
         scale, limit = map(float, np.polyfit(np.log(n), y, 1, w=np.sqrt(weight_W)))
     else:  # from units of (n/n_0)^power to those of n^power
         scale *= float(_powers(kind, value, np.ones(1), n)[0])
     influence = _influence(kind, value, limit, scale, n, np.sqrt(weight_W)) * math.sqrt(unit)
     return Law(
-        kind, Estimate(value, interval, tuple(flags)), Estimate(limit, limit_interval, tuple(flags)), scale,
+        kind, Estimate(value, interval, tuple(flags)), Estimate(limit, limit_interval,
+        tuple(flags)), scale,
         tuple(widths), tuple(influence.tolist()), chi2, spare,
     )  # fmt: skip
 
 
-def _noise_of_law(chi2: float, spare: int, unknown: bool, dof: float | None) -> tuple[float, float | None]:
+def _noise_of_law(
+    chi2: float, spare: int, unknown: bool, dof: float | None
+) -> tuple[float, float | None]:
     """(variance in units of the errors, its degrees of freedom)."""
     if unknown:
         return (chi2 / spare, spare) if spare else (0.0, None)
@@ -206,7 +244,9 @@ def _powers(kind: Kind, p: float, n: np.ndarray, widths: np.ndarray) -> np.ndarr
     return (n / middle) ** (p if kind == "curvature" else -p)
 
 
-def _search(kind: Kind, p_P: np.ndarray, widths: Sequence[int], y: np.ndarray, weight_W: np.ndarray):
+def _search(
+    kind: Kind, p_P: np.ndarray, widths: Sequence[int], y: np.ndarray, weight_W: np.ndarray
+):
     """The profile on a grid that is fine where chi2 is near its minimum, and keeps the bounds."""
     low, high = p_P[0], p_P[-1]
     for _ in range(3):
@@ -219,7 +259,8 @@ def _search(kind: Kind, p_P: np.ndarray, widths: Sequence[int], y: np.ndarray, w
 
 
 def _crossing(p_P: np.ndarray, delta_P: np.ndarray, level: float, best: int, side: int) -> float:
-    """Where the profile first reaches `level` on a side of its minimum; the bound if it does not."""
+    """Where the profile first reaches `level` on a side of its minimum; the bound if it does
+    not."""
     i = best
     while 0 <= i + side < len(p_P) and delta_P[i + side] < level:
         i += side
@@ -231,7 +272,9 @@ def _crossing(p_P: np.ndarray, delta_P: np.ndarray, level: float, best: int, sid
     return float(p_P[i] + (p_P[j] - p_P[i]) * (c - a) / (b - a))
 
 
-def _flags(kind: Kind, p_P: np.ndarray, delta_P: np.ndarray, threshold, spare: int, found: Profile) -> list[str]:
+def _flags(
+    kind: Kind, p_P: np.ndarray, delta_P: np.ndarray, threshold, spare: int, found: Profile
+) -> list[str]:
     flags, name, level = [], NAMES[kind], threshold(AT_BOUND)
     if spare < 1:
         flags.append("too few widths: as many as the law has parameters")
@@ -241,8 +284,11 @@ def _flags(kind: Kind, p_P: np.ndarray, delta_P: np.ndarray, threshold, spare: i
     return flags
 
 
-def _influence(kind: Kind, p: float, limit: float, scale: float, n: np.ndarray, root_W: np.ndarray) -> np.ndarray:
-    """d exponent / d point, in units of the points' errors: a row of the pseudo-inverse of the weighted Jacobian."""
+def _influence(
+    kind: Kind, p: float, limit: float, scale: float, n: np.ndarray, root_W: np.ndarray
+) -> np.ndarray:
+    """d exponent / d point, in units of the points' errors: a row of the pseudo-inverse of the
+    weighted Jacobian."""
     log_W, sign = np.log(n), 1 if kind == "curvature" else -1
     if kind == "optimum" and p == 0:
         return np.full(len(n), math.nan)

@@ -1,4 +1,5 @@
-"""Noise of the curves of one study: of a run's loss, of its growth with the learning rate, and of a seed's own optimum.
+"""Noise of the curves of one study: of a run's loss, of its growth with the learning rate, and of a
+seed's own optimum.
 
 Positions are log2 learning rates, losses nats per token. Axes: X learning rates, S seeds.
 """
@@ -10,20 +11,23 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-# Spread of the optimum over seeds, log2 LR, borrowed where a study has too few seeds to tell its own. In the 54 studies
-# of experiments/lingle2024 and experiments/kalra2026 that have at least three seeds it is 0.165 (root mean square over
-# 426 degrees of freedom), with quartiles of 0 and 0.21 over studies; it is taken on the high side.
+# Spread of the optimum over seeds, log2 LR, borrowed where a study has too few seeds to tell its
+# own. In the 54 studies of experiments/lingle2024 and experiments/kalra2026 that have at least
+# three seeds it is 0.165 (root mean square over 426 degrees of freedom), with quartiles of 0 and
+# 0.21 over studies; it is taken on the high side.
 BORROWED_SPREAD = 0.2
 _GROWTH_PRIOR = 0.7  # standard deviation of the log variance's slope per log2 LR, before any data
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Standard deviation of one run's loss, nats; dof: degrees of freedom it was estimated with, None if given.
+    """Standard deviation of one run's loss, nats; dof: degrees of freedom it was estimated with,
+    None if given.
 
-    growth: slope of the log variance per log2 LR. spread: standard deviation of a seed's own optimum, log2 LR, and
-    spread_dof its degrees of freedom, None if it is borrowed. offset: standard deviation of a seed's luck, which is
-    common to all learning rates, nats; 0 where nothing tells it.
+    growth: slope of the log variance per log2 LR. spread: standard deviation of a seed's own
+    optimum, log2 LR, and spread_dof its degrees of freedom, None if it is borrowed. offset:
+    standard deviation of a seed's luck, which is common to all learning rates, nats; 0 where
+    nothing tells it.
     """
 
     sigma: float
@@ -40,7 +44,8 @@ class Noise:
 
 
 def student(z: float, dof: float | None) -> float:
-    """Returns the value of Student's t with `dof` degrees of freedom as improbable as z of a normal; None: a normal."""
+    """Returns the value of Student's t with `dof` degrees of freedom as improbable as z of a
+    normal; None: a normal."""
     return z if dof is None else float(stats.t.ppf(stats.norm.cdf(z), dof))
 
 
@@ -57,9 +62,11 @@ class SeedCurve:
 
 
 def noise_from_seeds(curves: Sequence[SeedCurve]) -> Noise | None:
-    """Splits what seeds differ by into an offset of each seed, a shift of its optimum, and noise of each run.
+    """Splits what seeds differ by into an offset of each seed, a shift of its optimum, and noise of
+    each run.
 
-    A seed's offset is common to its learning rates and moves no optimum. A shift s of the optimum changes the loss by
+    A seed's offset is common to its learning rates and moves no optimum. A shift s of the optimum
+    changes the loss by
     -slope * s. Returns None with fewer than two degrees of freedom for the noise.
     """
     squares, dof, logs, shifts, offsets = 0.0, 0, [], [], []
@@ -81,7 +88,11 @@ def noise_from_seeds(curves: Sequence[SeedCurve]) -> Noise | None:
         dof += (num_points - params) * (num_seeds - 1)
         with np.errstate(divide="ignore"):
             log_X = np.log((left_XS**2).sum(1) / (num_seeds - 1))
-        logs += [(x, y, num_seeds - 1) for x, y in zip(curve.offset_X, log_X, strict=True) if math.isfinite(y)]
+        logs += [
+            (x, y, num_seeds - 1)
+            for x, y in zip(curve.offset_X, log_X, strict=True)
+            if math.isfinite(y)
+        ]
     if dof < 2:
         return None
     variance = squares / dof
@@ -95,13 +106,17 @@ def noise_from_seeds(curves: Sequence[SeedCurve]) -> Noise | None:
 
 
 def _excess(sums: Sequence[tuple[float, int, float]], variance: float) -> float:
-    """Standard deviation of what was estimated per seed, less what noise alone gives: (sum of squares, dof, weight)."""
-    own = sum(total - freedom * variance / size for total, freedom, size in sums) / sum(f for _, f, _ in sums)
+    """Standard deviation of what was estimated per seed, less what noise alone gives: (sum of
+    squares, dof, weight)."""
+    own = sum(total - freedom * variance / size for total, freedom, size in sums) / sum(
+        f for _, f, _ in sums
+    )
     return math.sqrt(max(own, 0.0))
 
 
 def _growth(logs: Sequence[tuple[float, float, int]]) -> float:
-    """Slope of the log variance per log2 LR; the variance of a log variance of f degrees of freedom is about 2 / f."""
+    """Slope of the log variance per log2 LR; the variance of a log variance of f degrees of freedom
+    is about 2 / f."""
     if len(logs) < 6:
         return 0.0
     x, y, freedom = np.array(logs, float).T

@@ -1,9 +1,10 @@
-"""The optimum of loss against learning rate: the best grid point, and where the curve is lowest, with its error.
+"""The optimum of loss against learning rate: the best grid point, and where the curve is lowest,
+with its error.
 
-Positions are log2 learning rates, losses nats per token. Curvature is d2L/dx2 with x = ln(learning rate), as in
-Kalra & Barkeshli (arXiv 2605.21486). Axes: D draws, X learning rates, S seeds, W curves. A diverged run is None here,
-nan in arrays, and never a number; one diverged seed makes its whole point diverged. A point that was not run is not
-there.
+Positions are log2 learning rates, losses nats per token. Curvature is d2L/dx2 with x = ln(learning
+rate), as in Kalra & Barkeshli (arXiv 2605.21486). Axes: D draws, X learning rates, S seeds, W
+curves. A diverged run is None here, nan in arrays, and never a number; one diverged seed makes its
+whole point diverged. A point that was not run is not there.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ Cell = float | None | Sequence[float | None]
 EDGE = "the best point is at the edge of the grid"
 UNBRACKETED = "a neighbour of the best point diverged"
 FEW = "fewer than 3 points to fit"
-COARSE = "fewer than 4 points around the best: the curve's shape, and so its optimum, cannot be told"
+COARSE = (
+    "fewer than 4 points around the best: the curve's shape, and so its optimum, cannot be told"
+)
 NONCONVEX = "not convex around the best point"
 FLAT = "curvature cannot be told from 0"
 CONTRADICTS = "the fitted optimum contradicts the measured points"
@@ -32,7 +35,10 @@ STEEP = "a neighbour of the best point is more than 0.4 nats above it: the grid 
 NO_NOISE = "noise unknown: one seed per point and too few points to estimate it"
 
 # Said of an optimum, but no reason to leave a verdict undecided: its interval allows for it
-BORROWED = "too few seeds to tell how far they move the optimum: 0.2 log2 LR is borrowed from other studies"
+BORROWED = (
+    "too few seeds to tell how far they move the optimum: 0.2 log2 LR is borrowed from other "
+    "studies"
+)
 DISAGREE = "a parabola's vertex is elsewhere"
 
 BOWL = 3.0  # log2 LR to each side of the best point that the shared shape is fitted to
@@ -42,11 +48,13 @@ _NEEDED = 4  # points that tell a shape
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted to the points within 2.5 log2 LR.
+    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted to the points within 2.5
+    log2 LR.
 
-    Curvature and its error are measured with it; its vertex is a second opinion on the optimum, biased where a curve
-    is steeper on one side. vertex: log2 LR. curvature: nats per (ln LR)^2. covariance: of (minimum, vertex in log2,
-    curvature), nats and log2; None with unknown noise.
+    Curvature and its error are measured with it; its vertex is a second opinion on the optimum,
+    biased where a curve
+    is steeper on one side. vertex: log2 LR. curvature: nats per (ln LR)^2. covariance: of (minimum,
+    vertex in log2, curvature), nats and log2; None with unknown noise.
     """
 
     vertex: float
@@ -69,7 +77,8 @@ class Parabola:
 class Fit:
     """What the curves of one study were fitted with together.
 
-    covariance_WW: of the vertices, log2 LR squared: noise, what the shape leaves open, and how far seeds move the
+    covariance_WW: of the vertices, log2 LR squared: noise, what the shape leaves open, and how far
+      seeds move the
     optimum. dof: effective degrees of freedom of the errors (Satterthwaite), None for many.
     """
 
@@ -78,7 +87,8 @@ class Fit:
     dof: float | None
 
     def own_error(self, index: int) -> float:
-        """Returns the standard error of a vertex less what all curves have in common, which moves no trend, log2 LR."""
+        """Returns the standard error of a vertex less what all curves have in common, which moves
+        no trend, log2 LR."""
         size, variance = len(self.covariance_WW), float(self.covariance_WW[index, index])
         if size == 1:
             return math.sqrt(variance)
@@ -90,10 +100,13 @@ class Fit:
 class Optimum:
     """The best point of a curve, and where the curve is lowest.
 
-    log2_lr, loss: of the best grid point; on_edge: it is the first or the last of the grid, so the optimum may lie
-    outside. vertex: log2 LR where the fitted curve is lowest; None where nothing can be fitted. error: its standard
-    error, interval: its 68% interval. minimum, minimum_error: fitted loss there, nats. parabola: the local
-    least-squares parabola. noise: what the errors rest on. flags: what is wrong; cautions: what else must be said.
+    log2_lr, loss: of the best grid point; on_edge: it is the first or the last of the grid, so the
+      optimum may lie
+    outside. vertex: log2 LR where the fitted curve is lowest; None where nothing can be fitted.
+    error: its standard
+    error, interval: its 68% interval. minimum, minimum_error: fitted loss there, nats. parabola:
+    the local least-squares parabola. noise: what the errors rest on. flags: what is wrong;
+    cautions: what else must be said.
     fit, index: the fit of all curves of the study, and which one of them this is.
     """
 
@@ -126,15 +139,21 @@ class Optimum:
 
 
 def cell_means(losses: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Returns means over seeds (nan where one diverged), numbers of seeds, and the losses themselves."""
+    """Returns means over seeds (nan where one diverged), numbers of seeds, and the losses
+    themselves."""
     cells = [np.atleast_1d(np.asarray(cell, dtype=float)) for cell in losses]
     means = np.array([cell.mean() if cell.size else math.nan for cell in cells])
-    return np.where(np.isfinite(means), means, math.nan), np.array([max(cell.size, 1) for cell in cells]), cells
+    return (
+        np.where(np.isfinite(means), means, math.nan),
+        np.array([max(cell.size, 1) for cell in cells]),
+        cells,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """One curve, its parabola, and the points that the shared shape is fitted to: a slice around the best."""
+    """One curve, its parabola, and the points that the shared shape is fitted to: a slice around
+    the best."""
 
     x_X: np.ndarray
     mean_X: np.ndarray
@@ -150,10 +169,13 @@ class _Curve:
         at = [i for i in range(self.near.start, self.near.stop) if self.seeds_X[i] == most]
         _, vertex, curvature = self.parabola.summaries()[0][0]
         offset_X = self.x_X[at] - vertex
-        return SeedCurve(offset_X, LN2**2 * curvature * offset_X, np.array([self.cells[i] for i in at]))
+        return SeedCurve(
+            offset_X, LN2**2 * curvature * offset_X, np.array([self.cells[i] for i in at])
+        )
 
     def bowl(self, noise: Noise | None) -> Bowl:
-        """Returns the points to fit; the optimum is looked for between those worse than the best by 3 errors."""
+        """Returns the points to fit; the optimum is looked for between those worse than the best by
+        3 errors."""
         x_X, mean_X, count_X = self.x_X[self.near], self.mean_X[self.near], self.seeds_X[self.near]
         best, sigma = self.best - self.near.start, noise.sigma if noise else 0.0
         worse_X = mean_X - mean_X[best] > 3 * sigma * np.sqrt(1 / count_X + 1 / count_X[best])
@@ -162,7 +184,15 @@ class _Curve:
         _, vertex, curvature = self.parabola.summaries()[0][0]
         start = float(np.clip(vertex, x_X[low], x_X[high]))
         grow_X = np.exp((noise.growth if noise else 0.0) * (x_X - start))
-        return Bowl(x_X, mean_X, grow_X / grow_X.mean() / count_X, start, x_X[low], x_X[high], LN2**2 * curvature / 2)
+        return Bowl(
+            x_X,
+            mean_X,
+            grow_X / grow_X.mean() / count_X,
+            start,
+            x_X[low],
+            x_X[high],
+            LN2**2 * curvature / 2,
+        )
 
 
 def fit_optima(
@@ -170,12 +200,14 @@ def fit_optima(
     losses: Sequence[Sequence[Cell]],
     noise: float | None = None,
 ) -> list[Optimum | None]:
-    """Finds the optima of several curves, such as the widths of one study, that share their noise and their shape.
+    """Finds the optima of several curves, such as the widths of one study, that share their noise
+    and their shape.
 
     Args:
       log2_lrs: ascending, a list per curve. losses: likewise.
-      noise: standard deviation of one run's loss, nats. Without it, it is estimated over all curves, from the seeds
-        of the points around the optima or, with one seed per point, from what the fitted curves leave.
+      noise: standard deviation of one run's loss, nats. Without it, it is estimated over all
+        curves, from the seeds of the points around the optima or, with one seed per point, from
+        what the fitted curves leave.
 
     Returns: an optimum per curve; None where every point diverged.
     """
@@ -185,7 +217,9 @@ def fit_optima(
     good = [curve for i, curve in enumerate(curves) if curve and i in index]
     found = noise_from_seeds([curve.seed_curve() for curve in good])
     if noise is not None:
-        found = dataclasses.replace(found or Noise(0.0, None, ""), sigma=max(noise, 1e-12), dof=None, source="given")
+        found = dataclasses.replace(
+            found or Noise(0.0, None, ""), sigma=max(noise, 1e-12), dof=None, source="given"
+        )
     fit, found = _fit_together(good, found) if good else (None, found)
     optima: list[Optimum | None] = []
     for i, curve in enumerate(curves):
@@ -234,7 +268,8 @@ def _structure(curve: _Curve) -> tuple[str, ...]:
 
 
 def _fit_together(curves: Sequence[_Curve], noise: Noise | None) -> tuple[Fit, Noise | None]:
-    """Fits the shared shape. Noise that is known is widened where the curves miss the points by more (p < 0.05)."""
+    """Fits the shared shape. Noise that is known is widened where the curves miss the points by
+    more (p < 0.05)."""
     valleys = Valleys([curve.bowl(noise) for curve in curves], noise.sigma if noise else None)
     wider = 1.0
     if noise is None:
@@ -266,19 +301,37 @@ def _parabola(curve: _Curve, noise: Noise | None) -> Parabola | None:
     kept = curve.x_X[curve.parabola.keep_DX[0]]
     covariance = None if noise is None else tuple(map(tuple, (noise.sigma**2 * unit).tolist()))
     minimum, vertex, curvature = map(float, value)
-    return Parabola(vertex, minimum, curvature, covariance, len(kept), (float(kept[0]), float(kept[-1])))
+    return Parabola(
+        vertex, minimum, curvature, covariance, len(kept), (float(kept[0]), float(kept[-1]))
+    )
 
 
 def _unfitted(curve: _Curve, flags: tuple[str, ...], noise: Noise | None) -> Optimum:
     x, loss = float(curve.x_X[curve.best]), float(curve.mean_X[curve.best])
-    return Optimum(x, loss, EDGE in flags, None, math.nan, math.nan, math.nan, _parabola(curve, noise), noise, flags)
+    return Optimum(
+        x,
+        loss,
+        EDGE in flags,
+        None,
+        math.nan,
+        math.nan,
+        math.nan,
+        _parabola(curve, noise),
+        noise,
+        flags,
+    )
 
 
 def _optimum(curve: _Curve, fit: Fit, index: int, noise: Noise | None) -> Optimum:
     best, valleys = curve.best, fit.valleys
     vertex, minimum = float(valleys.vertex_W[index]), float(valleys.minimum_W[index])
-    error, minimum_error = math.sqrt(fit.covariance_WW[index, index]), float(valleys.minimum_error_W[index])
-    minimum_error = math.hypot(minimum_error, (noise.offset if noise else 0.0) / math.sqrt(curve.seeds_X[best]))
+    error, minimum_error = (
+        math.sqrt(fit.covariance_WW[index, index]),
+        float(valleys.minimum_error_W[index]),
+    )
+    minimum_error = math.hypot(
+        minimum_error, (noise.offset if noise else 0.0) / math.sqrt(curve.seeds_X[best])
+    )
     bowl, parabola = valleys.bowls[index], _parabola(curve, noise)
     flags, cautions = [], []
     if (curve.mean_X[best - 1 : best + 2] > curve.mean_X[best] + RISE).any():
@@ -299,6 +352,7 @@ def _optimum(curve: _Curve, fit: Fit, index: int, noise: Noise | None) -> Optimu
     if parabola and abs(parabola.vertex - vertex) > max(0.25, 2 * error):
         cautions.append(f"{DISAGREE}, at {parabola.vertex:.2f}")
     return Optimum(
-        float(curve.x_X[best]), float(curve.mean_X[best]), False, vertex, error, minimum, minimum_error, parabola,
+        float(curve.x_X[best]), float(curve.mean_X[best]), False, vertex, error, minimum,
+        minimum_error, parabola,
         noise, tuple(flags), tuple(cautions), fit, index,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Parabolas through the points around a minimum: batched least squares in a window that follows the vertex.
+"""Parabolas through the points around a minimum: batched least squares in a window that follows the
+vertex.
 
 Axes: D draws, X learning rates.
 """
@@ -11,16 +12,19 @@ import numpy as np
 LN2 = math.log(2)
 
 
-# The window of points that a parabola is fitted to, nothing beyond a point that is left out. It is local, since real
-# curves are lopsided (slow below the optimum, a cliff above) and a wide parabola's vertex is pulled to the slow side.
-# It moves with the vertex, not with the noisy best point: choosing points by their own noise biases the curvature.
-HALF_WIDTH = 2.5  # distance to the vertex in log2 LR, but at least 1.5 grid steps so that there are 3 points
+# The window of points that a parabola is fitted to, nothing beyond a point that is left out. It is
+# local, since real curves are lopsided (slow below the optimum, a cliff above) and a wide
+# parabola's vertex is pulled to the slow side. It moves with the vertex, not with the noisy best
+# point: choosing points by their own noise biases the curvature. distance to the vertex in log2 LR,
+# but at least 1.5 grid steps so that there are 3 points
+HALF_WIDTH = 2.5
 RISE = 0.4  # nats above the lowest loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-    """Parabolas of D draws of one curve, y = c0 + c1 u + c2 u^2 with u = ln(LR) - origin; unit: (X'WX)^-1."""
+    """Parabolas of D draws of one curve, y = c0 + c1 u + c2 u^2 with u = ln(LR) - origin; unit:
+    (X'WX)^-1."""
 
     best_D: np.ndarray
     keep_DX: np.ndarray
@@ -34,7 +38,8 @@ class Fits:
         return self.keep_DX.sum(1)
 
     def summaries(self) -> tuple[np.ndarray, np.ndarray]:
-        """(minimum, vertex in log2, curvature) as (D, 3), and the covariance for noise 1 as (D, 3, 3)."""
+        """(minimum, vertex in log2, curvature) as (D, 3), and the covariance for noise 1 as (D, 3,
+        3)."""
         c0, c1, c2 = self.coef_D3.T
         with np.errstate(divide="ignore", invalid="ignore"):
             v, h = -c1 / (2 * c2), 2 * c2
@@ -56,7 +61,8 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
     neighbour_DX = finite_DX & (x_X >= low_D[:, None]) & (x_X <= high_D[:, None])
     lowest_D1 = y_DX[rows, best_D][:, None]
     inside_DX = neighbour_DX | (y_DX <= lowest_D1 + RISE)
-    out_DX = np.cumsum(~inside_DX, 1)  # constant from the best point up to the first that is left out
+    # constant from the best point up to the first that is left out
+    out_DX = np.cumsum(~inside_DX, 1)
     reach_DX = np.concatenate([np.zeros_like(out_DX[:, :1]), out_DX[:, :-1]], 1)
     at = out_DX[rows, best_D][:, None]
     inside_DX &= np.where(np.arange(len(x_X)) > best_D[:, None], out_DX == at, reach_DX == at)
@@ -71,7 +77,12 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
         normal_D33 = np.einsum("dxi,dxj->dij", weighted_DX3, design_DX3)
         enough_D = keep_DX.sum(1) >= 3
         unit_D33 = np.linalg.inv(np.where(enough_D[:, None, None], normal_D33, np.eye(3)))
-        return keep_DX, enough_D, unit_D33, np.einsum("dij,dxj,dx->di", unit_D33, weighted_DX3, y_DX)
+        return (
+            keep_DX,
+            enough_D,
+            unit_D33,
+            np.einsum("dij,dxj,dx->di", unit_D33, weighted_DX3, y_DX),
+        )
 
     for _ in range(2):  # the window follows the vertex
         _, enough_D, _, coef_D3 = solve(center_D)

@@ -1,4 +1,5 @@
-"""Points of the phase diagrams of arXiv 2605.21486, and the effects of switches between parameterizations on E."""
+"""Points of the phase diagrams of arXiv 2605.21486, and the effects of switches between
+parameterizations on E."""
 
 import dataclasses
 import itertools
@@ -17,7 +18,8 @@ LINEAR_R = 0.01  # up to here the axis of R is linear
 
 @dataclasses.dataclass(frozen=True)
 class PhasePoint:
-    """E: mean squared residual of the joint law, nats^2. kappa: robustness of extrapolation. r_inf: nats; each with
+    """E: mean squared residual of the joint law, nats^2. kappa: robustness of extrapolation. r_inf:
+    nats; each with
     interval and flags. facets: what the point may be filtered by."""
 
     name: str
@@ -27,17 +29,21 @@ class PhasePoint:
     kappa: Estimate
 
     @classmethod
-    def plain(cls, name: str, facets: Mapping[str, str], e: float, r_inf: float, kappa: float) -> "PhasePoint":
+    def plain(
+        cls, name: str, facets: Mapping[str, str], e: float, r_inf: float, kappa: float
+    ) -> "PhasePoint":
         """A published point, of which nothing but the numbers is known."""
         return cls(name, facets, *(Estimate(value, None) for value in (e, r_inf, kappa)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in `better` of `pairs`.
+    """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in
+    `better` of `pairs`.
 
-    interval: 68% one of the factor, from the spread over settings of the other switches: pairs of one setting, at
-    several weight decays, share seeds, data and most of training. None with one setting.
+    interval: 68% one of the factor, from the spread over settings of the other switches: pairs of
+    one setting, at several weight decays, share seeds, data and most of training. None with one
+    setting.
     """
 
     switch: str
@@ -48,7 +54,8 @@ class Effect:
 
 
 def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
-    """'SP+Embd+LN' -> {embd, ln}; 'muP-LN' -> all known but ln; 'factorial+embd' likewise; None for other names."""
+    """'SP+Embd+LN' -> {embd, ln}; 'muP-LN' -> all known but ln; 'factorial+embd' likewise; None for
+    other names."""
     found = re.fullmatch(r"(sp|factorial)((?:\+\w+)*)|((?:mu|µ|μ)p)((?:-\w+)*)", name.lower())
     if not found:
         return None
@@ -60,7 +67,8 @@ def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
 def paired(
     cells: Mapping[tuple[frozenset[str], Hashable], float], switch: str
 ) -> dict[frozenset[str], list[tuple[float, float]]]:
-    """(value off, on) of each pair of cells that differ in this switch alone, by the other switches that are on.
+    """(value off, on) of each pair of cells that differ in this switch alone, by the other switches
+    that are on.
 
     cells: (switches on, all else) -> value.
     """
@@ -72,31 +80,52 @@ def paired(
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values and its 68% interval by Student's t; None where there is one value."""
+    """Mean of independent values and its 68% interval by Student's t; None where there is one
+    value."""
     mean, count = math.fsum(values) / len(values), len(values)
     if count < 2:
         return Estimate(mean, None)
-    half = statistics.stdev(values) / math.sqrt(count) * float(stats.t.ppf(stats.norm.cdf(1), count - 1))
+    half = (
+        statistics.stdev(values)
+        / math.sqrt(count)
+        * float(stats.t.ppf(stats.norm.cdf(1), count - 1))
+    )
     return Estimate(mean, (mean - half, mean + half))
 
 
 def main_effects(points: Sequence[PhasePoint]) -> list[Effect]:
-    """Paired over all other switches and facets; empty unless parameterizations are named by their switches."""
-    named = [name for point in points if switches(name := point.facets.get("parameterization", "")) is not None]
+    """Paired over all other switches and facets; empty unless parameterizations are named by their
+    switches."""
+    named = [
+        name
+        for point in points
+        if switches(name := point.facets.get("parameterization", "")) is not None
+    ]
     known = sorted(
-        set(itertools.chain(*(switches(n) or () for n in named if not n.lower().startswith(("m", "µ", "μ")))))
+        set(
+            itertools.chain(
+                *(switches(n) or () for n in named if not n.lower().startswith(("m", "µ", "μ")))
+            )
+        )
     )
     cells: dict[tuple[frozenset[str], Hashable], float] = {}
     for point in points:
         on = switches(point.facets.get("parameterization", ""), known)
         if on is not None and point.e.value > 0 and math.isfinite(point.e.value):
-            cells[on, tuple(sorted((k, v) for k, v in point.facets.items() if k != "parameterization"))] = point.e.value
+            cells[
+                on,
+                tuple(sorted((k, v) for k, v in point.facets.items() if k != "parameterization")),
+            ] = point.e.value
     effects = []
     for switch in known:
         if pairs := paired(cells, switch):
-            e = mean_interval([statistics.fmean(math.log(on / off) for off, on in own) for own in pairs.values()])
+            e = mean_interval(
+                [statistics.fmean(math.log(on / off) for off, on in own) for own in pairs.values()]
+            )
             interval = (math.exp(e.interval[0]), math.exp(e.interval[1])) if e.interval else None
             every = [pair for own in pairs.values() for pair in own]
             factor = math.exp(statistics.fmean(math.log(on / off) for off, on in every))
-            effects.append(Effect(switch, factor, interval, sum(on < off for off, on in every), len(every)))
+            effects.append(
+                Effect(switch, factor, interval, sum(on < off for off, on in every), len(every))
+            )
     return effects

@@ -1,4 +1,5 @@
-"""Does the optimum transfer? Drift, penalties and a verdict in words, from curves of one study at several widths.
+"""Does the optimum transfer? Drift, penalties and a verdict in words, from curves of one study at
+several widths.
 
 Positions are log2 learning rates, losses nats per token. See optimum.py for how a curve is given.
 """
@@ -17,8 +18,9 @@ from mujax.transfer.optimum import Cell, Optimum, cell_means
 
 Word = Literal["transfers", "moves at no cost", "drifts", "undecided"]
 
-# Level of the intervals that a verdict rests on: that a number lies above, or below, a limit is then said wrongly in at
-# most one of 20 cases, as in tests of equivalence by two one-sided tests at 5%
+# Level of the intervals that a verdict rests on: that a number lies above, or below, a limit is
+# then said wrongly in at most one of 20 cases, as in tests of equivalence by two one-sided tests at
+# 5%
 LEVEL = 0.90
 CLOSE = 0.02  # nats between the best two points of a grid that other seeds could turn
 
@@ -27,8 +29,8 @@ CLOSE = 0.02  # nats between the best two points of a grid that other seeds coul
 class Verdict:
     """Whether the optimum transfers, and why, in words.
 
-    movement: of the optimum from the narrowest width to the widest or the one asked for, log2 LR. cost: loss of using
-    the narrowest width's optimum there, nats.
+    movement: of the optimum from the narrowest width to the widest or the one asked for, log2 LR.
+    cost: loss of using the narrowest width's optimum there, nats.
     """
 
     word: Word
@@ -40,10 +42,11 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class ArgminVerdict:
-    """word: Yes if the best grid point is the same at every width (arXiv 2404.05728), undecided if a cell is missing.
+    """word: Yes if the best grid point is the same at every width (arXiv 2404.05728), undecided if
+    a cell is missing.
 
-    best: log2 LR per width, None if every point diverged. close: widths where the second best point is within CLOSE
-    of the best, so that other seeds could turn the word.
+    best: log2 LR per width, None if every point diverged. close: widths where the second best point
+    is within CLOSE of the best, so that other seeds could turn the word.
     """
 
     word: Literal["Yes", "No", "undecided"]
@@ -57,7 +60,11 @@ def argmin_verdict(
     """A cell is missing if another width has its learning rate; a diverged one is not missing."""
     best, close = [], []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
-        ranked = sorted((y, x) for x, y in zip(grid, cell_means(curve)[0].tolist(), strict=True) if math.isfinite(y))
+        ranked = sorted(
+            (y, x)
+            for x, y in zip(grid, cell_means(curve)[0].tolist(), strict=True)
+            if math.isfinite(y)
+        )
         best.append(ranked[0][1] if ranked else None)
         if len(ranked) > 1 and ranked[1][0] - ranked[0][0] < CLOSE:
             close.append(width)
@@ -69,13 +76,17 @@ def argmin_verdict(
 def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) -> Estimate | None:
     """Measures the slope of the optimal log2 LR against log2 width, with its 68% interval.
 
-    The line is weighted by the vertices' covariance. Where it misses them (p < 0.01), its error is widened. Flagged if
-    an optimum is; None with fewer than two widths to draw a line through.
+    The line is weighted by the vertices' covariance. Where it misses them (p < 0.01), its error is
+    widened. Flagged if an optimum is; None with fewer than two widths to draw a line through.
     """
     line = _line(widths, optima)
     if line is None:
         return None
-    flags = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else ["diverged"])]
+    flags = [
+        f"width {n}: {f}"
+        for n, o in zip(widths, optima, strict=True)
+        for f in (o.flags if o else ["diverged"])
+    ]
     if len(widths) < 3:
         flags.append("too few widths: two always lie on a line")
     half = line.error * student(1, line.dof)
@@ -84,7 +95,8 @@ def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line through the optima: slope and its standard error, and the slope through the parabolas' vertices."""
+    """A line through the optima: slope and its standard error, and the slope through the parabolas'
+    vertices."""
 
     slope: float
     error: float
@@ -121,21 +133,30 @@ def judge(
 ) -> Verdict:
     """Judges the movement of the optimum over the whole range of widths, and what it costs there.
 
-    All by 90% intervals (LEVEL), and with D the movement per doubling of width, C the loss at any other width of using
-    the narrowest one's optimum:
-      drifts: D lies beyond the tolerance; or the optimum surely moves and C is above the loss tolerance.
-      transfers: D lies within the tolerance, C below the loss tolerance, and the optimum may not move at all.
-      moves at no cost: the optimum surely moves, D is not beyond the tolerance, and C below the loss tolerance.
-      undecided: neither, or an optimum is flagged: a curve that ends before its optimum could hide any drift.
+    All by 90% intervals (LEVEL), and with D the movement per doubling of width, C the loss at any
+    other width of using the narrowest one's optimum:
+      drifts: D lies beyond the tolerance; or the optimum surely moves and C is above the loss
+        tolerance.
+      transfers: D lies within the tolerance, C below the loss tolerance, and the optimum may not
+        move at all.
+      moves at no cost: the optimum surely moves, D is not beyond the tolerance, and C below the
+      loss tolerance.
+      undecided: neither, or an optimum is flagged: a curve that ends before its optimum could hide
+        any drift.
 
     Args:
       tolerance: log2 LR per doubling of width (SP drifts by about 1, perfect transfer by 0).
       loss_tolerance: nats.
-      target: a width beyond the widest, up to which the optimum is taken to move on by D per doubling.
+      target: a width beyond the widest, up to which the optimum is taken to move on by D per
+        doubling.
     """
     drift = drift_per_doubling(widths, optima)
     if drift is None:
-        flagged = [f"width {n}: {f}" for n, o in zip(widths, optima, strict=True) for f in (o.flags if o else [])]
+        flagged = [
+            f"width {n}: {f}"
+            for n, o in zip(widths, optima, strict=True)
+            for f in (o.flags if o else [])
+        ]
         return Verdict("undecided", (*flagged, "fewer than two widths have an optimum"), None)
     drifted = drift.within(LEVEL)
     if drift.flags or drifted is None:
@@ -148,7 +169,11 @@ def judge(
         costs.append(_cost_beyond(optima[-1], movement))
     cost = max(costs, key=lambda c: c.value)
     low, high = drifted
-    moves, beyond, inside = low > 0 or high < 0, min(abs(low), abs(high)), max(abs(low), abs(high)) < tolerance
+    moves, beyond, inside = (
+        low > 0 or high < 0,
+        min(abs(low), abs(high)),
+        max(abs(low), abs(high)) < tolerance,
+    )
     ends = [c.within(LEVEL) or (0.0, math.inf) for c in costs]
     cheapest, dearest = max(max(end[0] for end in ends), 0.0), max(end[1] for end in ends)
     if moves and (beyond > tolerance or cheapest > loss_tolerance):
@@ -183,36 +208,53 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 
 
 def _said(widths: Sequence[int], optima: Sequence[Optimum | None], drift: Estimate) -> list[str]:
-    """What a reader must know beside the verdict: estimators that disagree, errors that are borrowed."""
+    """What a reader must know beside the verdict: estimators that disagree, errors that are
+    borrowed."""
     said, line, ends = [], _line(widths, optima), drift.within(LEVEL)
     if line and ends and not ends[0] <= line.parabolas <= ends[1]:
-        said.append(f"estimators disagree: the vertices of local parabolas move by {line.parabolas:+.3f} per doubling")
+        said.append(
+            f"estimators disagree: the vertices of local parabolas move by {line.parabolas:+.3f} "
+            "per doubling"
+        )
     cautions: dict[str, list[int]] = {}
     for width, optimum in zip(widths, optima, strict=True):
         for caution in optimum.cautions if optimum else ():
             cautions.setdefault(caution, []).append(width)
     for caution, at in cautions.items():
-        said.append(caution if len(at) == len(widths) else f"width {', '.join(map(str, at))}: {caution}")
+        said.append(
+            caution if len(at) == len(widths) else f"width {', '.join(map(str, at))}: {caution}"
+        )
     return said
 
 
 def penalties(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[Estimate | None]:
-    """Measures the loss at each width of using the first (narrowest) width's optimum, nats; 68% intervals.
+    """Measures the loss at each width of using the first (narrowest) width's optimum, nats; 68%
+    intervals.
 
-    From the fitted curve, at the ends of the interval of the distance between the optima; flagged where the proxy's
-    optimum is outside the points that the curve was fitted to.
+    From the fitted curve, at the ends of the interval of the distance between the optima; flagged
+    where the proxy's optimum is outside the points that the curve was fitted to.
     """
     proxy, found = optima[0], []
     for optimum in optima:
-        if proxy is None or optimum is None or proxy.vertex is None or optimum.vertex is None or optimum.noise is None:
+        if (
+            proxy is None
+            or optimum is None
+            or proxy.vertex is None
+            or optimum.vertex is None
+            or optimum.noise is None
+        ):
             found.append(None)
         elif optimum is proxy:
             found.append(Estimate(0.0, (0.0, 0.0), optimum.flags))
         else:
             assert optimum.fit is not None
-            pair = optimum.fit.covariance_WW[np.ix_([optimum.index, proxy.index], [optimum.index, proxy.index])]
+            pair = optimum.fit.covariance_WW[
+                np.ix_([optimum.index, proxy.index], [optimum.index, proxy.index])
+            ]
             error = math.sqrt(max(pair[0, 0] + pair[1, 1] - 2 * pair[0, 1], 0.0))
-            found.append(_cost(optimum, proxy.vertex - optimum.vertex, error, (*proxy.flags, *optimum.flags)))
+            found.append(
+                _cost(optimum, proxy.vertex - optimum.vertex, error, (*proxy.flags, *optimum.flags))
+            )
     return found
 
 
@@ -234,14 +276,16 @@ def _cost(optimum: Optimum, gap: float, error: float, flags: tuple[str, ...]) ->
 
 
 def _cost_beyond(widest: Optimum | None, movement: Estimate) -> Estimate:
-    """Excess loss of the narrowest width's optimum at a width that was not trained, by the widest curve's shape."""
+    """Excess loss of the narrowest width's optimum at a width that was not trained, by the widest
+    curve's shape."""
     assert widest is not None and movement.interval is not None
     error = (movement.interval[1] - movement.interval[0]) / 2 / student(1, movement.dof)
     return _cost(widest, -movement.value, error, ())
 
 
 def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> float | None:
-    """Loss at log2 LR x, linear between measured points; None outside the grid or beside a diverged point."""
+    """Loss at log2 LR x, linear between measured points; None outside the grid or beside a diverged
+    point."""
     means, grid = cell_means(losses)[0], np.asarray(log2_lrs, float)
     if not grid[0] <= x <= grid[-1]:
         return None
@@ -255,9 +299,13 @@ def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> floa
 
 
 def price(
-    log2_lrs: Sequence[float], losses: Sequence[Cell], proxy_log2_lr: float, tuned_sp: Sequence[Cell]
+    log2_lrs: Sequence[float],
+    losses: Sequence[Cell],
+    proxy_log2_lr: float,
+    tuned_sp: Sequence[Cell],
 ) -> float | None:
-    """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width, nats.
+    """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width,
+    nats.
 
     Below 0 is gain. Both trained on the same budget; what tuning SP took besides is not counted.
     """
@@ -269,7 +317,8 @@ def price(
 
 @dataclasses.dataclass(frozen=True)
 class StableRange:
-    """log2 LRs around the best point with a loss within a tolerance of it; open_*: not ended by a measured rise."""
+    """log2 LRs around the best point with a loss within a tolerance of it; open_*: not ended by a
+    measured rise."""
 
     low: float
     high: float
@@ -277,8 +326,11 @@ class StableRange:
     open_high: bool
 
 
-def stable_range(log2_lrs: Sequence[float], losses: Sequence[Cell], tolerance: float) -> StableRange | None:
-    """Ends are interpolated linearly; one at a diverged point is the last finite point before it, and not open."""
+def stable_range(
+    log2_lrs: Sequence[float], losses: Sequence[Cell], tolerance: float
+) -> StableRange | None:
+    """Ends are interpolated linearly; one at a diverged point is the last finite point before it,
+    and not open."""
     means, grid = cell_means(losses)[0], np.asarray(log2_lrs, float)
     if not np.isfinite(means).any():
         return None

@@ -1,7 +1,9 @@
-"""Stands in for gcloud, kubectl, gcluster, sbatch, scontrol, uv and mujax: records its arguments, and plays the part.
+"""Stands in for gcloud, kubectl, gcluster, sbatch, scontrol, uv and mujax: records its arguments,
+and plays the part.
 
-It is called by the tool's name. $STANDIN is a folder: calls.jsonl is what was called; `codes` holds what mujax is to
-do, call by call (an exit code; `term`: wait for SIGTERM and exit with 75; `wait`: until the file `go` is there;
+It is called by the tool's name. $STANDIN is a folder: calls.jsonl is what was called; `codes` holds
+what mujax is to do, call by call (an exit code; `term`: wait for SIGTERM and exit with 75; `wait`:
+until the file `go` is there;
 `preempt`: the slice is taken away meanwhile; none left: exit with 0).
 """
 
@@ -69,7 +71,8 @@ def mujax() -> int:
 
 
 def gcloud() -> int:
-    """One queued resource, in a zone where slices are there on the third look; its worker's home is a folder."""
+    """One queued resource, in a zone where slices are there on the third look; its worker's home is
+    a folder."""
     assert ARGS[:2] == ["compute", "tpus"], ARGS
     flags = dict(arg[2:].partition("=")[::2] for arg in ARGS if arg.startswith("--"))
     words = [arg for arg in ARGS[2:] if not arg.startswith("--")]
@@ -82,13 +85,17 @@ def gcloud() -> int:
         case ["queued-resources", "create"]:
             assert not states.exists() or not states.read_text(), "exists"
             home.mkdir()
-            states.write_text(pop("next_states").replace(",", " ") or "WAITING_FOR_RESOURCES PROVISIONING ACTIVE")
+            states.write_text(
+                pop("next_states").replace(",", " ") or "WAITING_FOR_RESOURCES PROVISIONING ACTIVE"
+            )
         case ["queued-resources", "delete"]:
             states.unlink()
             shutil.rmtree(home)
         case ["tpu-vm", "ssh"]:
             shell = ["bash", "-c", flags["command"]]
-            done = subprocess.run(shell, cwd=home, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE)
+            done = subprocess.run(
+                shell, cwd=home, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE
+            )
             if states.read_text().split()[0] != "ACTIVE":
                 return 255
             sys.stdout.buffer.write(done.stdout)
@@ -119,11 +126,18 @@ def uv() -> int:
 def sbatch() -> int:
     """Runs each task until it does not queue itself again."""
     script = ARGS[-1]
-    first, last = re.search(r"^#SBATCH --array=(\d+)-(\d+)", Path(script).read_text(), re.M).groups()
+    first, last = re.search(
+        r"^#SBATCH --array=(\d+)-(\d+)", Path(script).read_text(), re.M
+    ).groups()
     name = re.search(r"^#SBATCH --job-name=(.+)$", Path(script).read_text(), re.M)[1]
     worst = 0
     for task in range(int(first), int(last) + 1):
-        slurm = {"ARRAY_TASK_ID": f"{task}", "ARRAY_JOB_ID": "7", "JOB_NAME": name, "SUBMIT_DIR": os.getcwd()}
+        slurm = {
+            "ARRAY_TASK_ID": f"{task}",
+            "ARRAY_JOB_ID": "7",
+            "JOB_NAME": name,
+            "SUBMIT_DIR": os.getcwd(),
+        }
         env = {**os.environ, **{f"SLURM_{key}": value for key, value in slurm.items()}}
         while True:
             code = subprocess.run(["bash", script], env=env).returncode
@@ -143,7 +157,9 @@ def scontrol() -> int:
 
 def expanded(text: str) -> str:
     """As the kubelet has it: $$ is $, and $(NAME) the variable, if there is one."""
-    return re.sub(r"\$\$|\$\(([^)]*)\)", lambda m: "$" if m[0] == "$$" else os.environ.get(m[1], m[0]), text)
+    return re.sub(
+        r"\$\$|\$\(([^)]*)\)", lambda m: "$" if m[0] == "$$" else os.environ.get(m[1], m[0]), text
+    )
 
 
 def kubectl() -> int:
@@ -169,12 +185,17 @@ def jobset(spec) -> int:
         if code == 0:
             return 0
         rules = [rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-        action = next((rule["action"] for rule in rules if code in rule["onExitCodes"]["values"]), "Count")
+        action = next(
+            (rule["action"] for rule in rules if code in rule["onExitCodes"]["values"]), "Count"
+        )
         if action == "Ignore":
             continue
         reason = "PodFailurePolicy" if action == "FailJob" else "BackoffLimitExceeded"
         policy = spec["failurePolicy"]
-        if any(rule["action"] == "FailJobSet" and reason in rule["onJobFailureReasons"] for rule in policy["rules"]):
+        if any(
+            rule["action"] == "FailJobSet" and reason in rule["onJobFailureReasons"]
+            for rule in policy["rules"]
+        ):
             return code
         if restarts == policy["maxRestarts"]:
             return code

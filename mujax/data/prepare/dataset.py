@@ -1,7 +1,8 @@
-"""Raw text to token shards, by many processes: killed at any time, the same call goes on and leaves the same bytes.
+"""Raw text to token shards, by many processes: killed at any time, the same call goes on and leaves
+the same bytes.
 
-A part of the source becomes a file of tokens for each split. What is done is on disk: a part's files first, then its
-record in preparing/; at the end dataset.json, and preparing/ goes.
+A part of the source becomes a file of tokens for each split. What is done is on disk: a part's
+files first, then its record in preparing/; at the end dataset.json, and preparing/ goes.
 """
 
 import dataclasses
@@ -14,9 +15,36 @@ from pathlib import Path
 from typing import Any
 
 from mujax.data import tokenizers
-from mujax.data.prepare.parts import PREPARING, ROW_COUNTS, Recipe, Rule, Work, do_all, dtype_of, record_file, texts_of
-from mujax.data.prepare.sources import JsonLines, Parquet, Part, Source, TextFiles, folder_and_glob, length_of
-from mujax.data.shards import DESCRIPTION, FORMAT, LAYOUTS, SPLITS, check_files, fingerprint, read_description, sealed
+from mujax.data.prepare.parts import (
+    PREPARING,
+    ROW_COUNTS,
+    Recipe,
+    Rule,
+    Work,
+    do_all,
+    dtype_of,
+    record_file,
+    texts_of,
+)
+from mujax.data.prepare.sources import (
+    JsonLines,
+    Parquet,
+    Part,
+    Source,
+    TextFiles,
+    folder_and_glob,
+    length_of,
+)
+from mujax.data.shards import (
+    DESCRIPTION,
+    FORMAT,
+    LAYOUTS,
+    SPLITS,
+    check_files,
+    fingerprint,
+    read_description,
+    sealed,
+)
 from mujax.data.tokenizers import Tokenizer
 from mujax.errors import UserError, cut
 from mujax.storage import files
@@ -27,21 +55,24 @@ COUNTS = ("documents", "tokens", "text_bytes", "cut_documents", "bytes")
 TRAINING_CHARACTERS = 2**26
 
 
-def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quiet: bool = False) -> dict[str, Any]:
+def prepare(
+    recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quiet: bool = False
+) -> dict[str, Any]:
     """Writes the dataset of a recipe to a folder and returns its dataset.json.
 
     A finished one of the same recipe is left alone; an interrupted one is gone on with.
 
     Raises:
-      UserError: a recipe that cannot work, a source that cannot be read, or a folder that holds something else. What
-        is done of the right kind stays.
+      UserError: a recipe that cannot work, a source that cannot be read, or a folder that holds
+        something else. What is done of the right kind stays.
     """
     rule = Rule(recipe.validation)
     if recipe.layout not in LAYOUTS:
         raise UserError(f"--layout={recipe.layout} is not one of: {', '.join(LAYOUTS)}")
     if (recipe.layout == "document") != (recipe.seq_len > 0):
         raise UserError(
-            f"--layout={recipe.layout} with --seq_len={recipe.seq_len}: `document` needs the tokens of a row, and rows "
+            f"--layout={recipe.layout} with --seq_len={recipe.seq_len}: `document` needs the "
+            "tokens of a row, and rows "
             "of `packed` are cut when they are read"
         )
     root = files.make_writable(files.local_path(workdir))
@@ -56,7 +87,10 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
             return description
         source = make_source(recipe.source, rule.own, recipe.field, recipe.data_dir)
         if rule.kind == "own" and not source.has_validation:
-            raise UserError("--validation=own: the source sets nothing aside; use own:WHERE, head:N or hash:SHARE")
+            raise UserError(
+                "--validation=own: the source sets nothing aside; use own:WHERE, head:N or "
+                "hash:SHARE"
+            )
         parts = source.parts()
         _check_outside(root, parts)
         source_files = _begin(root, recipe, parts)
@@ -66,7 +100,15 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
             with files.replacing(root / tokenizer.file[0]) as stream:
                 stream.write(tokenizer.file[1])
         described = (tokenizer.kind, tokenizer.file[1], tokenizer.options)
-        work = Work(source, recipe, root, *described, tokenizer.vocab_size, tokenizer.eos_id, tokenizer.start_id)
+        work = Work(
+            source,
+            recipe,
+            root,
+            *described,
+            tokenizer.vocab_size,
+            tokenizer.eos_id,
+            tokenizer.start_id,
+        )
         heads = _heads(source, parts, rule.count)
         do_all(work, parts, heads, num_processes, is_quiet)
         description = _describe(root, recipe, tokenizer, len(parts), source_files)
@@ -76,11 +118,12 @@ def prepare(recipe: Recipe, workdir: str | Path, num_processes: int = 1, is_quie
 
 
 def make_source(text: str, validation: str, field: str, data_dir: str) -> Source:
-    """The source that --source names: 'embedded', 'text:PATTERN', 'jsonl:PATTERN', 'parquet:PATTERN', 'tfds:NAME' or
-    'seqio:TASK'.
+    """The source that --source names: 'embedded', 'text:PATTERN', 'jsonl:PATTERN',
+    'parquet:PATTERN', 'tfds:NAME' or 'seqio:TASK'.
 
     Args:
-      validation: where its own validation documents are: a pattern, or a split; '' where it has none.
+      validation: where its own validation documents are: a pattern, or a split; '' where it has
+        none.
       field: of a record that holds its text. data_dir: of TFDS; '' for its own choice.
 
     Raises:
@@ -89,9 +132,14 @@ def make_source(text: str, validation: str, field: str, data_dir: str) -> Source
     kind, _, where = text.partition(":")
     if kind in ("embedded", "text"):
         if bool(where) != (kind == "text"):
-            raise UserError(f"--source={text}: write --source=embedded, or --source=text:FILE, FOLDER or PATTERN")
+            raise UserError(
+                f"--source={text}: write --source=embedded, or --source=text:FILE, FOLDER or "
+                "PATTERN"
+            )
         if validation:
-            raise UserError(f"--validation=own:{validation}: a source of text files is split by itself")
+            raise UserError(
+                f"--validation=own:{validation}: a source of text files is split by itself"
+            )
         return TextFiles(kind, *folder_and_glob(where))
     if kind in ("jsonl", "parquet"):
         return {"jsonl": JsonLines, "parquet": Parquet}[kind](where, validation, field)
@@ -99,7 +147,9 @@ def make_source(text: str, validation: str, field: str, data_dir: str) -> Source
         from mujax.data.prepare.tasks import TaskSource  # TensorFlow: 10 s
 
         return TaskSource(kind, where, validation, field, data_dir)
-    raise UserError(f"--source={text}: {kind!r} is not one of: embedded, text, jsonl, parquet, tfds, seqio")
+    raise UserError(
+        f"--source={text}: {kind!r} is not one of: embedded, text, jsonl, parquet, tfds, seqio"
+    )
 
 
 def _check_same(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -110,13 +160,21 @@ def _check_same(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 def _files_of(parts: Sequence[Part]) -> dict[str, list[int]]:
     """Size and time of change of each file of the source."""
-    names = {name for part in parts for name in part.where if isinstance(name, str) and os.path.isfile(name)}
+    names = {
+        name
+        for part in parts
+        for name in part.where
+        if isinstance(name, str) and os.path.isfile(name)
+    }
     statuses = {name: os.stat(name) for name in sorted(names)}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in statuses.items()}
 
 
-def _tell_changes(root: Path, recipe: Recipe, rule: Rule, then: dict[str, list[int]] | None) -> None:
-    """Says that a finished dataset was made of other files than the source has now; a source that is gone may be."""
+def _tell_changes(
+    root: Path, recipe: Recipe, rule: Rule, then: dict[str, list[int]] | None
+) -> None:
+    """Says that a finished dataset was made of other files than the source has now; a source that
+    is gone may be."""
     if not then:  # of TFDS, or of an earlier version
         return
     try:
@@ -129,21 +187,26 @@ def _tell_changes(root: Path, recipe: Recipe, rule: Rule, then: dict[str, list[i
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         print(
-            f"{root} was made before the source changed: {', '.join(changes[:3])}{more}; it stays as it was. Prepare "
+            f"{root} was made before the source changed: {', '.join(changes[:3])}{more}; it stays "
+            "as it was. Prepare "
             "the source as it is now in a new workdir",
             file=sys.stderr,
         )
 
 
 def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[int]]:
-    """Recognizes the folder as that of this very recipe and source, or makes it so; returns the files of the source as
-    they were at the beginning."""
-    begun = {"recipe": dataclasses.asdict(recipe), "parts": [[part.name, part.split, part.size] for part in parts]}
+    """Recognizes the folder as that of this very recipe and source, or makes it so; returns the
+    files of the source as they were at the beginning."""
+    begun = {
+        "recipe": dataclasses.asdict(recipe),
+        "parts": [[part.name, part.split, part.size] for part in parts],
+    }
     source_files = _files_of(parts)
     file = root / PREPARING / "recipe.json"
     recorded = read_preparation(file) if file.exists() else None
     is_same = bool(recorded) and all(recorded.get(key) == begun[key] for key in begun)
-    if recorded and not is_same and not any(file.parent.glob("part-*.json")):  # a try that came to nothing
+    if recorded and not is_same and not any(file.parent.glob("part-*.json")):
+        # a try that came to nothing
         for left in (*root.glob("*.bin"), *root.glob("tokenizer.*")):
             left.unlink()
         shutil.rmtree(file.parent)
@@ -151,14 +214,21 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[
     if recorded:
         _check_same(root, recorded["recipe"], begun["recipe"])
         if recorded["parts"] != begun["parts"]:
-            raise UserError(f"--workdir={root} was begun with other files of this source; choose a new workdir")
+            raise UserError(
+                f"--workdir={root} was begun with other files of this source; choose a new workdir"
+            )
         print(f"{root}: going on with what was begun", file=sys.stderr)
         source_files = recorded.get("source_files", source_files)
     else:
         own = ("lock", PREPARING)
-        others = sorted(entry.name for entry in root.iterdir() if entry.name not in own and entry.name[0] != ".")
+        others = sorted(
+            entry.name for entry in root.iterdir() if entry.name not in own and entry.name[0] != "."
+        )
         if others:
-            raise UserError(f"--workdir={root} holds something else ({', '.join(others[:3])}); choose a new folder")
+            raise UserError(
+                f"--workdir={root} holds something else ({', '.join(others[:3])}); choose a new "
+                "folder"
+            )
         files.write_json(file, {**begun, "source_files": source_files})
     for entry in root.iterdir():
         if re.fullmatch(r"\..+\.\d+", entry.name):  # of a process that was killed while it wrote
@@ -172,7 +242,10 @@ def _check_outside(root: Path, parts: Sequence[Part]) -> None:
     for part in parts:
         for name in part.where:
             if isinstance(name, str) and os.path.realpath(name).startswith(own):
-                raise UserError(f"--workdir={root} is inside the source, which has {name}; choose a folder elsewhere")
+                raise UserError(
+                    f"--workdir={root} is inside the source, which has {name}; choose a folder "
+                    "elsewhere"
+                )
 
 
 def _check_tokenizer(root: Path, tokenizer: Tokenizer) -> None:
@@ -181,23 +254,32 @@ def _check_tokenizer(root: Path, tokenizer: Tokenizer) -> None:
     if not file.exists():
         files.write_json(file, described)
     elif read_json(file) != described:
-        raise UserError(f"--workdir={root} was begun with another tokenizer of this name; choose a new workdir")
+        raise UserError(
+            f"--workdir={root} was begun with another tokenizer of this name; choose a new workdir"
+        )
 
 
 def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[Part]) -> Tokenizer:
     if source.tokenizer is not None:
         if recipe.tokenizer:
-            raise UserError(f"--tokenizer={recipe.tokenizer}: {recipe.source} has its own; leave it out")
+            raise UserError(
+                f"--tokenizer={recipe.tokenizer}: {recipe.source} has its own; leave it out"
+            )
         return source.tokenizer
     if not recipe.tokenizer:
-        raise UserError("--tokenizer is missing: only a seqio Task has its own; e.g. --tokenizer=train:1024, or bytes")
+        raise UserError(
+            "--tokenizer is missing: only a seqio Task has its own; e.g. --tokenizer=train:1024, "
+            "or bytes"
+        )
     kind, value, options = tokenizers.parse(recipe.tokenizer)
     if kind != "train":
         return tokenizers.read(kind, value, options)
     file = root / "tokenizer.model"
     if not file.exists():
         if not (value.isdecimal() and len(value) < 10):
-            raise UserError(f"--tokenizer=train:{cut(value)} is not a whole number of ids that int32 could name")
+            raise UserError(
+                f"--tokenizer=train:{cut(value)} is not a whole number of ids that int32 could name"
+            )
         model = tokenizers.train(_training_text(source, parts), int(value))
         with files.replacing(file) as stream:
             stream.write(model)
@@ -218,7 +300,8 @@ def _training_text(source: Source, parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _heads(source: Source, parts: Sequence[Part], count: int) -> list[int]:
-    """How many of the first documents of each part are for validation, so that `count` are in all."""
+    """How many of the first documents of each part are for validation, so that `count` are in
+    all."""
     heads = [0] * len(parts)
     for i, part in enumerate(parts):
         if not count:
@@ -235,7 +318,11 @@ def _heads(source: Source, parts: Sequence[Part], count: int) -> list[int]:
 
 
 def _describe(
-    root: Path, recipe: Recipe, tokenizer: Tokenizer, num_parts: int, source_files: dict[str, list[int]]
+    root: Path,
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    num_parts: int,
+    source_files: dict[str, list[int]],
 ) -> dict[str, Any]:
     """What dataset.json holds."""
     records = [read_part(record_file(root, i)) for i in range(num_parts)]

@@ -26,8 +26,8 @@ from mujax.errors import UserError
 from mujax.storage import files
 
 PREPARING = "preparing"
-# What is counted of layout document beside the tokens of its rows: ends after the first, and what the documents were
-# before they were cut
+# What is counted of layout document beside the tokens of its rows: ends after the first, and what
+# the documents were before they were cut
 ROW_COUNTS = ("padding", "whole_tokens")
 # Text that is encoded in one call
 BATCH_CHARACTERS = 2**20
@@ -38,9 +38,11 @@ Encode = Callable[[Sequence[Document]], Sequence[Ids]]
 class Recipe:
     """What is made of what; every field is a flag of `mujax prepare`.
 
-    source, tokenizer: see make_source and tokenizers.parse; `train:N` trains SentencePiece on the source, and ''
-    leaves it to a seqio Task. layout: document or packed. seq_len: of layout document, else 0. validation: head:N, the
-    first N documents; hash:SHARE, those whose SHA-256 is lowest, wherever they stand; own or own:WHERE, what the source
+    source, tokenizer: see make_source and tokenizers.parse; `train:N` trains SentencePiece on the
+      source, and ''
+    leaves it to a seqio Task. layout: document or packed. seq_len: of layout document, else 0.
+    validation: head:N, the first N documents; hash:SHARE, those whose SHA-256 is lowest, wherever
+      they stand; own or own:WHERE, what the source
     itself sets aside. field: of a record, that holds its text. data_dir: of TFDS.
     """
 
@@ -70,18 +72,25 @@ class Rule:
             if not (self.kind == "own" or self.count > 0 or 0 < self.share < 1):
                 raise ValueError
         except ValueError:
-            raise UserError(f"--validation={text} is none of: own, own:WHERE, head:N, hash:SHARE (below 1)") from None
+            raise UserError(
+                f"--validation={text} is none of: own, own:WHERE, head:N, hash:SHARE (below 1)"
+            ) from None
 
     def is_hashed_in(self, document: Document) -> bool:
         if not self.share:
             return False
-        content = document.encode() if isinstance(document, str) else np.asarray(document.ids, "<u4").tobytes()
+        content = (
+            document.encode()
+            if isinstance(document, str)
+            else np.asarray(document.ids, "<u4").tobytes()
+        )
         return int.from_bytes(hashlib.sha256(content).digest()[:8]) < self.share * 2**64
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a process needs to know to do parts; it makes the tokenizer anew, which cannot be sent."""
+    """What a process needs to know to do parts; it makes the tokenizer anew, which cannot be
+    sent."""
 
     source: Source
     recipe: Recipe
@@ -100,13 +109,17 @@ class Work:
         return lambda documents: tokenizer.encode(texts_of(documents, self.kind))
 
 
-def do_all(work: Work, parts: Sequence[Part], heads: Sequence[int], num_processes: int, is_quiet: bool) -> None:
+def do_all(
+    work: Work, parts: Sequence[Part], heads: Sequence[int], num_processes: int, is_quiet: bool
+) -> None:
     todo = [i for i in range(len(parts)) if not record_file(work.root, i).exists()]
     in_bytes = all(part.size for part in parts)
     sizes = [part.size if in_bytes else 1 for part in parts]
     done = sum(sizes) - sum(sizes[i] for i in todo)
     unit, total = "B" if in_bytes else "part", sum(sizes)
-    with tqdm(total=total, initial=done, unit=unit, unit_scale=in_bytes, disable=is_quiet, desc="prepare") as bar:
+    with tqdm(
+        total=total, initial=done, unit=unit, unit_scale=in_bytes, disable=is_quiet, desc="prepare"
+    ) as bar:
         for i in _completed(work, parts, heads, todo, min(num_processes, len(todo))):
             bar.update(sizes[i])
 
@@ -121,7 +134,10 @@ def _completed(work: Work, parts, heads, todo: Sequence[int], num_processes: int
         return
     # Not by fork: threads of JAX and TensorFlow do not survive it
     pool = concurrent.futures.ProcessPoolExecutor(
-        num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(work,)
+        num_processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(work,),
     )
     try:
         futures = {pool.submit(_do_in_worker, i, parts[i], heads[i]): i for i in todo}
@@ -129,7 +145,9 @@ def _completed(work: Work, parts, heads, todo: Sequence[int], num_processes: int
             future.result()
             yield futures[future]
     except BrokenProcessPool as e:
-        raise UserError("a process of mujax prepare was killed, as when memory is short: try fewer --processes") from e
+        raise UserError(
+            "a process of mujax prepare was killed, as when memory is short: try fewer --processes"
+        ) from e
     finally:
         # Whatever has ended this: what is half done is done again
         for process in list((pool._processes or {}).values()) if sys.exc_info()[0] else []:
@@ -142,7 +160,8 @@ _worker: tuple[Work, Encode] | None = None
 
 def _start_worker(work: Work) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    # Ctrl-C reaches all; the first process ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (work, work.make_encode())
@@ -170,12 +189,16 @@ def _do(work: Work, encode: Encode, i: int, part: Part, head: int) -> None:
     rule, num_documents, num_empty = Rule(work.recipe.validation), 0, 0
     with contextlib.ExitStack() as stack:
         names = {split: f"{split}-{i:05d}.bin" for split in SPLITS}
-        outputs = {split: _Output(work, part, name, split, encode, stack) for split, name in names.items()}
+        outputs = {
+            split: _Output(work, part, name, split, encode, stack) for split, name in names.items()
+        }
         for document in work.source.documents(part):
             if not length_of(document):
                 num_empty += 1
                 continue
-            is_validation = part.split == "validation" or num_documents < head or rule.is_hashed_in(document)
+            is_validation = (
+                part.split == "validation" or num_documents < head or rule.is_hashed_in(document)
+            )
             outputs["validation" if is_validation else "train"].add(document)
             num_documents += 1
         for output in outputs.values():
@@ -188,10 +211,25 @@ def _do(work: Work, encode: Encode, i: int, part: Part, head: int) -> None:
 
 
 class _Output:
-    """The file of one split of a part: tokens in the layout of the recipe, and what is to be told of them."""
+    """The file of one split of a part: tokens in the layout of the recipe, and what is to be told
+    of them."""
 
-    def __init__(self, work: Work, part: Part, name: str, split: str, encode: Encode, stack: contextlib.ExitStack):
-        self._work, self._part, self._name, self._split, self._encode = work, part, name, split, encode
+    def __init__(
+        self,
+        work: Work,
+        part: Part,
+        name: str,
+        split: str,
+        encode: Encode,
+        stack: contextlib.ExitStack,
+    ):
+        self._work, self._part, self._name, self._split, self._encode = (
+            work,
+            part,
+            name,
+            split,
+            encode,
+        )
         self._stream: IO[bytes] = stack.enter_context(files.replacing(work.root / name))
         self._dtype = dtype_of(work.vocab_size)
         self._digest, self._bytes = hashlib.sha256(), 0
@@ -216,7 +254,9 @@ class _Output:
             raise UserError(f"{self._part.name}: {e}") from e
         encoded = [ids.astype(self._dtype) for ids in encoded]
         self._counts["documents"] += len(documents)
-        self._counts["text_bytes"] += sum(len(d.encode()) if isinstance(d, str) else d.text_bytes for d in documents)
+        self._counts["text_bytes"] += sum(
+            len(d.encode()) if isinstance(d, str) else d.text_bytes for d in documents
+        )
         whole = sum(len(ids) + 1 for ids in encoded)  # with their ends
         is_packed = self._work.recipe.layout == "packed"
         if is_packed:
@@ -241,7 +281,8 @@ class _Output:
         return np.concatenate([piece for ids in encoded for piece in (ids, end)] or [end[:0]])
 
     def _rows(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
-        """[., seq_len + 1]: a start, the document, its end; the end also where a long one is cut (2404.05728)."""
+        """[., seq_len + 1]: a start, the document, its end; the end also where a long one is cut
+        (2404.05728)."""
         seq_len = self._work.recipe.seq_len
         rows = np.full((len(encoded), seq_len + 1), self._work.eos_id, self._dtype)
         rows[:, 0] = self._work.start_id

@@ -1,5 +1,6 @@
-"""Where documents come from: files of text, JSON lines or parquet. Each source is cut into parts, each the work of one
-process; their order, and that of the documents in them, is that of the source."""
+"""Where documents come from: files of text, JSON lines or parquet. Each source is cut into parts,
+each the work of one process; their order, and that of the documents in them, is that of the
+source."""
 
 import contextlib
 import dataclasses
@@ -21,7 +22,8 @@ PART_BYTES = 2**26
 
 
 class Encoded(NamedTuple):
-    """A document that comes as ids, without its end. text_bytes: of what they stand for; 0: not known."""
+    """A document that comes as ids, without its end. text_bytes: of what they stand for; 0: not
+    known."""
 
     ids: Ids
     text_bytes: int
@@ -37,7 +39,8 @@ def length_of(document: Document) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """name: as messages call it. split: train or validation, of the source itself. size: bytes, to tell progress by.
+    """name: as messages call it. split: train or validation, of the source itself. size: bytes, to
+    tell progress by.
     where: what the source knows it by, JSON values."""
 
     name: str
@@ -49,7 +52,8 @@ class Part:
 class Source(Protocol):
     """Sources are sent to other processes, so they are pickled.
 
-    has_validation: whether some of its parts are for validation. tokenizer: that of its documents, if they are encoded.
+    has_validation: whether some of its parts are for validation. tokenizer: that of its documents,
+      if they are encoded.
     """
 
     @property
@@ -65,8 +69,8 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """A file is a document: of the embedded text, or of a folder. Those for validation are those of mujax.data.text:
-    by file, or the end of each of a few."""
+    """A file is a document: of the embedded text, or of a folder. Those for validation are those of
+    mujax.data.text: by file, or the end of each of a few."""
 
     name: str  # embedded or text
     path: str
@@ -80,7 +84,9 @@ class TextFiles:
         held_out = held_out_files(keys)
         parts = []
         for split in ("train", "validation"):
-            is_own = [held_out is None or (key in held_out) == (split == "validation") for key in keys]
+            is_own = [
+                held_out is None or (key in held_out) == (split == "validation") for key in keys
+            ]
             kept = [file for file, own in zip(files, is_own, strict=True) if own]
             for chunk in _by_size(kept, [f.stat().st_size for f in kept], PART_BYTES // 16):
                 names = chunk[0].name + (f" to {chunk[-1].name}" if len(chunk) > 1 else "")
@@ -100,7 +106,8 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """A document is a line, as C4 and FineWeb have it on Hugging Face: .jsonl or .json, also as .gz."""
+    """A document is a line, as C4 and FineWeb have it on Hugging Face: .jsonl or .json, also as
+    .gz."""
 
     pattern: str
     validation_pattern: str
@@ -123,7 +130,9 @@ class JsonLines:
         (file,) = part.where
         number = 0
         try:
-            with cast(IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")) as stream:
+            with cast(
+                IO[bytes], gzip.open(file, "rb") if file.endswith(".gz") else open(file, "rb")
+            ) as stream:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
                         yield self._parse(line, f"{file}, line {number}")
@@ -139,9 +148,14 @@ class JsonLines:
         except OSError as e:
             raise UserError(f"{file} cannot be read: {e.strerror or e}") from e
         if kind == "gzip" and not file.endswith(".gz"):
-            raise UserError(f"{file} is compressed (gzip) without the suffix by which mujax knows it: add .gz")
+            raise UserError(
+                f"{file} is compressed (gzip) without the suffix by which mujax knows it: add .gz"
+            )
         if kind and kind != "gzip":
-            raise UserError(f"{file} is compressed ({kind}), which mujax does not read: decompress it, or use .gz")
+            raise UserError(
+                f"{file} is compressed ({kind}), which mujax does not read: decompress it, or use "
+                ".gz"
+            )
 
     def _parse(self, line: bytes, where: str) -> Document:
         try:
@@ -150,13 +164,17 @@ class JsonLines:
             raise UserError(f"{where} is not JSON: {e}") from e
         if not isinstance(record, dict) or self.field not in record:
             fields = _names(record) if isinstance(record, dict) else type(record).__name__
-            raise UserError(f"{where} has no field {self.field!r} but: {fields}; name the one with the text: --field")
+            raise UserError(
+                f"{where} has no field {self.field!r} but: {fields}; name the one with the text: "
+                "--field"
+            )
         return _document(record[self.field], self.field, where)
 
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-    """A document is a row, as in Hugging Face's parquet files; a part is some of a file's row groups."""
+    """A document is a row, as in Hugging Face's parquet files; a part is some of a file's row
+    groups."""
 
     pattern: str
     validation_pattern: str
@@ -176,7 +194,14 @@ class Parquet:
                 sizes = [metadata.row_group(i).total_byte_size for i in groups]
                 for chunk in _by_size(groups, sizes, PART_BYTES):
                     size = sum(sizes[i] for i in chunk)
-                    found.append(Part(f"{file}, row groups {chunk[0]} to {chunk[-1]}", split, size, (file, *chunk)))
+                    found.append(
+                        Part(
+                            f"{file}, row groups {chunk[0]} to {chunk[-1]}",
+                            split,
+                            size,
+                            (file, *chunk),
+                        )
+                    )
         return found
 
     def documents(self, part: Part) -> Iterator[Document]:
@@ -185,7 +210,9 @@ class Parquet:
         file, *groups = part.where
         try:
             opened = _open_parquet(file, self.field)
-            for batch in opened.iter_batches(batch_size=1024, row_groups=groups, columns=[self.field]):
+            for batch in opened.iter_batches(
+                batch_size=1024, row_groups=groups, columns=[self.field]
+            ):
                 for value in batch.column(0).to_pylist():
                     yield _document(value, self.field, part.name)
         except UnicodeDecodeError as e:
@@ -205,7 +232,11 @@ def _found(kind: str, pattern: str, validation_pattern: str) -> list[tuple[str, 
     found = {}
     for split, wanted in (("validation", validation_pattern), ("train", pattern)):
         if wanted or split == "train":
-            files = sorted(f for f in glob.glob(str(Path(wanted).expanduser()), recursive=True) if Path(f).is_file())
+            files = sorted(
+                f
+                for f in glob.glob(str(Path(wanted).expanduser()), recursive=True)
+                if Path(f).is_file()
+            )
             if not files:
                 raise UserError(f"{kind}: no file matches {wanted!r}")
             found[split] = files
@@ -244,7 +275,10 @@ def _open_parquet(file: str, field: str):
         raise UserError(f"{file} is no parquet file: {' '.join(str(e).split())[:200]}") from e
     if field not in opened.schema_arrow.names:
         names = opened.schema_arrow.names
-        raise UserError(f"{file} has no column {field!r} but: {_names(names)}; name the one with the text: --field")
+        raise UserError(
+            f"{file} has no column {field!r} but: {_names(names)}; name the one with the text: "
+            "--field"
+        )
     return opened
 
 
@@ -283,6 +317,8 @@ def _decode(text: bytes, where: str) -> bytes:
         text.decode()
     except UnicodeDecodeError as e:
         if kind := compression_of(text):
-            raise UserError(f"{where} is compressed ({kind}): decompress it, or leave it out by the pattern") from e
+            raise UserError(
+                f"{where} is compressed ({kind}): decompress it, or leave it out by the pattern"
+            ) from e
         raise UserError(f"{where} is not UTF-8 text (byte {e.start})") from e
     return text

@@ -1,4 +1,5 @@
-"""TFDS by way of seqio: C4 with T5's vocabulary as a Task and a Mixture for any user of seqio, and Tasks as sources.
+"""TFDS by way of seqio: C4 with T5's vocabulary as a Task and a Mixture for any user of seqio, and
+Tasks as sources.
 
 Importing it takes 10 s: TensorFlow.
 """
@@ -26,8 +27,11 @@ T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 C4_T5 = "mujax_c4_en_t5"
 
 
-def text_task(name: str, tfds_name: str, field: str, vocabulary: seqio.Vocabulary | None, **source) -> seqio.Task:
-    """A Task whose `targets` are the text of a TFDS dataset, or without a vocabulary the text itself.
+def text_task(
+    name: str, tfds_name: str, field: str, vocabulary: seqio.Vocabulary | None, **source
+) -> seqio.Task:
+    """A Task whose `targets` are the text of a TFDS dataset, or without a vocabulary the text
+    itself.
 
     Args:
       source: further arguments of seqio.TfdsDataSource.
@@ -43,17 +47,24 @@ def text_task(name: str, tfds_name: str, field: str, vocabulary: seqio.Vocabular
 
 if C4_T5 not in seqio.TaskRegistry.names():
     seqio.TaskRegistry.add_provider(
-        C4_T5, text_task(C4_T5, "c4/en:3.1.0", "text", seqio.SentencePieceVocabulary(T5_VOCABULARY, extra_ids=100))
+        C4_T5,
+        text_task(
+            C4_T5,
+            "c4/en:3.1.0",
+            "text",
+            seqio.SentencePieceVocabulary(T5_VOCABULARY, extra_ids=100),
+        ),
     )
     seqio.MixtureRegistry.add(f"{C4_T5}_mixture", [(C4_T5, 1.0)])
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSource:
-    """A document is an example: of a TFDS dataset, or of a registered Task, whose `targets` are encoded already; a part
-    is a file of it.
+    """A document is an example: of a TFDS dataset, or of a registered Task, whose `targets` are
+    encoded already; a part is a file of it.
 
-    name: of kind `tfds`, NAME[/CONFIG]:VERSION; of kind `seqio`, MODULE:TASK, or one of the Tasks of this module.
+    name: of kind `tfds`, NAME[/CONFIG]:VERSION; of kind `seqio`, MODULE:TASK, or one of the Tasks
+      of this module.
     """
 
     kind: str
@@ -84,19 +95,23 @@ class TaskSource:
         names = seqio.TaskRegistry.names()
         if name not in names:
             what = (
-                "is a Mixture: prepare its Tasks one by one" if name in seqio.MixtureRegistry.names() else "is no Task"
+                "is a Mixture: prepare its Tasks one by one"
+                if name in seqio.MixtureRegistry.names()
+                else "is no Task"
             )
             raise UserError(f"--source=seqio:{self.name}: {name} {what}{suggest(name, names)}")
         task = seqio.TaskRegistry.get(name)
         if "targets" not in task.output_features:
             raise UserError(
-                f"--source=seqio:{self.name}: its features are {', '.join(task.output_features)}, not targets"
+                f"--source=seqio:{self.name}: its features are {', '.join(task.output_features)}, "
+                "not targets"
             )
         return task
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """That of the Task: as one of ours where it is, else one that encodes and decodes nothing."""
+        """That of the Task: as one of ours where it is, else one that encodes and decodes
+        nothing."""
         return self._tokenizer
 
     @functools.cached_property
@@ -106,14 +121,21 @@ class TaskSource:
         vocabulary = self._task.output_features["targets"].vocabulary
         try:
             if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-                return tokenizers.make("sentencepiece", vocabulary.sp_model or b"", {})  # with the extra ids in it
+                # with the extra ids in it
+                return tokenizers.make("sentencepiece", vocabulary.sp_model or b"", {})
             if isinstance(vocabulary, seqio.ByteVocabulary):
-                return tokenizers.make("byte_vocabulary", b"", {"extra_ids": str(vocabulary.extra_ids)})
+                return tokenizers.make(
+                    "byte_vocabulary", b"", {"extra_ids": str(vocabulary.extra_ids)}
+                )
             size, eos, pad = vocabulary.vocab_size, vocabulary.eos_id, vocabulary.pad_id
         except (OSError, tf.errors.OpError) as e:
-            raise UserError(f"--source=seqio:{self.name}: its vocabulary cannot be read: {_first_line(e)}") from e
+            raise UserError(
+                f"--source=seqio:{self.name}: its vocabulary cannot be read: {_first_line(e)}"
+            ) from e
         if eos is None:
-            raise UserError(f"--source=seqio:{self.name}: its vocabulary has no id that ends a document")
+            raise UserError(
+                f"--source=seqio:{self.name}: its vocabulary has no id that ends a document"
+            )
         return Tokenizer(type(vocabulary).__name__, size, eos, pad, _not_here, _not_here)
 
     def parts(self) -> list[Part]:
@@ -121,7 +143,10 @@ class TaskSource:
         if self.kind == "tfds":
             fields = list(self._features())
             if self.field not in fields:
-                where = f"--source=tfds:{self.name} has no field {self.field!r} but: {', '.join(sorted(fields))}"
+                where = (
+                    f"--source=tfds:{self.name} has no field {self.field!r} but: "
+                    f"{', '.join(sorted(fields))}"
+                )
                 raise UserError(f"{where}; name the one with the text: --field")
         for split, wanted in (("train", "train"), ("validation", self.validation_split)):
             if not wanted:
@@ -142,7 +167,9 @@ class TaskSource:
         try:
             return cast(seqio.TfdsDataSource, self._task.source).tfds_dataset.info.features
         except Exception as e:
-            raise UserError(f"--source=tfds:{self.name} cannot be read: {type(e).__name__}: {_first_line(e)}") from e
+            raise UserError(
+                f"--source=tfds:{self.name} cannot be read: {type(e).__name__}: {_first_line(e)}"
+            ) from e
 
     def documents(self, part: Part) -> Iterator[Document]:
         split, index, num_shards = part.where
