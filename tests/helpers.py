@@ -10,6 +10,7 @@ import numpy as np
 from mujax.config import RunConfig
 from mujax.sweep.engine import Parked, Progress
 from mujax.sweep.lanes import LaneState, abstract_lane
+from mujax.training.outcome import Outcome
 from mujax.training.run import Run
 from mujax.training.steps import METRICS
 
@@ -53,7 +54,8 @@ class Engine:
             in_flight[entry.index] = entry.progress
         for i, run in enumerate(runs):
             empty = np.full((len(METRICS), run.cfg.train.steps), np.nan, np.float32)
-            in_flight.setdefault(i, Progress(0, [(0, FIRST_LOSS)], empty))
+            outcome = Outcome(run.cfg.train, [(0, FIRST_LOSS)])
+            in_flight.setdefault(i, Progress(0, outcome, empty))
         while in_flight:
             interrupt(
                 lambda: [
@@ -76,17 +78,17 @@ class Engine:
         first, steps, final = progress.done, cfg.train.steps, self._loss(cfg)
         progress.seconds += 0.5
         if final is None:
-            progress.done = progress.diverged_at = 1
+            progress.done = 1
+            progress.outcome.trained(1, math.nan)
             progress.history = progress.history[:, :2]
             progress.history[:, 0] = FIRST_LOSS
             return True
         progress.done = min(first + cfg.train.eval_interval, steps)
         losses = FIRST_LOSS + (final - FIRST_LOSS) * np.arange(steps + 1) / steps
         progress.history[:, first : progress.done] = losses[first : progress.done]
-        progress.evals.append(
-            (progress.done, final if progress.done == steps else float(losses[progress.done]))
-        )
-        return progress.done == steps
+        loss = final if progress.done == steps else float(losses[progress.done])
+        progress.outcome.evaluated(progress.done, loss)
+        return progress.outcome.has_ended
 
 
 def _state(run: Run, done: int) -> LaneState:

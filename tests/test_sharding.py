@@ -94,7 +94,8 @@ def assert_same(split: Outcome, whole: Outcome) -> None:
     for i, progress in whole.progress.items():
         assert np.isfinite(progress.history).all()
         np.testing.assert_allclose(split.progress[i].history, progress.history, rtol=1e-5)
-        np.testing.assert_allclose(split.progress[i].evals, progress.evals, rtol=1e-5)
+        losses = split.progress[i].outcome.evals
+        np.testing.assert_allclose(losses, progress.outcome.evals, rtol=1e-5)
 
 
 def assert_moments_lie_like_weights(lanes) -> None:
