@@ -219,6 +219,8 @@ def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
 
 
 def _decay(value: float, steps: float) -> float:
-    """Of lambda at 10,000 steps; eta lambda steps is how much a weight shrinks over the whole of
-    training."""
+    """Returns the weight decay that over `steps` shrinks weights as `value` does over 10,000.
+
+    A weight shrinks by eta lambda steps over the whole of training, so lambda goes as 1 / steps.
+    """
     return round(value * STEPS["full"] / steps, 8)

@@ -1,5 +1,6 @@
-"""What the loop of mujax train adds to its compiled step: batches, metrics, logs, signals,
-checkpoints.
+"""Measures what the loop of mujax train costs beside its compiled step.
+
+The loop reads batches and metrics, writes logs and checkpoints, and watches for signals.
 
 PYTHONPATH=. python experiments/benchmarks/train_loop.py
 

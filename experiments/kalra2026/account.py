@@ -238,8 +238,10 @@ def factor_text(logs: Sequence[float]) -> str:
 
 
 def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """What each switch does to E, to the size of the drift, and to the loss at the widest, over
-    pairs."""
+    """Tabulates how each switch changes E, the size of the drift, and the loss at the widest width.
+
+    Each effect is a mean over the pairs of parameterizations that differ in that switch alone.
+    """
     on_e, paper = (
         {e.switch: e for e in main_effects(points)} for points in (phase_points(ours), theirs)
     )

@@ -88,8 +88,10 @@ class Study:
         return [o.log2_lr if o else None for o in self.optima()]
 
     def optima(self) -> list[Optimum | None]:
-        """Of each width, None where nothing was run; noise from the seeds where there are several,
-        else NOISE."""
+        """Finds the optimum at each width, None where nothing was run.
+
+        The noise comes from the seeds where there are several, else it is NOISE.
+        """
         there = [width for width in self.widths if self.cells[width]]
         lrs, losses = zip(*map(self.curve, there), strict=True) if there else ((), ())
         has_seeds = any(len(seeds) > 1 for curve in losses for seeds in curve)

@@ -48,8 +48,9 @@ def quick_compilation() -> dict[str, Any] | None:
 
 
 class Quantity(NamedTuple):
-    """What is measured, as a root mean square over all its entries; orthogonalized updates as a
-    spectral norm.
+    """A measured size: a root mean square over all entries, or a spectral norm.
+
+    The spectral norm is that of updates that the optimizer orthogonalizes.
 
     kind: weight (effective, at initialization), update (of the effective weight, since
       initialization), activation (at initialization), change (of an activation, since

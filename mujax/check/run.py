@@ -17,8 +17,11 @@ from mujax.training.run import Run, make_run
 
 
 class Plan(NamedTuple):
-    """What is measured: widths as multiples of the base width, number of seeds, horizons in steps,
-    and the most sequences of a batch, and tokens of a sequence."""
+    """The extent of a check.
+
+    multiples: widths, over the base width. horizons: steps at which updates are measured.
+    batch_size, seq_len: the most sequences per batch, and tokens per sequence.
+    """
 
     multiples: tuple[int, ...]
     num_seeds: int

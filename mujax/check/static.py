@@ -1,10 +1,9 @@
-"""What the resolved table alone tells: its exponents against those that the maximal-update limit
-asks for.
+"""Exponents of the resolved table against those that the maximal-update limit asks for.
 
-No training sees a wrong attention exponent at one head size, a gain that learns too slowly or a
-decay whose
-timescale grows: these are read off the numbers. The numbers are taken from `make_run` at several
-widths, as training would, so a wrong resolver is seen like a wrong table.
+No training shows a wrong attention exponent at one head size, a gain that learns too slowly, or a
+decay whose timescale grows: these are read off the numbers. The numbers are
+taken from `make_run` at several widths, as training would, so a wrong resolver is seen like a wrong
+table.
 """
 
 import dataclasses
