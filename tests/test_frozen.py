@@ -48,8 +48,21 @@ def help_of(verb):
     return hashlib.sha256(out.getvalue().encode()).hexdigest()[:16]
 
 
-def test_ids_and_help_texts(request):
+def rows_of(file):
+    """The number of a file's rows and a hash of them, in order, without what names them."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    measured = [{k: v for k, v in row.items() if k not in ("id", "group")} for row in rows]
+    return [len(rows), hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]]
+
+
+def test_ids_rows_and_help_texts(request):
     found = {
+        "rows": {
+            str(file.parent.relative_to(ROOT / "experiments")): rows_of(
+                file.with_name("results.jsonl")
+            )
+            for file in sorted((ROOT / "experiments").glob("**/manifest.json"))
+        },
         "ids": {name: ids_of(*how) for name, how in CONFIGS.items()},
         "help": {verb or "mujax": help_of(verb) for verb in ("", *main.VERBS)},
     }
