@@ -25,7 +25,7 @@ import pytest
 from conftest import ROOT, tiny_tree
 
 from mujax import main
-from mujax.config import digest, make_run_config
+from mujax.config import canonical, hashed, make_run_config
 from mujax.data.images import load_images
 from mujax.data.prepare.dataset import COUNTS, _begin, _describe
 from mujax.data.prepare.parts import Recipe, record_file
@@ -110,7 +110,7 @@ def make_sweep(root, tree, point):
     """A finished sweep of one point."""
     (root / "points" / point.id).mkdir(parents=True)
     corpus = study.load_batches(point.run.cfg, ())[2].fingerprint
-    data = digest(dataclasses.asdict(point.run.cfg.data))
+    data = hashed(canonical(point.run.cfg.data))
     entry = {"overrides": point.overrides, "table_hash": point.run.table_hash}
     write_json(
         root / "manifest.json",

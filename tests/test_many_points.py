@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import tiny_tree
 
-from mujax.config import OPERATION_SECTIONS, SECTIONS, make_run_config
+from mujax.config import OPERATION_SECTIONS, SECTIONS, default_config, make_run_config
 from mujax.errors import UserError, shown
 from mujax.models import MODELS
 from mujax.optimizers import OPTIMIZERS
@@ -82,19 +82,42 @@ def set_in_full(tree, overrides):
     return tree
 
 
+def own_part(section, defaults):
+    """The JSON of what a section has other than its defaults."""
+    own = {k: v for k, v in section.items() if k not in defaults or v != as_json(defaults[k])}
+    return json.dumps(own, sort_keys=True)
+
+
+def as_json(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def own_of(config, defaults):
+    """What names a config: a line of its seed, of its model and of each section with a field of its
+    own."""
+    kept = [key for key in SECTIONS if key not in OPERATION_SECTIONS]
+    sections = {key: own_part(config[key], defaults[key]) for key in kept}
+    model = dict(config["model"])
+    lines = [f"seed: {config['seed']}"]
+    lines.append(f"{model.pop('name')}: {own_part(model, defaults['model'])}")
+    lines += [f"{key}: {part}" for key, part in sorted(sections.items()) if part != "{}"]
+    return "\n".join(lines)
+
+
+def sha(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def test_points_together_are_each_point_alone():
-    """Ids, groups and tables: of the whole config's JSON, as they were defined before any of it was
-    shared."""
+    """Ids, groups and tables: of the whole config's JSON, with nothing shared."""
+    defaults = default_config()
     tree = {**tiny_tree(), "sweep": {"points": MIXED}}
     points = make_points(tree)
     assert len(points) == len(MIXED) > 80
     wholes = []
     for point, overrides in zip(points, MIXED, strict=True):
         cfg = make_run_config(set_in_full(tree, overrides))
-        whole = json.dumps(
-            {k: v for k, v in cfg.as_dict().items() if k not in OPERATION_SECTIONS}, sort_keys=True
-        )
-        assert point.id == cfg.id == hashlib.sha256(whole.encode()).hexdigest()[:12]
+        assert point.id == cfg.id == f"2-{sha(own_of(cfg.as_dict(), defaults))}"
         assert point.run.cfg == cfg
         assert {key: type(value) for key, value in vars(point.run.cfg.optim).items()} == {
             key: type(value) for key, value in vars(cfg.optim).items()
@@ -109,10 +132,9 @@ def test_points_together_are_each_point_alone():
         }
         assert program.pop("model_class") is MODELS[cfg.model_name][1]
         assert run.program.optimizer is OPTIMIZERS[cfg.optim.name]
-        shared = json.dumps(
-            [program, dataclasses.asdict(cfg.train), dataclasses.asdict(cfg.data)], sort_keys=True
-        )
-        assert point.run.group == run.group == hashlib.sha256(shared.encode()).hexdigest()[:12]
+        train, data = (own_part(cfg.as_dict()[key], defaults[key]) for key in ("train", "data"))
+        shared = f"[{json.dumps(program, sort_keys=True)}, {train}, {data}]"
+        assert point.run.group == run.group == sha(shared)
         assert (point.run.hps, point.run.table_hash, point.run.program) == (
             run.hps,
             run.table_hash,

@@ -1,6 +1,16 @@
 """A run's config: sections of declared fields, checked, with an id."""
 
-from mujax.config.run import DERIVED, ConfigMaker, RunConfig, default_config, make_run_config
+from mujax.config.run import (
+    DERIVED,
+    SCHEMA,
+    ConfigMaker,
+    RunConfig,
+    config_of_today,
+    default_config,
+    is_of_today,
+    make_run_config,
+    renamed_fields,
+)
 from mujax.config.sections import (
     OPERATION_SECTIONS,
     RULES,
@@ -16,7 +26,7 @@ from mujax.config.sections import (
     TrainConfig,
 )
 from mujax.config.together import DATASETS
-from mujax.config.trees import canonical, differences, digest, hashed, leaves
+from mujax.config.trees import canonical, differences, hashed, leaves
 from mujax.config.typed import typed_section
 
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "DERIVED",
     "OPERATION_SECTIONS",
     "RULES",
+    "SCHEMA",
     "SECTIONS",
     "STUDY_SECTIONS",
     "WEIGHT_AXES",
@@ -37,11 +48,13 @@ __all__ = [
     "ScheduleConfig",
     "TrainConfig",
     "canonical",
+    "config_of_today",
     "default_config",
     "differences",
-    "digest",
     "hashed",
+    "is_of_today",
     "leaves",
     "make_run_config",
+    "renamed_fields",
     "typed_section",
 ]

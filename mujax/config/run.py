@@ -34,6 +34,10 @@ from mujax.fields import DTYPES, check_numbers, defaults, one_of
 from mujax.parameterization import PARAMETERIZATIONS
 
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
+# The way of making ids. It counts up, and RENAMED grows, when a field gets another name, meaning or
+# default; mujax.sweep.schema carries earlier rows over.
+SCHEMA = 2
+RENAMED: Mapping[str, str] = {}  # earlier name of a field -> today's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +76,16 @@ class RunConfig:
 
     @functools.cached_property
     def id(self) -> str:
-        """First 12 hex of the SHA-256 of the resolved config without OPERATION_SECTIONS: names the
-        run."""
-        parts = {
-            key: canonical(getattr(self, key)) for key in SECTIONS if key not in OPERATION_SECTIONS
-        }
-        parts.update(
-            seed=json.dumps(self.seed), model=_canonical_model(self.model_name, Itself(self.model))
-        )
-        return hashed("{" + ", ".join(f'"{key}": {parts[key]}' for key in sorted(parts)) + "}")
+        """The run's name: SCHEMA, and 12 hex of the SHA-256 of what the config, without
+        OPERATION_SECTIONS, has other than the declared defaults.
+
+        So a field that is declared anew changes no id if its default leaves runs as they were.
+        """
+        sections = [key for key in SECTIONS if key not in OPERATION_SECTIONS]
+        parts = {key: canonical(getattr(self, key)) for key in sections}
+        own = [f"{key}: {part}" for key, part in sorted(parts.items()) if part != "{}"]
+        model = f"{self.model_name}: {canonical(self.model)}"
+        return f"{SCHEMA}-" + hashed("\n".join([f"seed: {self.seed}", model, *own]))
 
 
 def _models() -> Mapping[str, Any]:
@@ -89,16 +94,6 @@ def _models() -> Mapping[str, Any]:
     from mujax.models import MODELS
 
     return MODELS
-
-
-@functools.lru_cache(maxsize=1024)
-def _canonical_model(name: str, model: Itself) -> str:
-    fields = {
-        field: value
-        for field, value in dataclasses.asdict(model.thing).items()
-        if field not in DERIVED
-    }
-    return json.dumps({"name": name, **fields}, sort_keys=True)
 
 
 def default_config(model: str = "transformer") -> dict[str, Any]:
@@ -113,6 +108,40 @@ def default_config(model: str = "transformer") -> dict[str, Any]:
     sections["data"].update(getattr(cls, "data", {}))
     tree = {"seed": SEED.default, "model": {"name": model, **defaults(cls)}, **sections}
     return {**tree, "sweep": {}, "refine": defaults(RefineConfig)}
+
+
+def is_of_today(id: str) -> bool:
+    """Whether an id is of SCHEMA."""
+    return id.startswith(f"{SCHEMA}-")
+
+
+def config_of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recorded config with today's names of fields, and at their defaults those that were
+    declared after it.
+
+    What is no config, or of an architecture that there is none of, stays as it is.
+    """
+    tree = renamed_fields(tree)
+    name = tree["model"].get("name") if isinstance(tree.get("model"), Mapping) else None
+    if not isinstance(name, str) or name not in _models():
+        return tree
+    for key, section in default_config(name).items():
+        if isinstance(section, dict) and isinstance(own := tree.get(key, {}), Mapping):
+            tree[key] = {**own, **{field: section[field] for field in section if field not in own}}
+    return tree
+
+
+def renamed_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recorded config, or overrides by dotted field, with today's names of fields."""
+    found = dict(tree)
+    for old, new in RENAMED.items():
+        if old in found:
+            found[new] = found.pop(old)
+        section, _, field = old.partition(".")
+        own = found.get(section)
+        if isinstance(own, Mapping) and field in own:
+            found[section] = {new.partition(".")[2] if k == field else k: own[k] for k in own}
+    return found
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:

@@ -14,11 +14,6 @@ def hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def digest(tree) -> str:
-    """First 12 hex of the SHA-256 of a tree of JSON values, whatever the order of its keys."""
-    return hashed(json.dumps(tree, sort_keys=True))
-
-
 class Itself:
     """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same
     JSON."""
@@ -34,13 +29,22 @@ class Itself:
 
 
 def canonical(section) -> str:
-    """A frozen dataclass as JSON with sorted keys, as `digest` has it."""
+    """Returns what a frozen dataclass has other than its defaults, as JSON with sorted keys.
+
+    A field without a default follows from others, and is left out.
+    """
     return _canonical(Itself(section))
 
 
 @functools.lru_cache(maxsize=1024)  # the points of a sweep share most of their sections
 def _canonical(section: Itself) -> str:
-    return json.dumps(dataclasses.asdict(section.thing), sort_keys=True)
+    values = dataclasses.asdict(section.thing)
+    own = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(section.thing)
+        if field.default is not dataclasses.MISSING and values[field.name] != field.default
+    }
+    return json.dumps(own, sort_keys=True)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from mujax.report.curves import TrainingCurve
 from mujax.report.studies import Naming
 from mujax.storage import files, records
 from mujax.storage.records import first_by_id, is_number, read_manifest, read_metrics
-from mujax.sweep.settings import Fields, Settings, among, is_single_run, record_of
+from mujax.sweep.settings import Fields, Settings, among, comparable, is_single_run, record_of
 
 MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
 MAX_TRAINING_POINTS = 120_000
@@ -82,7 +82,7 @@ def load_sources(
         home = next((sweep.folder for sweep in sweeps if sweep.takes(row)), None)
         if home is None:
             alone.append(row)
-        elif any(row["id"] == other["id"] for other in rows[home]):
+        elif any(_is_one_run(row, other) for other in rows[home]):
             repeated += 1
         else:
             rows[home].append(row)
@@ -105,6 +105,14 @@ def load_sources(
         dict(zip(names, rows, strict=True)),
         repeated,
     )
+
+
+def _is_one_run(row: Row, other: Row) -> bool:
+    """Whether two rows of a sweep are of one run; under ids of two schemas it has two names."""
+    a, b = row["config"], other["config"]
+    if row["id"] == other["id"] or a is None or b is None:
+        return row["id"] == other["id"]
+    return comparable({**a, **row["overrides"]}) == comparable({**b, **other["overrides"]})
 
 
 class _Sweep:

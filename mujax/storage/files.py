@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mujax.config import OPERATION_SECTIONS, differences
+from mujax.config import OPERATION_SECTIONS, config_of_today, differences, leaves
 from mujax.errors import UserError, is_outage
 from mujax.storage import buckets
 from mujax.storage.records import check_regular, read_bytes, read_config, read_manifest
@@ -95,14 +95,30 @@ def set_aside(root: Path, names: Iterable[str], copied: Iterable[str] = ()) -> P
     Returns the folder that they are moved to.
     """
     present = [name for name in names if (root / name).exists()]
-    folder = next(f for n in itertools.count(1) if not (f := root / "earlier" / str(n)).exists())
+    folder = _folder_for_earlier(root)
     if present:
-        for name in copied:
-            if (root / name).exists():
-                _write_whole(folder / name, read_bytes(root / name))
+        _copy(root, copied, folder)
         for name in present:
             move(root / name, folder / name)
     return folder
+
+
+def keep_copies(root: Path, names: Iterable[str]) -> Path:
+    """Copies files that are about to be written anew to earlier/1, earlier/2, ...; returns that
+    folder."""
+    folder = _folder_for_earlier(root)
+    _copy(root, names, folder)
+    return folder
+
+
+def _folder_for_earlier(root: Path) -> Path:
+    return next(f for n in itertools.count(1) if not (f := root / "earlier" / str(n)).exists())
+
+
+def _copy(root: Path, names: Iterable[str], folder: Path) -> None:
+    for name in names:
+        if (root / name).exists():
+            _write_whole(folder / name, read_bytes(root / name))
 
 
 def move(source: Path, target: Path) -> None:
@@ -228,6 +244,21 @@ def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(_dumps(fixed))
 
 
+def is_same_study(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two configs, either of which may have been recorded by an earlier version, are of one
+    study."""
+    a, b = _comparable(a, b)
+    return a == b
+
+
+def _comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns two configs as same_study does, with the same fields if they are of two versions."""
+    studies = [same_study(a), same_study(b)]
+    names = [{field for field, _ in leaves(study)} for study in studies]
+    # What fields there are is looked up in the architectures, which bring JAX
+    return studies if names[0] == names[1] else [same_study(config_of_today(c)) for c in (a, b)]
+
+
 def check_same(
     where: str,
     recorded: Mapping[str, Any],
@@ -242,7 +273,7 @@ def check_same(
     """
     changes = {
         field: change
-        for field, change in differences(same_study(recorded), same_study(config)).items()
+        for field, change in differences(*_comparable(recorded, config)).items()
         if not any(f"{field}.".startswith(f"{name}.") for name in allowed or ())
     }
     if changes:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mujax.config import digest
+from mujax.config import DataConfig, canonical, config_of_today, hashed, typed_section
 from mujax.errors import UserError
 from mujax.storage import files
-from mujax.storage.records import Row, check_regular, first_by_id, load_rows
-from mujax.sweep.settings import Settings, is_single_run, record_of, run_fields
+from mujax.storage.records import Row, check_regular, first_by_id
+from mujax.sweep.schema import Workdir, carry_over, read_workdir
+from mujax.sweep.settings import Settings, is_single_run, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
 _IDENTITY = ("table_hash", "data_fingerprint")
@@ -40,9 +41,12 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
     folders = [folder for folder in folders if folder.resolve() != root.resolve()]
     folders.sort(key=is_single_run)  # after the sweeps that they may be points of
     with files.locked(root):
-        manifest, rows, added, again, unfinished = _manifest(root), _rows(root), [], 0, 0
+        carry_over(root)
+        own = read_workdir(root)
+        manifest, rows, added, again, unfinished = _manifest(root, own), _rows(own), [], 0, 0
         for folder in folders:
-            other = _manifest(folder)
+            source = read_workdir(folder)
+            other = _manifest(folder, source)
             if not other:
                 raise UserError(
                     f"--sources: {folder} holds neither manifest.json nor config.json; it is no "
@@ -53,14 +57,15 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                 if not other["points"]:
                     unfinished += 1
                     continue
-                (row,) = _rows(folder).values()
+                (row,) = _rows(source).values()
                 other = _as_points(other, row, manifest, rows)
-            for row in _rows(folder).values():
+            for row in _rows(source).values():
                 if row["id"] not in rows:
                     if is_single_run(folder):
                         row["overrides"] = other["points"][row["id"]]["overrides"]
                     rows[row["id"]] = row
-                    added.append((folder, row))
+                    name = source.old_names.get(row["id"], row["id"])
+                    added.append((_curve(folder, name), row))
                     continue
                 again += 1
                 for field in _IDENTITY:
@@ -71,12 +76,11 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
                             "cannot be joined"
                         )
             manifest = _joined(manifest, other, folder)
-        curves = [_curve(folder, row["id"]) for folder, row in added]
-        for curve in curves:
+        for curve, _ in added:
             check_regular(curve)
         files.write_json(root / "manifest.json", manifest)
         files.drop_torn_line(root / "results.jsonl")
-        for (_, row), curve in zip(added, curves, strict=True):
+        for curve, row in added:
             if curve.exists():
                 target = root / "points" / row["id"] / "metrics.jsonl"
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
 
 
 def _curve(folder: Path, id: str) -> Path:
-    """The training curve of a run, wherever its workdir has it."""
+    """Returns where a workdir has the training curve of a run."""
     return (
         folder / "metrics.jsonl"
         if is_single_run(folder)
@@ -97,14 +101,13 @@ def _curve(folder: Path, id: str) -> Path:
     )
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What a workdir says of itself, with an entry for each of its points that names its config by
-    number."""
-    record = record_of(folder)
+def _manifest(folder: Path, workdir: Workdir) -> dict[str, Any]:
+    """Returns what a workdir says of itself, with an entry for each of its points that names its
+    config by number."""
+    record, rows = workdir.record, _rows(workdir)
     if not record:
         return {}
     if is_single_run(folder):
-        rows = _rows(folder)
         return {
             **record,
             "points": {name: _entry(row, {}) for name, row in rows.items()},
@@ -112,11 +115,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         }
     settings, points = Settings(record), dict(record.get("points", {}))
     if "points" not in record:  # of results that were kept without them
-        points = {
-            row["id"]: _entry(row, row.get("overrides", {})) for row in _rows(folder).values()
-        }
+        points = {id: _entry(row, row.get("overrides", {})) for id, row in rows.items()}
     fields = {id(config): number for number, config in enumerate(settings.configs)}
-    for row in [*({"id": name} for name in points), *_rows(folder).values()]:
+    for row in [*({"id": name} for name in points), *rows.values()]:
         config = settings.entry(row).config
         if row["id"] in points and config is not None and len(fields) > 1:
             points[row["id"]] = {**points[row["id"]], "config": fields[id(config)]}
@@ -128,11 +129,12 @@ def _entry(row: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 
 def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The fingerprint of a single run's text, under the name of its data section, as a manifest has
-    it."""
-    return {
-        digest(record["config"].get("data")): row.get("data_fingerprint") for row in rows.values()
-    }
+    """Returns the fingerprint of a single run's text, under the name of its data section, as a
+    manifest has it."""
+    section = config_of_today(record["config"]).get("data", {})
+    name = hashed(canonical(typed_section(DataConfig, section, "data")))
+    fingerprints = [row.get("data_fingerprint") for row in rows.values()]  # one, if it has finished
+    return dict.fromkeys([name], fingerprints[0]) if fingerprints else {}
 
 
 def _as_points(
@@ -152,9 +154,9 @@ def _as_points(
     return {"config": _configs(manifest)[number], "data": run["data"], "points": points}
 
 
-def _rows(folder: Path) -> dict[str, Row]:
-    """Rows by run id; of duplicates the first."""
-    return first_by_id(load_rows(folder) or [])
+def _rows(workdir: Workdir) -> dict[str, Row]:
+    """Returns rows by run id; of duplicates the first."""
+    return first_by_id(workdir.rows)
 
 
 def _configs(manifest: Mapping[str, Any]) -> list[Any]:
@@ -175,12 +177,12 @@ def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[st
     distinct: list[Any] = []
     points: dict[str, Any] = {}
     for manifest in (a, b):
-        studies = [files.same_study(config) for config in distinct]
+        numbers = []
         for config in _configs(manifest):
-            if files.same_study(config) not in studies:
+            same = [i for i, other in enumerate(distinct) if files.is_same_study(other, config)]
+            numbers.append(same[0] if same else len(distinct))
+            if not same:
                 distinct.append(config)
-                studies.append(files.same_study(config))
-        numbers = [studies.index(files.same_study(config)) for config in _configs(manifest)]
         for name, point in manifest.get("points", {}).items():
             number = (
                 numbers[point.get("config", 0)] if len(numbers) == 1 or "config" in point else None

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mujax.config import OPERATION_SECTIONS, STUDY_SECTIONS, leaves
+from mujax.config import OPERATION_SECTIONS, SECTIONS, STUDY_SECTIONS, leaves, renamed_fields
+from mujax.fields import defaults
 from mujax.storage.records import FACTS, read_config, read_manifest
 
 # Fields that a curve plots or averages over
@@ -16,12 +17,19 @@ Fields = Mapping[str, Any]  # by dotted name
 
 
 def run_fields(config: Any) -> Fields | None:
-    """The fields that make a run what it is, by dotted name; None if this is no config."""
+    """Returns the fields that make a run what it is, by dotted name; None if this is no config.
+
+    Fields that were declared after it was recorded are at their defaults, but for those of an
+    architecture, which brings JAX.
+    """
     if not isinstance(config, Mapping) or not isinstance(config.get("optim"), Mapping):
         return None
-    return dict(
-        leaves({k: v for k, v in config.items() if k not in (*STUDY_SECTIONS, *OPERATION_SECTIONS)})
-    )
+    config = renamed_fields(config)
+    own = {k: v for k, v in config.items() if k not in (*STUDY_SECTIONS, *OPERATION_SECTIONS)}
+    for name, section in SECTIONS.items():
+        if isinstance(own.get(name), Mapping):
+            own[name] = {**defaults(section), **own[name]}
+    return dict(leaves(own))
 
 
 def comparable(value: Any) -> Any:

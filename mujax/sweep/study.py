@@ -19,6 +19,7 @@ from mujax.storage.records import Row, first_by_id, read_manifest, read_rows
 from mujax.sweep.engine import Parked, Progress, train_runs
 from mujax.sweep.points import Point, Shard, group_points, make_points
 from mujax.sweep.refine import propose, refine_config
+from mujax.sweep.schema import carry_over
 from mujax.sweep.snapshots import Unusable, load_parked, save_parked
 from mujax.sweep.trackers import Mirror
 from mujax.training.distributed import deferred_signals
@@ -70,6 +71,7 @@ def sweep(
     )
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
     with files.locked(root) as held, deferred_signals() as is_interrupted:
+        carry_over(root)
         own_part, mirrors = part if shard.count > 1 else "", open_mirrors(root)
         study = _Study(tree, root, held, grid, own_part, mirrors, is_interrupted, train_runs)
         points, notes = grid, []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mujax.config import leaves
+from mujax.config import is_of_today, leaves
 from mujax.errors import UserError, suggest
 from mujax.storage import files
 from mujax.storage.records import Row, read_config, read_result
@@ -28,16 +28,21 @@ class Claim:
     allowed_changes: Sequence[str]
 
     def finished_row(self) -> Row | None:
-        """The row that is there already, if it is of this run and not of one before a change of the
-        config.
+        """Returns the row that is there already, if it is of this run and not of one before a
+        change of the config.
+
+        A row whose id is of an earlier schema gets that of today; the file stays as it is.
 
         Raises:
           UserError: it is, but was of another table or other data.
         """
         if not (self.root / "result.json").exists():
             return None
-        row = read_result(self.root / "result.json")
-        if row.get("id") != self.run.cfg.id:
+        row, config = read_result(self.root / "result.json"), self.root / "config.json"
+        if not is_of_today(row["id"]) and config.exists():
+            if files.is_same_study(read_config(config), self.run.cfg.as_dict()):
+                row["id"] = self.run.cfg.id
+        if row["id"] != self.run.cfg.id:
             return None
         self._check_sources(f"--workdir={self.root}: its result", row)
         return row
@@ -61,13 +66,13 @@ class Claim:
         """Writes whose workdir it is from now on; what another config, as allowed, has left is set
         aside."""
         config, file = self.run.cfg.as_dict(), self.root / "config.json"
-        if file.exists() and files.same_study(read_config(file)) != files.same_study(config):
+        if file.exists() and not files.is_same_study(read_config(file), config):
             files.set_aside(self.root, ("result.json", "config.json"), copied=("metrics.jsonl",))
         files.write_json(file, config)
 
     def _is_own(self, record: Mapping[str, Any]) -> bool:
         """Whether a checkpoint was saved by this run as it is, without a change."""
-        same = files.same_study(record["config"]) == files.same_study(self.run.cfg.as_dict())
+        same = files.is_same_study(record["config"], self.run.cfg.as_dict())
         sources = record["table_hash"], record["data_fingerprint"]
         return same and sources == (self.run.table_hash, self.data_fingerprint)
 
