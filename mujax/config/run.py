@@ -1,4 +1,4 @@
-"""ConfigDict -> typed, frozen, validated RunConfig; run ids.
+"""RunConfig: a typed, frozen, validated config, made from a ConfigDict's tree, and its id.
 
 All errors are UserError, raised before any compilation or data work.
 """
@@ -42,7 +42,7 @@ RENAMED: Mapping[str, str] = {}  # earlier name of a field -> today's
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One run, validated. `model` is a Config of mujax.models; `model_name` says which."""
+    """The checked config of one run. `model` is a Config of mujax.models, `model_name` its name."""
 
     seed: int
     model_name: str
@@ -66,7 +66,7 @@ class RunConfig:
         return dataclasses.replace(self.model, **changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """The resolved config as nested dicts of JSON values; derived fields left out."""
+        """Returns the resolved config as nested dicts of JSON values, without derived fields."""
         sections = {key: dataclasses.asdict(getattr(self, key)) for key in SECTIONS}
         model = {"name": self.model_name, **dataclasses.asdict(self.model)}
         for name in DERIVED:
@@ -145,7 +145,7 @@ def renamed_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Nested mapping (ConfigDict.to_dict()) -> the RunConfig of the run it names; `sweep` and
+    """Returns the RunConfig that a nested mapping (ConfigDict.to_dict()) describes; `sweep` and
     `refine` are ignored.
 
     Raises:
@@ -156,9 +156,11 @@ def make_run_config(tree: Mapping[str, Any]) -> RunConfig:
 
 
 class ConfigMaker:
-    """Makes RunConfigs, see make_run_config, of trees that share sections: one that is the same
-    object as an earlier tree's is typed, and its numbers checked, once. No section may change
-    meanwhile."""
+    """A maker of RunConfigs from trees that share sections, see make_run_config.
+
+    A section that is the same object as in an earlier tree is checked once. No section may change
+    between calls.
+    """
 
     def __init__(self):
         self._typed: dict[Any, Any] = {}
@@ -201,7 +203,7 @@ class ConfigMaker:
 
 
 def _typed_model(tree) -> tuple[str, dict[str, Any]]:
-    """(name, fields) of the section `model`, without what follows from the data."""
+    """Returns (name, fields) of the section `model`, without what follows from the data."""
     if not isinstance(tree, Mapping):
         raise UserError(f"model = {shown(tree)} is not a section of fields")
     fields = dict(tree)

@@ -155,9 +155,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Section `mesh`: devices that one run is split over, for models too large or too slow for one;
-    the rest of the devices hold more runs of a sweep. No part of a run's id: the numbers are the
-    same but for rounding."""
+    """Section `mesh`: the devices that one run is split over, where a model is too large or too
+    slow for one.
+
+    The other devices hold more runs of a sweep. The mesh is no part of a run's id: numbers are the
+    same but for rounding.
+    """
 
     data: int = declare(1, "splits the batch")
     fsdp: int = declare(1, "splits the batch, and what is stored of weights and optimizer")
@@ -190,8 +193,10 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Section `checkpoint`, of mujax train: the state from which a run goes on after whatever has
-    ended it. This section and the next are no part of a run's id."""
+    """Section `checkpoint`, of mujax train: the saved states that an interrupted run resumes from.
+
+    This section and the next are no part of a run's id.
+    """
 
     interval: int = declare(
         500, "steps between saves; also at the end, and when the run is asked to stop"
@@ -222,8 +227,11 @@ class MonitorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefineConfig:
-    """Section `refine`: a second pass, after the points of a sweep: more points around the best
-    value of a field, until both its neighbours are worse and no further than log2_step from it."""
+    """Section `refine`: a second pass after the points of a sweep.
+
+    It adds points around the best value of a field, until both neighbours are worse and no further
+    than log2_step away.
+    """
 
     field: str = declare("optim.learning_rate", "the field")
     log2_step: float = declare(0.0, "0: no second pass", Range(0, 256, why="float32 spans less"))

@@ -1,4 +1,4 @@
-"""What the fields of a config say together."""
+"""Checks across sections: combinations of fields that cannot work together."""
 
 from mujax.errors import UserError, shown
 from mujax.fields import DTYPES, INT32, NUM_BYTES, one_of

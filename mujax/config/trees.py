@@ -1,5 +1,4 @@
-"""Configs as trees: their leaves, how two differ, and hashes that do not depend on the order of
-keys."""
+"""Configs as trees: leaves, differences, and JSON that does not depend on the order of keys."""
 
 import dataclasses
 import functools
@@ -10,13 +9,13 @@ from typing import Any
 
 
 def hashed(text: str) -> str:
-    """First 12 hex of the SHA-256 of a text."""
+    """Returns the first 12 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Itself:
-    """A key that stands for one object, not for its equals: 1, 1.0 and True are not the same
-    JSON."""
+    """A dictionary key that stands for one object and not for its equals: 1, 1.0 and True are not
+    the same JSON."""
 
     def __init__(self, thing):
         self.thing = thing
@@ -48,7 +47,10 @@ def _canonical(section: Itself) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Fields in which two nested configs differ, and how: {'optim.learning_rate': '0.1 -> 0.2'}."""
+    """Returns the fields in which two nested configs differ, and how.
+
+    E.g. {'optim.learning_rate': '0.1 -> 0.2'}.
+    """
     a, b = dict(leaves(old)), dict(leaves(new))
     return {
         field: f"{_short(a.get(field, 'absent'))} -> {_short(b.get(field, 'absent'))}"
@@ -63,7 +65,7 @@ def _short(value) -> str:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of a nested config."""
+    """Yields (dotted name, value) of every field of a nested config."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

@@ -1,5 +1,4 @@
-"""A section of a config as the dataclass that declares its fields: names, types and ranges
-checked."""
+"""Typed sections: names, types and ranges of a config's fields, checked against declarations."""
 
 import functools
 import math
@@ -13,7 +12,7 @@ from mujax.fields import INT32, check_numbers
 
 
 def typed_section(cls, tree: Mapping[str, Any], where: str):
-    """A section of the config as the dataclass that names its fields.
+    """Returns a section of the config as the dataclass that names its fields.
 
     Raises:
       UserError: an unknown or missing field, a wrong type, or a number out of range.

@@ -1,1 +1,1 @@
-"""What mujax keeps: files written whole, records that are checked, buckets."""
+"""Files that mujax keeps: written whole, read by checking readers, on disks or in buckets."""

@@ -1,7 +1,7 @@
 """Workdirs in buckets: gs://BUCKET/PATH, as paths of etils, which Orbax takes too.
 
-A bucket has objects, each there whole or not at all, and nothing else: no folders to make or to
-rename, no appending, no locks. What is done instead is here.
+A bucket holds objects, each there whole or not at all. It has no folders to make or to rename, no
+appending and no locks; this module has the replacements.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def is_bucket(path: str | Path) -> bool:
 
 
 def bucket_path(name: str) -> Path:
-    """A path with the methods of Path that reading and writing need.
+    """Returns the path of an object, with the methods of Path that reading and writing need.
 
     Raises:
       UserError: no gs://BUCKET, the library for it is not installed, or the bucket may not be read.
@@ -153,7 +153,7 @@ def _read(file: Path) -> str:
 
 @contextlib.contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """gcsfs and what it calls raise errors of their own, and OSErrors without a number."""
+    """Turns errors of gcsfs and of the libraries below it into OSErrors with a number."""
     try:
         yield
     except Exception as e:

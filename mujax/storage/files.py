@@ -1,5 +1,4 @@
-"""What a workdir holds: files written whole or appended a line at a time, never two studies in
-one."""
+"""Files of a workdir: written whole or appended by lines, under a lock, never of two studies."""
 
 import contextlib
 import errno
@@ -26,7 +25,7 @@ from mujax.storage.records import read_jsonl as read_jsonl
 
 
 def local_path(workdir: str | Path) -> Path:
-    """The folder that --workdir names.
+    """Returns the folder that --workdir names.
 
     Raises:
       UserError: it names a bucket, for which this verb is not made.
@@ -39,7 +38,7 @@ def local_path(workdir: str | Path) -> Path:
 
 
 def any_path(workdir: str | Path) -> Path:
-    """The folder, or the place in a bucket, that --workdir names.
+    """Returns the folder, or the place in a bucket, that --workdir names.
 
     Raises:
       UserError: see buckets.bucket_path.
@@ -48,7 +47,7 @@ def any_path(workdir: str | Path) -> Path:
 
 
 def find_folders(pattern: str) -> list[Path]:
-    """The folders that one of --sources names, in order.
+    """Returns the folders that one of --sources names, in order.
 
     Raises:
       UserError: there is none.
@@ -62,7 +61,7 @@ def find_folders(pattern: str) -> list[Path]:
 
 
 def absolute(path: Path) -> Path:
-    """From the root on, as the path of an object always is."""
+    """Returns a path from the root on; that of an object in a bucket always is."""
     return path if buckets.is_bucket(path) else path.absolute()
 
 
@@ -131,14 +130,14 @@ def move(source: Path, target: Path) -> None:
 
 
 class Held:
-    """A workdir while a process holds its lock: it is known by the folder itself, not by its name,
-    which may change.
+    """A workdir while a process holds its lock.
 
-    A place in a bucket has no folder, and stays where it is.
+    The folder itself is what is held, so that it is found under another name too. A place in a
+    bucket cannot be moved.
     """
 
     def __init__(self, root: Path, folder: int | None):
-        """folder: a file descriptor of it."""
+        """Takes the folder as a file descriptor; None of a bucket."""
         self._root, self._folder = root, folder
 
     def is_in_place(self) -> bool:
@@ -150,7 +149,7 @@ class Held:
         """The name that the folder has now.
 
         Raises:
-          UserError: it has none, as it was deleted, or this system cannot tell.
+          UserError: the folder was deleted, or this system cannot tell its name.
         """
         if self.is_in_place():
             return self._root
@@ -230,14 +229,14 @@ def locked(root: Path) -> Iterator[Held]:
 
 
 def _printable(content: bytes) -> str:
-    """What a lock says of its holder, or of whoever has written there."""
+    """Returns text of a lock file on one line, whoever has written it."""
     text = content.decode(errors="replace")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a config makes a workdir's study: all but how runs are done, and how far the grid is
-    refined."""
+    """Returns the part of a config that makes a workdir's study: all but how runs are done, and how
+    far the grid is refined."""
     fixed = {
         key: value for key, value in config.items() if key not in (*OPERATION_SECTIONS, "refine")
     }
@@ -323,7 +322,7 @@ def _dumps(document, indent: int | None = None) -> str:
 
 
 def as_line(record) -> bytes:
-    """A record as a line of a JSONL file."""
+    """Returns a record as a line of a JSONL file."""
     return _dumps(record).encode() + b"\n"
 
 
@@ -344,8 +343,8 @@ def _write_whole(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(file: Path) -> Iterator[IO[bytes]]:
-    """A stream whose content takes the place of `file` if all of it could be written and synced,
-    else nothing."""
+    """Yields a stream whose content replaces `file` once all of it is written and synced; an error
+    leaves the file as it was."""
     if buckets.is_bucket(file):
         with io.BytesIO() as content:
             yield content
@@ -401,8 +400,8 @@ def drop_torn_line(file: Path) -> bool:
 
 
 def scratch(folder: Path) -> Path:
-    """Where to write what writes only local files: the folder itself, or one on this machine, for
-    `deliver`."""
+    """Yields a local folder to write to: the workdir itself, or for a bucket a temporary one, which
+    `deliver` copies."""
     return Path(tempfile.mkdtemp()) if buckets.is_bucket(folder) else folder
 
 

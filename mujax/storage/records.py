@@ -1,8 +1,7 @@
-"""Reads the JSON files that mujax has written, each kind of file by one reader that checks what it
-holds.
+"""Readers of the JSON files that mujax writes, one per kind of file, which check what they read.
 
-Files may be damaged, edited, or put there by somebody else. Whatever is wrong, a reader raises
-UserError, which names the file and what is wrong in one line, and changes nothing.
+Files may be damaged, edited, or come from somebody else. Whatever is wrong, a reader raises
+UserError, which names the file and the fault in one line, and changes nothing.
 """
 
 import json
@@ -78,8 +77,7 @@ NEEDED = "in every row"
 
 
 class Row(TypedDict):
-    """A line of results.jsonl, or result.json: what a run measured, and what is needed to group,
-    repeat and trust it.
+    """A line of results.jsonl, or result.json: what a run measured, and what groups and repeats it.
 
     Losses are nats per token on the validation split, null unless the status is ok.
     """
@@ -367,5 +365,5 @@ def _check(
 
 
 def _shown(value: Any) -> str:
-    """A value of a file in a message: on one line, and short."""
+    """Returns a value of a file for a message: on one line, and short."""
     return "null" if value is None else shown(value, 60)

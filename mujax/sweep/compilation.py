@@ -1,5 +1,5 @@
-"""Compiled ahead of time: the functions of a chunk of lanes, as many as memory holds by the
-compiler's own count."""
+"""Ahead-of-time compilation of a chunk of lanes, as many as fit in memory by the compiler's own
+count."""
 
 import concurrent.futures
 import functools
@@ -47,7 +47,7 @@ def steps_per_call(train: TrainConfig) -> int:
 
 
 def num_row_sets(runs: Sequence[Run], num_lanes: int, vmapped: bool) -> int:
-    """How many different batches the lanes of a chunk may train on at once.
+    """Counts the different batches that the lanes of a chunk may train on at once.
 
     Vmapped lanes mostly start together and share the batches of their seed: hundreds of copies
     would cost memory and transfer, a few let some start later. Lanes one after the other are few,
@@ -109,7 +109,7 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
 
 
 def available_memory(mesh: Mesh) -> int:
-    """Bytes that a program may take on each device of a mesh."""
+    """Returns the bytes that a program may take on each device of a mesh."""
     stats = [device.memory_stats() for device in mesh.devices.flat]
     if stats[0] is None:  # CPU: all devices share the machine's
         return int(
@@ -164,8 +164,8 @@ def _compile(
 
 
 def _bytes_needed(compiled: Any) -> int:
-    """Peak of a compiled program on one device: arguments, results and temporaries, without those
-    it shares."""
+    """Returns the peak memory of a compiled program on one device: arguments, results and
+    temporaries, without the arguments that results share."""
     m = compiled.memory_analysis()
     return (
         m.argument_size_in_bytes

@@ -1,4 +1,4 @@
-"""What a sweep would do and cost, without compiling anything."""
+"""The dry run: what a sweep would do and cost, without compiling anything."""
 
 import math
 import shlex
@@ -16,7 +16,7 @@ from mujax.training.steps import example_numbers, make_train_fns
 
 
 def estimate_bytes(run: Run) -> tuple[int, int]:
-    """(state, while training) of one lane in bytes, from shapes alone; compiles nothing.
+    """Estimates bytes of one lane from shapes alone: (its state, its state while it trains).
 
     State is weights and optimizer. Training adds gradients and what autodiff keeps of the forward
     pass. The engine goes by what the compiler says.
@@ -35,8 +35,8 @@ def estimate_bytes(run: Run) -> tuple[int, int]:
 
 
 def dry_run(tree: Mapping[str, Any], shard: Shard, config_flags: Sequence[str]) -> str:
-    """What a sweep will do: a line a group, totals, and for each point the command that runs it
-    alone.
+    """Describes what a sweep will do: one line per group, totals, and for each point the command
+    that runs it alone.
 
     Args:
       config_flags: --config=FILE and the fields that the command line sets.
@@ -110,7 +110,7 @@ def _bytes(count: float) -> str:
 
 
 def _flags(point: Point) -> str:
-    """The point's own fields as flags; its mesh is for sweeps, train runs on one device."""
+    """Returns a point's own fields as flags; a mesh is for sweeps, train runs on one device."""
     flags = [
         f"--config.{field}={value}"
         for field, value in point.overrides.items()

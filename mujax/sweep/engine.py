@@ -33,10 +33,10 @@ from mujax.training.steps import METRICS
 
 @dataclasses.dataclass
 class Progress:
-    """A run on its way, or at its end.
+    """The progress of a run, under way or ended.
 
     done: finished updates. history: float32 [metrics, steps], NaN where not trained yet; at the end
-    of the run only the steps that were tried. seconds: its share of the wall time of the chunk.
+    of the run only the steps that were tried. seconds: the run's share of the chunk's wall time.
     """
 
     done: int
@@ -46,7 +46,7 @@ class Progress:
 
 
 class Parked(NamedTuple):
-    """A run in flight outside of a chunk: `state` is its LaneState as NumPy arrays."""
+    """A run in flight, outside of a chunk; `state` is its LaneState as NumPy arrays."""
 
     index: int
     progress: Progress
@@ -102,7 +102,7 @@ def train_runs(
 
 
 class Chunk:
-    """Lanes on the devices, and beside each what the host knows of the run in it."""
+    """The lanes on the devices, and the host's record of the run in each."""
 
     def __init__(self, runs, batches, validation, executables: Executables):
         self._runs, self._batches, self._validation = runs, batches, validation
@@ -178,7 +178,7 @@ class Chunk:
                 yield index, progress
 
     def train(self) -> tuple[int, list[tuple[int, Progress]]]:
-        """One call of the program: (steps trained, runs that diverged)."""
+        """Calls the program once; returns (steps trained, runs that diverged)."""
         cfg = self._train_cfg
         to_stop = (
             min(cfg.eval_interval - progress.done % cfg.eval_interval, cfg.steps - progress.done)
@@ -234,8 +234,8 @@ class Chunk:
         return num_steps, ended
 
     def compacted(self) -> "Chunk":
-        """A smaller chunk with the same runs, where most lanes are idle and it saves more time than
-        it costs.
+        """Returns a smaller chunk with the same runs where most lanes are idle and the move saves
+        more time than it costs.
 
         Lanes that are not vmapped cost nothing when idle.
         """
@@ -259,7 +259,7 @@ class Chunk:
         return chunk
 
     def park(self) -> list[Parked]:
-        """Everything in flight, as it is between two calls."""
+        """Returns snapshots of everything in flight, between two calls of the program."""
         lanes = jax.device_get(self._lanes)
         return [
             Parked(*slot, jax.tree.map(lambda x, lane=lane: x[lane], lanes))
@@ -284,7 +284,7 @@ class Chunk:
         return seeds, stack([run.hps for run in runs]), stack([run.scalings for run in runs])
 
     def _row_sets(self) -> list[tuple[int, int] | None]:
-        """(seed, step) of the next batch of each lane."""
+        """Returns (seed, step) of the next batch of each lane."""
         return [
             (self._runs[slot[0]].cfg.seed, slot[1].done) if slot else None for slot in self._slots
         ]

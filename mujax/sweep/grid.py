@@ -22,7 +22,7 @@ MOST_POINTS = 10**6  # each takes some 4 kB of this process
 
 
 def axis(field: str, values: Iterable[Any]) -> Sweep:
-    """A point for each value of one field: axis("model.d_model", (32, 64)).
+    """Makes a point for each value of one field: axis("model.d_model", (32, 64)).
 
     Raises:
       UserError: no values; other functions here refuse an empty sweep too.
@@ -31,7 +31,7 @@ def axis(field: str, values: Iterable[Any]) -> Sweep:
 
 
 def product(*sweeps: Iterable[Overrides]) -> Sweep:
-    """Every point of one sweep combined with every point of the others; the last varies fastest.
+    """Combines every point of one sweep with every point of the others; the last varies fastest.
 
     Raises:
       UserError: two of them set one field.
@@ -46,7 +46,7 @@ def product(*sweeps: Iterable[Overrides]) -> Sweep:
 
 
 def zipped(*sweeps: Iterable[Overrides]) -> Sweep:
-    """The first point of each combined, then the second of each, and so on.
+    """Combines the first points of all sweeps, then the second ones, and so on.
 
     Raises:
       UserError: their lengths differ, or two of them set one field.
@@ -61,7 +61,7 @@ def zipped(*sweeps: Iterable[Overrides]) -> Sweep:
 
 
 def chain(*sweeps: Iterable[Overrides]) -> Sweep:
-    """The points of one sweep, then those of the next."""
+    """Appends the points of each sweep to those of the one before."""
     return tuple(point for sweep in sweeps for point in _not_empty("chain", tuple(sweep)))
 
 
@@ -82,8 +82,8 @@ def _joined(name: str, points: Iterable[Overrides]) -> Overrides:
 
 
 def sweep_points(section: Mapping[str, Any]) -> Sweep:
-    """The section `sweep` of a config -> its points: the product of its axes, and of `points`, if
-    there are any.
+    """Returns the points of a config's section `sweep`: the product of its axes and of its
+    `points`, if there are any.
 
     Every other entry mirrors the config, with a tuple of values at each leaf.
 
@@ -125,7 +125,7 @@ def sweep_points(section: Mapping[str, Any]) -> Sweep:
 
 
 def expand_sweep(tree: Mapping[str, Any]) -> list[tuple[Overrides, RunConfig]]:
-    """Config with `sweep` -> its points as (overrides by dotted field, RunConfig).
+    """Returns the points of a config with `sweep` as (overrides by dotted field, RunConfig).
 
     Raises:
       UserError: see sweep_points and point_config; or two points are the same run.
@@ -171,7 +171,7 @@ def _as_number(value):
 
 
 def point_config(tree: Mapping[str, Any], overrides: Overrides) -> RunConfig:
-    """The run of a config with these fields set.
+    """Returns the run of a config with these fields set.
 
     Raises:
       UserError: a field that does not exist, or not a valid config.
@@ -180,15 +180,18 @@ def point_config(tree: Mapping[str, Any], overrides: Overrides) -> RunConfig:
 
 
 class FieldSetter:
-    """Sets fields of a config. What it returns are other trees, but they share each section that is
-    the same in both, so that a ConfigMaker checks it once; none may be changed."""
+    """A setter of fields of a config.
+
+    The trees that it returns share each section that is the same, so that a ConfigMaker checks it
+    once; none may be changed.
+    """
 
     def __init__(self, tree: Mapping[str, Any]):
         self._tree = {key: value for key, value in tree.items() if key not in STUDY_SECTIONS}
         self._sections: dict[tuple[str, str], Any] = {}
 
     def __call__(self, overrides: Overrides) -> dict[str, Any]:
-        """The tree with these dotted fields set.
+        """Returns the tree with these dotted fields set.
 
         Raises:
           UserError: a field does not exist.
@@ -212,8 +215,8 @@ class FieldSetter:
 
 
 def _exactly(value) -> str:
-    """The repr of a value, or what stands for itself alone where there is none: no integer has one
-    beyond some size."""
+    """Returns the repr of a value; for a whole number too long to print, a stand-in that equals
+    nothing else."""
     try:
         return repr(value)
     except Exception:

@@ -32,7 +32,8 @@ TPU_OPTIONS = {"xla_enable_async_all_gather": "true"}
 
 
 class LaneState(NamedTuple):
-    """A run in flight; diverged_at is the step at which it was frozen, -1 while it is alive."""
+    """The state of a run in flight; diverged_at is the step at which it was frozen, -1 while it
+    trains."""
 
     train: TrainState
     diverged_at: jax.Array
@@ -138,7 +139,8 @@ def make_lane_fns(
 
 
 def abstract_lanes(program: Program, layout: Layout, num_lanes: int) -> LaneState:
-    """Shapes, types and shardings of the state of so many lanes; allocates and compiles nothing."""
+    """Returns shapes, types and shardings of the state of so many lanes; allocates and compiles
+    nothing."""
     lane, shardings = abstract_lane(program), _lane_shardings(program, layout)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct((num_lanes, *x.shape), x.dtype, sharding=s),
@@ -153,7 +155,8 @@ def abstract_lane(program: Program) -> LaneState:
 
 
 def _lane_shardings(program: Program, layout: Layout) -> LaneState:
-    """Those of one run's state, with the lanes over `sweep`."""
+    """Returns the shardings of the stacked states: those of one run's state, with the leading
+    (lane) axis over the mesh axis `sweep`."""
     of_lanes = jax.tree.map(
         lambda s: NamedSharding(layout.mesh, P("sweep", *s.spec)), state_shardings(program, layout)
     )
@@ -169,7 +172,7 @@ def over_lanes(
     donate: tuple[int, ...] = (),
     out_shardings: Any = None,
 ) -> Callable:
-    """lane_fn, jitted, with a lane axis on its result and on every argument but those numbered in
+    """Jits lane_fn with a lane axis on its result and on every argument but those numbered in
     `shared`."""
 
     def batched(*args):

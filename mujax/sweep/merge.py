@@ -140,8 +140,8 @@ def _data(record: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
 def _as_points(
     run: Mapping[str, Any], row: Row, manifest: Mapping[str, Any], rows: Mapping[str, Row]
 ) -> dict[str, Any]:
-    """The record of a single run, as that of the sweep in `manifest` whose point it is, if there is
-    one.
+    """Returns the record of a single run as that of the sweep in `manifest` that it is a point of;
+    if there is none, as it is.
 
     row: of the single run. rows: of the sweep.
     """

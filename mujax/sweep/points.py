@@ -34,7 +34,7 @@ class Point:
 
 
 def make_points(tree: Mapping[str, Any]) -> list[Point]:
-    """Config with `sweep` -> its points, in the order of the sweep.
+    """Returns the points of a config with `sweep`, in the order of the sweep.
 
     Raises:
       UserError: see mujax.sweep.grid.expand_sweep and mujax.training.run.make_run.
@@ -44,7 +44,7 @@ def make_points(tree: Mapping[str, Any]) -> list[Point]:
 
 
 def group_points(points: Sequence[Point]) -> list[list[Point]]:
-    """Points that can train side by side together, the cheapest group first."""
+    """Groups points that can train side by side; the cheapest group comes first."""
     groups: dict[Any, list[Point]] = {}
     for point in sorted(points, key=lambda p: p.run.flops_per_step):
         groups.setdefault((point.run.group, point.run.cfg.mesh), []).append(point)
@@ -52,7 +52,7 @@ def group_points(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def field_value(point: Point, field: str) -> Any:
-    """The value of a dotted field of a point's run; None if there is no such field."""
+    """Returns the value of a dotted field of a point's run; None if there is no such field."""
     section, _, name = field.rpartition(".")
     return _fields(getattr(point.run.cfg, section, None) if section else point.run.cfg).get(name)
 
@@ -60,10 +60,10 @@ def field_value(point: Point, field: str) -> Any:
 def curves_along(
     points: Sequence[Point], field: str
 ) -> tuple[list[list[Point]], dict[str, Coupling]]:
-    """Points in lists that differ in `field` and in the seed alone, and the fields that go along
-    with `field`.
+    """Sorts points into curves along `field`; returns the curves, and the fields that follow
+    `field` by a rule.
 
-    A list's points differ in those fields too, each by its rule.
+    Points of one curve differ in `field`, in the fields that follow it and in the seed alone.
     """
     names = list(
         dict.fromkeys(n for p in points for n, _ in leaves(p.overrides) if n not in (field, "seed"))
@@ -101,7 +101,7 @@ def curves_along(
 
 
 def _fields(section) -> dict[str, Any]:
-    """A section's own fields, not one level further; of what is none, none."""
+    """Returns a section's own fields, not those of sections inside it; of anything else none."""
     if not dataclasses.is_dataclass(section):
         return {}
     return {part.name: getattr(section, part.name) for part in dataclasses.fields(section)}
@@ -116,7 +116,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """'1/4' -> the second of four.
+        """Parses INDEX/COUNT: '1/4' is the second of four.
 
         Raises:
           UserError: it is something else.

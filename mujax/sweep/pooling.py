@@ -1,5 +1,5 @@
-"""What belongs together: values that are one number, seeds whose luck is common, fields that follow
-a learning rate.
+"""Grouping of values, seeds and fields: values that are one number, seeds with common luck, fields
+that follow a learning rate.
 
 Axes: X learning rates, S seeds.
 """
@@ -78,7 +78,7 @@ def level_seeds(
 
 @dataclasses.dataclass(frozen=True)
 class Coupling:
-    """How a field goes along with the learning rate: value = constant * rate^exponent.
+    """A field that follows the learning rate: value = constant * rate^exponent.
 
     exponent: None where each rate has a value of its own, in order, but by no power of the rate.
     """
@@ -86,13 +86,14 @@ class Coupling:
     exponent: float | None
 
     def constant(self, rate: float, value: float) -> float:
-        """The constant of the line that a pair of values is on; 0 where there is no power law."""
+        """Returns the constant of the line that a pair of values is on; 0 where there is no power
+        law."""
         if self.exponent is None or not value:
             return 0.0
         return 2.0 ** (math.log2(value) - self.exponent * math.log2(rate))
 
     def value(self, rate: float, at: tuple[float, float]) -> float:
-        """The field's value at a rate, on the line through another pair (rate, value).
+        """Returns the field's value at a rate, on the line through another pair (rate, value).
 
         Raises:
           ValueError: no power law tells it.
@@ -102,7 +103,7 @@ class Coupling:
         return at[1] * (rate / at[0]) ** self.exponent
 
     def text(self, name: str, rate_name: str, constant: float) -> str:
-        """E.g. 'weight_decay=0.002/learning_rate'."""
+        """Writes the rule out, e.g. 'weight_decay=0.002/learning_rate'."""
         if self.exponent is None:
             return f"{name} along with {rate_name}"
         if not constant:
@@ -114,8 +115,8 @@ class Coupling:
 
 
 def find_coupling(runs: Iterable[tuple[Hashable, float, Any]]) -> Coupling | None:
-    """How a field goes along with the learning rate, if it does: as a power of it, or at least in
-    its order.
+    """Finds how a field follows the learning rate: as a power of it, or at least in its order; None
+    if it does not.
 
     It does if, in each group, all runs lie on one line constant * rate^exponent, or each rate has
     one value and each value one rate in the same or the opposite order. And if they lie on several
@@ -161,8 +162,8 @@ def _slope(pairs: Iterable[tuple[float, float]]) -> tuple[float, ...]:
 
 
 def _lines(pairs: Collection[tuple[float, float]], exponent: float) -> list[int]:
-    """How many learning rates are on each line constant * rate^exponent; those with 0 are on one of
-    their own."""
+    """Counts the learning rates on each line constant * rate^exponent; a pair with a 0 is on a line
+    of its own."""
     logs = sorted(math.log2(value) - exponent * math.log2(rate) for rate, value in pairs if value)
     ends = [i for i in range(1, len(logs)) if logs[i] - logs[i - 1] > ON_A_LINE]
     lines = [b - a for a, b in zip([0, *ends], [*ends, len(logs)], strict=True)] if logs else []

@@ -34,7 +34,7 @@ class Proposal:
 
 
 def refine_config(tree: Mapping[str, Any], points: Sequence[Point]) -> RefineConfig | None:
-    """The section `refine`, checked against the points; None if it asks for nothing.
+    """Checks the section `refine` against the points; returns None if it asks for nothing.
 
     Raises:
       UserError: a wrong type or range, or a field that no point has as a positive number.
@@ -65,8 +65,8 @@ def propose(
     rows: Mapping[str, Any],
     cfg: RefineConfig,
 ) -> tuple[list[Point], list[str]]:
-    """The points that the next round adds, and a line a curve that says why, or where its optimum
-    is.
+    """Returns the points that the next round adds, and one line per curve that says why they are
+    needed, or where the optimum is.
 
     Args:
       grid: the points of the config; points: these and what earlier rounds have added. rows: by id,
@@ -118,7 +118,7 @@ def propose(
 def _along(
     members: Sequence[Point], field: str, value: float, coupled: Mapping[str, Coupling]
 ) -> dict[str, Any]:
-    """A value of the refined field, and what goes along with it there.
+    """Returns a value of the refined field together with the fields that follow it.
 
     Raises:
       UserError: what does so by no rule that could be continued.
@@ -162,7 +162,8 @@ def refine_curve(
     log2_step: float,
     max_extension: float,
 ) -> Proposal:
-    """What a curve needs until its best value has a worse neighbour on each side, within log2_step.
+    """Returns the values that a curve needs until its best one has a worse neighbour on each side,
+    within log2_step.
 
     Args:
       losses: log2 value -> loss; None where a run diverged, which is worse than any loss.

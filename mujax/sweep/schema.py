@@ -1,5 +1,5 @@
-"""Rows and points that have ids of an earlier schema get those of today, by the configs that they
-were trained with."""
+"""Rows and points with ids of an earlier schema, given those of today by the configs that they were
+trained with."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from mujax.sweep.settings import Settings, is_single_run, record_of
 
 
 class Workdir(NamedTuple):
-    """What the workdir of a sweep or a single run holds, as today's code would have written it.
+    """The content of a sweep's or a single run's workdir, as today's code would have written it.
 
-    record: see sweep.settings.record_of. old_names: id -> the id that the files have, where that is
+    record: see sweep.settings.record_of. old_names: id -> the id in the files, where that is
     another one.
     """
 

@@ -1,5 +1,4 @@
-"""What a row was trained with: the config of its workdir, and the fields that the row sets
-itself."""
+"""The settings of rows: the config of a workdir, and the fields that a row sets itself."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,8 +32,8 @@ def run_fields(config: Any) -> Fields | None:
 
 
 def comparable(value: Any) -> Any:
-    """A value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True is not
-    1."""
+    """Returns a value in a form in which equal ones are equal: 1 and 1.0, a tuple and a list; True
+    is not 1."""
     if type(value) in (int, float) and value == value:
         return value
     if isinstance(value, list | tuple):
@@ -45,7 +44,7 @@ def comparable(value: Any) -> Any:
 
 
 def changes(config: Fields, base: Fields) -> dict[str, Any]:
-    """The fields that `config` has other than `base`, as overrides of it."""
+    """Returns the fields that `config` has other than `base`, as overrides of it."""
     return {
         field: value
         for field, value in config.items()
@@ -55,7 +54,7 @@ def changes(config: Fields, base: Fields) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a manifest says of a point; config: its fields without the overrides, None where that
+    """A point as a manifest records it; config: its fields without the overrides, None where that
     cannot be told."""
 
     config: Fields | None
@@ -63,11 +62,11 @@ class Entry:
 
 
 class Settings:
-    """The configs of a workdir, of a sweep, a merged one or a single run, and which of them each
+    """The configs of a workdir (of a sweep, a merged one or a single run), and which of them each
     row is of."""
 
     def __init__(self, record: Mapping[str, Any]):
-        """record: as record_of returns it."""
+        """Reads the configs of a record, see record_of."""
         merged = record.get("merged")
         configs = merged if isinstance(merged, list) else [record.get("config")]
         self.configs = [run_fields(config) for config in configs]
@@ -78,8 +77,8 @@ class Settings:
         self.points: Mapping[str, Any] | None = points if isinstance(points, Mapping) else None
 
     def entry(self, row: Mapping[str, Any]) -> Entry:
-        """The config of a row and its overrides, which are those of the manifest where that names
-        the point."""
+        """Returns the config of a row and its overrides; where the manifest names the point, the
+        manifest's."""
         point = self.points.get(row["id"]) if self.points is not None else {}
         if not isinstance(point, Mapping):  # no point of this manifest
             return Entry(None, None)
@@ -101,8 +100,8 @@ class Settings:
         return Entry(fitting[0] if len(fitting) == 1 else None, overrides)
 
     def own_fields(self, rows: Iterable[Mapping[str, Any]]) -> list[set[str]]:
-        """By config, the fields that its points set, and those that a curve plots: what a run of it
-        may differ in."""
+        """Returns, for each config, the fields in which its runs may differ: those that its points
+        set, and those that a curve plots."""
         found: list[set[str]] = [{*PLOTTED} for _ in self.configs]
         for row in [*({"id": name} for name in self.points or {}), *rows]:
             entry = self.entry(row)
@@ -117,8 +116,8 @@ class Settings:
     def place(
         self, row: Mapping[str, Any], fields: Fields | None, own: Sequence[set[str]]
     ) -> tuple[int, dict[str, Any]] | None:
-        """(number of the config, overrides) by which a single run is or could be a point of this
-        workdir, else None.
+        """Returns (number of the config, overrides) by which a single run is or could be a point of
+        this workdir, else None.
 
         Args:
           fields: the config of the single run. own: see own_fields.
@@ -140,8 +139,8 @@ class Settings:
 
 
 def record_of(root: Path) -> dict[str, Any]:
-    """The manifest of a sweep's workdir; for a single run's, one as a sweep of it alone would have;
-    else {}."""
+    """Reads the manifest of a sweep's workdir; for a single run makes one like that of a sweep of
+    it alone; else returns {}."""
     if (root / "manifest.json").exists():
         return read_manifest(root / "manifest.json")
     if (root / "config.json").exists():
@@ -156,16 +155,17 @@ def is_single_run(root: Path) -> bool:
 
 
 def belongs(run: Fields, config: Fields, own: Iterable[str]) -> dict[str, Any] | None:
-    """The overrides that make of a sweep's config that of a single run; None if more than `own`
-    fields differ."""
+    """Returns the overrides that turn a sweep's config into that of a single run; None if more than
+    `own` fields differ."""
     found = changes(run, config)
     return found if run.keys() == config.keys() and found.keys() <= set(own) else None
 
 
 def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
-    """(base, overrides) of a single run among others: of the first base it differs from in numbers
-    and in its table alone, as the points of one sweep could; if there is none it becomes one
-    itself.
+    """Returns (base, overrides) of a single run among others.
+
+    The base is the first that it differs from in numbers and in its table alone, as points of one
+    sweep may. A run without such a base becomes one itself.
     """
     for base in bases:
         if (found := belongs(run, base, numbers(run))) is not None:
@@ -175,8 +175,8 @@ def among(run: Fields, bases: list[Fields]) -> tuple[Fields, dict[str, Any]]:
 
 
 def numbers(run: Fields) -> set[str]:
-    """The fields in which single runs may differ and yet be points of one sweep: its numbers, and
-    its table."""
+    """Returns the fields in which single runs may differ and yet be points of one sweep: numbers,
+    and the table's name."""
     return {field for field, value in run.items() if type(value) in (int, float)} | {
         "parameterization.name"
     }

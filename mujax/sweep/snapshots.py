@@ -1,8 +1,8 @@
-"""Runs in flight, saved to one file: written whole or not at all, and trusted only by the code that
+"""Runs in flight, saved to one file: written whole or not at all, and read only by the code that
 wrote it.
 
-The file is NumPy's .npz, and after it the SHA-256 of that: nothing in a file is looked at before
-the whole is known to be what was written.
+The file is NumPy's .npz followed by its SHA-256; nothing is parsed before that sum has been
+compared.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ BLOCK_BYTES = 2**20
 
 
 class Unusable(Exception):
-    """A file of runs in flight that cannot be gone on from; the message says why."""
+    """A file of runs in flight that cannot be resumed; the message says why."""
 
 
 def save_parked(
@@ -64,7 +64,7 @@ def save_parked(
 
 
 def _sum(stream: IO[bytes], size: int) -> bytes:
-    """SHA-256 of the next bytes, or of all that come if `size` is negative."""
+    """Computes the SHA-256 of the next `size` bytes, or of all that follow if it is negative."""
     digest = hashlib.sha256()
     while block := stream.read(BLOCK_BYTES if size < 0 else min(size, BLOCK_BYTES)):
         digest.update(block)

@@ -1,5 +1,5 @@
-"""Many points: grouped, trained side by side, one row each; none is lost, and none is done
-twice."""
+"""A sweep of many points: grouped, trained side by side, one row per point; none is lost, and none
+is trained twice."""
 
 import math
 import shutil
@@ -89,7 +89,7 @@ def sweep(
 
 
 class _Study:
-    """A workdir, and what is in it."""
+    """A sweep in its workdir."""
 
     def __init__(
         self,
@@ -134,10 +134,10 @@ class _Study:
             )
 
     def _check_tables(self, points: Sequence[Point]) -> None:
-        """A workdir whose tables were others is another study, although its config reads the same.
+        """Raises UserError where a point's table or text is another than the workdir recorded.
 
-        Its rows may have been copied here from another workdir: they count if table and text are
-        those of the point.
+        Rows may have been copied from another workdir: they count if table and text are those of
+        the point.
         """
         for point in points:
             recorded = (
@@ -248,8 +248,8 @@ class _Study:
             mirror.point(row, records, point.run.cfg.as_dict())
 
     def _parked(self, name: str, members: Sequence[Point]) -> list[Parked]:
-        """What an interrupted call has left of these points; a file that is of no use is set
-        aside."""
+        """Reads the snapshots that an interrupted call has left of these points; a file that cannot
+        be used is set aside."""
         root = self._held.path
         if not (root / name).exists():
             return []
@@ -280,8 +280,7 @@ def _title(members: Sequence[Point]) -> str:
 
 
 class _Bar:
-    """Progress of one group: how much of its training is done, tokens a second, and its best point
-    so far."""
+    """The progress bar of one group: steps done, tokens per second, and the best point so far."""
 
     def __init__(self, members: Sequence[Point], rows):
         self._members = members
@@ -311,13 +310,13 @@ class _Bar:
         self._bar.close()
 
     def resumed(self, steps: Mapping[int, int]) -> None:
-        """Runs go on from these steps."""
+        """Counts the steps that runs had before they went on."""
         for index, done in steps.items():
             self._steps[index] = done
         self._bar.initial = self._bar.n = sum(self._steps)
 
     def trained(self, indices: Sequence[int], steps: int) -> None:
-        """These runs have each advanced by so many steps."""
+        """Counts steps by which each of these runs has advanced."""
         for index in indices:
             self._steps[index] += steps
             self._tokens += self._members[index].run.tokens_per_step * steps

@@ -1,7 +1,7 @@
 """Optional copies of finished points in TensorBoard and Weights & Biases, to look at.
 
-results.jsonl and metrics.jsonl are the record: a mirror is written after them, under the id they
-gave the point, and nothing is ever read back from it.
+results.jsonl and metrics.jsonl are the record: a tracker copies a point afterwards, under the same
+id, and is never read.
 """
 
 import abc
@@ -37,7 +37,8 @@ WANDB_SETTINGS = {
 
 
 def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> list["Mirror"]:
-    """The mirrors that were asked for, their packages imported; `wandb_mode` may be '' for none.
+    """Opens the trackers that were asked for and imports their packages; `wandb_mode` may be '' for
+    none.
 
     Raises:
       UserError: a package is missing, the mode is unknown, or W&B is to be online and cannot log
@@ -48,8 +49,8 @@ def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> 
 
 
 class Mirror(abc.ABC):
-    """Copies points, and holds nothing open between them; a failure costs one line on stderr, never
-    the sweep."""
+    """A tracker, which copies finished points and keeps nothing open between them; a failure costs
+    one line on stderr, never the sweep."""
 
     name: str
 
@@ -73,11 +74,12 @@ class Mirror(abc.ABC):
         records: Sequence[Mapping[str, Any]],
         config: Mapping[str, Any],
     ) -> None:
-        """What `point` guards; may raise anything."""
+        """Copies a point; may raise anything, which `point` catches."""
 
 
 class TensorBoard(Mirror):
-    """One event file a point, tensorboard/ID/events.out.tfevents, replaced as a whole."""
+    """A tracker with one event file per point, tensorboard/ID/events.out.tfevents, replaced as a
+    whole."""
 
     name = "TensorBoard"
 
@@ -118,7 +120,8 @@ class TensorBoard(Mirror):
 
 
 class Wandb(Mirror):
-    """One W&B run a point, its id the point's, its group the study; files under wandb/."""
+    """A tracker with one W&B run per point, under the point's id in the group of the study; files
+    are in wandb/."""
 
     name = "W&B"
 
@@ -174,7 +177,7 @@ class Wandb(Mirror):
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a record measured, by tag; null (NaN) is left out."""
+    """Returns what a record measured, by tag; null (NaN) is left out."""
     return {tag: record[name] for name, tag in TAGS.items() if record.get(name) is not None}
 
 

@@ -1,5 +1,5 @@
-"""Whose a workdir is, and whether a run may go on from what it holds: the same config, table and
-data, or what was allowed to change."""
+"""Ownership of a workdir: a run may resume from it if config, table and data match, except for
+allowed changes."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,10 @@ from mujax.training.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A run, and the workdir that it wants.
+    """A run's right to a workdir.
 
     allowed_changes: fields in which the config may differ from the one that the workdir was begun
-      with; `table` and `data` stand for the resolved parameterization and the text that is trained
-      on.
+    with; `table` and `data` stand for the resolved parameterization and the training text.
     """
 
     root: Path

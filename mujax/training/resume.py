@@ -1,4 +1,4 @@
-"""What a run saves of itself, and goes on from: the latest states, and the weights of the best
+"""Saved states of a run: the latest ones, which it resumes from, and the weights of the best
 evaluation."""
 
 import sys
@@ -34,7 +34,7 @@ class Saves:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run, with that before it was interrupted."""
+        """The wall time of the run, including that before an interruption."""
         return time.monotonic() - self._start
 
     def resume(

@@ -19,7 +19,7 @@ class Workdir:
     """
 
     def __init__(self, root: Path, held: files.Held | None):
-        """held: None on all processes but the primary one."""
+        """Takes `held` on the primary process, None on all others."""
         self.root = root
         self._held, self._has_told = held, False
 
