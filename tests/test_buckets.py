@@ -19,8 +19,9 @@ from test_resume import each_step_once, flags_of, left_by, strike
 
 from mujax import main
 from mujax.errors import UserError
-from mujax.storage import buckets
-from mujax.storage.files import any_path, locked, read_jsonl, set_aside, write_json
+from mujax.storage import locks
+from mujax.storage.files import any_path, read_jsonl, set_aside, write_json
+from mujax.storage.locks import locked
 from mujax.training.logs import RunLog
 
 NEEDED = ("gcsfs", "gcp_storage_emulator")
@@ -220,7 +221,7 @@ def test_a_service_that_fails_for_a_while(
     import gcsfs.retry
 
     monkeypatch.setattr(gcsfs.retry, "min", lambda *seconds: 0.0, raising=False)  # that it waits
-    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
     monkeypatch.setattr(server, "failing", (what, status))
     assert main.run(one_run) == code
     err = capsys.readouterr().err
@@ -232,7 +233,7 @@ def test_a_service_that_fails_for_a_while(
 def test_one_process_at_a_time(server, monkeypatch, capsys):
     """A second one is refused while the first lives, and goes on when it was killed; the lock goes
     with its holder."""
-    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
     root = any_path("gs://bucket/locked")
     with locked(root):
         with pytest.raises(UserError, match=rf"is in use by process {os.getpid()} on .*, seen at "):
@@ -251,14 +252,14 @@ def test_one_process_at_a_time(server, monkeypatch, capsys):
 def test_a_lock_that_is_lost(server, monkeypatch, capsys):
     """Who was paused or cut off finds another's name there: it ends, and leaves the lock to the
     other."""
-    monkeypatch.setattr(buckets, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
     ended = []
 
     def end(code):
         ended.append(code)
         raise SystemExit  # of the thread that watches
 
-    monkeypatch.setattr(buckets.os, "_exit", end)
+    monkeypatch.setattr(locks.os, "_exit", end)
     lock = any_path("gs://bucket/lost") / "lock"
     with locked(lock.parent):
         time.sleep(0.3)

@@ -36,7 +36,8 @@ from mujax.explain.export import read_shapes
 from mujax.report.rows import load_rows, load_training, warnings
 from mujax.report.studies import Naming
 from mujax.report.tables import read_table
-from mujax.storage.files import locked, open_workdir, read_jsonl, write_json, write_jsonl
+from mujax.storage.files import open_workdir, read_jsonl, write_json, write_jsonl
+from mujax.storage.locks import locked
 from mujax.storage.records import is_name, read_config
 from mujax.sweep import study
 from mujax.sweep.engine import Parked, Progress

@@ -37,7 +37,8 @@ ROOMS = {
         "params",
     }
     | {"schedules", "storage"},
-    "sweep": {"columns", "config", "data", "errors", "hardware", "hps", "storage", "training"},
+    "sweep": {"columns", "config", "data", "errors", "fields", "hardware", "hps"}
+    | {"storage", "training"},
     "explain": {
         "columns",
         "config",

@@ -392,7 +392,7 @@ def test_one_process_a_workdir_and_a_killed_one_does_not_block(tiny, tmp_path, c
     tree = sweep_tree(tiny)
     sweep(tree, tmp_path, train_runs=Engine(bowl))
     holder = subprocess.Popen(
-        [sys.executable, "-c", "from pathlib import Path; from mujax.storage.files import "
+        [sys.executable, "-c", "from pathlib import Path; from mujax.storage.locks import "
                                "locked\nimport time\n"
          f"with locked(Path({str(tmp_path)!r})):\n  print('held', flush=True); time.sleep(60)"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,

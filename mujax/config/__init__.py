@@ -1,15 +1,14 @@
 """A run's config: sections of declared fields, checked, with an id."""
 
+from mujax.config.cross_checks import DATASETS
+from mujax.config.ids import SCHEMA, is_of_today, renamed_fields
 from mujax.config.run import (
     DERIVED,
-    SCHEMA,
     ConfigMaker,
     RunConfig,
     config_of_today,
     default_config,
-    is_of_today,
     make_run_config,
-    renamed_fields,
 )
 from mujax.config.sections import (
     OPERATION_SECTIONS,
@@ -25,7 +24,6 @@ from mujax.config.sections import (
     ScheduleConfig,
     TrainConfig,
 )
-from mujax.config.together import DATASETS
 from mujax.config.trees import canonical, differences, hashed, leaves
 from mujax.config.typed import typed_section
 

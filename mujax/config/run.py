@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mujax.config.cross_checks import DATASETS, check_together
+from mujax.config.ids import renamed_fields, run_id
 from mujax.config.sections import (
     OPERATION_SECTIONS,
     RULES,
@@ -26,18 +28,13 @@ from mujax.config.sections import (
     ScheduleConfig,
     TrainConfig,
 )
-from mujax.config.together import DATASETS, check_together
-from mujax.config.trees import Itself, canonical, hashed
+from mujax.config.trees import Itself
 from mujax.config.typed import cast, check_names, type_hints, typed_fields, typed_section
 from mujax.errors import UserError, shown, suggest
 from mujax.fields import DTYPES, check_numbers, defaults, one_of
 from mujax.parameterization import PARAMETERIZATIONS
 
 DERIVED = ("vocab_size", "seq_len")  # of a model's fields, what follows from the data
-# The way of making ids. It counts up, and RENAMED grows, when a field gets another name, meaning or
-# default; mujax.sweep.schema carries earlier rows over.
-SCHEMA = 2
-RENAMED: Mapping[str, str] = {}  # earlier name of a field -> today's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +73,9 @@ class RunConfig:
 
     @functools.cached_property
     def id(self) -> str:
-        """The run's name: SCHEMA, and 12 hex of the SHA-256 of what the config, without
-        OPERATION_SECTIONS, has other than the declared defaults.
-
-        So a field that is declared anew changes no id if its default leaves runs as they were.
-        """
-        sections = [key for key in SECTIONS if key not in OPERATION_SECTIONS]
-        parts = {key: canonical(getattr(self, key)) for key in sections}
-        own = [f"{key}: {part}" for key, part in sorted(parts.items()) if part != "{}"]
-        model = f"{self.model_name}: {canonical(self.model)}"
-        return f"{SCHEMA}-" + hashed("\n".join([f"seed: {self.seed}", model, *own]))
+        """The name of the run, see mujax.config.ids."""
+        sections = {k: getattr(self, k) for k in SECTIONS if k not in OPERATION_SECTIONS}
+        return run_id(self.seed, self.model_name, self.model, sections)
 
 
 def _models() -> Mapping[str, Any]:
@@ -110,11 +100,6 @@ def default_config(model: str = "transformer") -> dict[str, Any]:
     return {**tree, "sweep": {}, "refine": defaults(RefineConfig)}
 
 
-def is_of_today(id: str) -> bool:
-    """Whether an id is of SCHEMA."""
-    return id.startswith(f"{SCHEMA}-")
-
-
 def config_of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recorded config with today's names of fields, and at their defaults those that were
     declared after it.
@@ -129,19 +114,6 @@ def config_of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict) and isinstance(own := tree.get(key, {}), Mapping):
             tree[key] = {**own, **{field: section[field] for field in section if field not in own}}
     return tree
-
-
-def renamed_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recorded config, or overrides by dotted field, with today's names of fields."""
-    found = dict(tree)
-    for old, new in RENAMED.items():
-        if old in found:
-            found[new] = found.pop(old)
-        section, _, field = old.partition(".")
-        own = found.get(section)
-        if isinstance(own, Mapping) and field in own:
-            found[section] = {new.partition(".")[2] if k == field else k: own[k] for k in own}
-    return found
 
 
 def make_run_config(tree: Mapping[str, Any]) -> RunConfig:

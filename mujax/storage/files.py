@@ -2,15 +2,12 @@
 
 import contextlib
 import errno
-import fcntl
 import glob
 import io
 import itertools
 import json
 import os
 import shutil
-import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import IO, Any
 from mujax.config import OPERATION_SECTIONS, config_of_today, differences, leaves
 from mujax.errors import UserError, is_outage
 from mujax.storage import buckets
-from mujax.storage.records import check_regular, read_bytes, read_config, read_manifest
+from mujax.storage.records import read_bytes, read_config, read_manifest
 from mujax.storage.records import read_json as read_json
 from mujax.storage.records import read_jsonl as read_jsonl
 
@@ -127,111 +124,6 @@ def move(source: Path, target: Path) -> None:
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
-
-
-class Held:
-    """A workdir while a process holds its lock.
-
-    The folder itself is what is held, so that it is found under another name too. A place in a
-    bucket cannot be moved.
-    """
-
-    def __init__(self, root: Path, folder: int | None):
-        """Takes the folder as a file descriptor; None of a bucket."""
-        self._root, self._folder = root, folder
-
-    def is_in_place(self) -> bool:
-        """Whether the name that the process was given is still that of the folder."""
-        return self._folder is None or self._is(self._root)
-
-    @property
-    def path(self) -> Path:
-        """The name that the folder has now.
-
-        Raises:
-          UserError: the folder was deleted, or this system cannot tell its name.
-        """
-        if self.is_in_place():
-            return self._root
-        with contextlib.suppress(OSError):
-            now = Path(os.readlink(f"/proc/self/fd/{self._folder}"))  # of Linux
-            if self._is(now):
-                return now
-        raise UserError(
-            f"--workdir={self._root} was deleted, or moved out of sight, while it was in use; "
-            "nothing more was saved"
-        )
-
-    def check_in_place(self) -> None:
-        """Raises UserError if the folder has another name than the process was given."""
-        if not self.is_in_place():
-            raise UserError(
-                f"--workdir={self._root} was moved to {self.path} while it was in use, and all is "
-                "saved there; go on "
-                f"with --workdir={self.path}"
-            )
-
-    def _is(self, path: Path) -> bool:
-        assert self._folder is not None
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(self._folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:  # a file system that does not answer says nothing of where a folder is
-            return True
-
-
-@contextlib.contextmanager
-def locked(root: Path) -> Iterator[Held]:
-    """Holds a workdir for this process alone; the lock of a process that was killed ends with it,
-    that of a bucket soon after.
-
-    Raises:
-      UserError: another process holds it.
-    """
-    owner = f"process {os.getpid()} on {socket.gethostname()}"
-    if buckets.is_bucket(root):
-        with buckets.locked(root, owner):
-            yield Held(root, None)
-        return
-    lock = root / "lock"
-    check_regular(lock)
-    with open(lock, "a+b") as stream:
-        stream.seek(0)
-        holder = _printable(stream.read(200))
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"--workdir={root} is in use by {holder or 'another process'}; wait until it has "
-                "ended, or give this "
-                "one a workdir of its own"
-            ) from None
-        except OSError as e:
-            print(
-                f"{root} cannot be locked ({e.strerror}); see that no other process uses it",
-                file=sys.stderr,
-            )
-        if holder:
-            print(
-                f"{root}: {holder} did not end cleanly; going on from what it has left",
-                file=sys.stderr,
-            )
-        stream.truncate(0)
-        stream.write(owner.encode())
-        stream.flush()
-        folder = os.open(root, os.O_RDONLY)
-        try:
-            yield Held(root, folder)
-        finally:
-            os.close(folder)
-            stream.truncate(0)
-
-
-def _printable(content: bytes) -> str:
-    """Returns text of a lock file on one line, whoever has written it."""
-    text = content.decode(errors="replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def same_study(config: Mapping[str, Any]) -> dict[str, Any]:

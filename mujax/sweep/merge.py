@@ -7,9 +7,9 @@ from typing import Any
 
 from mujax.config import DataConfig, canonical, config_of_today, hashed, typed_section
 from mujax.errors import UserError
-from mujax.storage import files
+from mujax.storage import files, locks
 from mujax.storage.records import Row, check_regular, first_by_id
-from mujax.sweep.schema import Workdir, carry_over, read_workdir
+from mujax.sweep.migration import Workdir, carry_over, read_workdir
 from mujax.sweep.settings import Settings, is_single_run, run_fields
 
 # Two rows of one run that differ in one of these are not of one run
@@ -40,7 +40,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
         )
     folders = [folder for folder in folders if folder.resolve() != root.resolve()]
     folders.sort(key=is_single_run)  # after the sweeps that they may be points of
-    with files.locked(root):
+    with locks.locked(root):
         carry_over(root)
         own = read_workdir(root)
         manifest, rows, added, again, unfinished = _manifest(root, own), _rows(own), [], 0, 0

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from mujax.config import canonical, hashed
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
-from mujax.storage import files
+from mujax.storage import files, locks
 from mujax.storage.records import Row, first_by_id, read_manifest, read_rows
 from mujax.sweep.engine import Parked, Progress, train_runs
+from mujax.sweep.migration import carry_over
 from mujax.sweep.points import Point, Shard, group_points, make_points
 from mujax.sweep.refine import propose, refine_config
-from mujax.sweep.schema import carry_over
 from mujax.sweep.snapshots import Unusable, load_parked, save_parked
 from mujax.sweep.trackers import Mirror
 from mujax.training.distributed import deferred_signals
@@ -70,7 +70,7 @@ def sweep(
         f" by curves of {refinement.field}" if refinement else ""
     )
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
-    with files.locked(root) as held, deferred_signals() as is_interrupted:
+    with locks.locked(root) as held, deferred_signals() as is_interrupted:
         carry_over(root)
         own_part, mirrors = part if shard.count > 1 else "", open_mirrors(root)
         study = _Study(tree, root, held, grid, own_part, mirrors, is_interrupted, train_runs)
@@ -95,7 +95,7 @@ class _Study:
         self,
         tree,
         root: Path,
-        held: files.Held,
+        held: locks.Held,
         grid: Sequence[Point],
         part: str,
         mirrors: Sequence[Mirror],

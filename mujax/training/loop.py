@@ -15,7 +15,7 @@ from mujax.config import differences, make_run_config
 from mujax.data.loader import ahead, load_batches
 from mujax.errors import UserError
 from mujax.hardware import check_devices
-from mujax.storage import files
+from mujax.storage import files, locks
 from mujax.storage.records import Row
 from mujax.training.distributed import agreed, all_same, everywhere, is_primary, stop_requests
 from mujax.training.logs import RunLog
@@ -73,8 +73,8 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     if row is not None:
         return row
     with contextlib.ExitStack() as stack:
-        held: list[files.Held] = []  # by the primary process
-        agreed(lambda: held.append(stack.enter_context(files.locked(root))))
+        held: list[locks.Held] = []  # by the primary process
+        agreed(lambda: held.append(stack.enter_context(locks.locked(root))))
         row = agreed(claim.finished_row)  # another process may have finished it in the meantime
         if row is not None:
             return row

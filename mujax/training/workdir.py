@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from mujax.storage import files
+from mujax.storage import files, locks
 from mujax.storage.records import Row
 from mujax.training.distributed import agreed, is_primary
 
@@ -18,7 +18,7 @@ class Workdir:
     root: its name when the processes last agreed on it.
     """
 
-    def __init__(self, root: Path, held: files.Held | None):
+    def __init__(self, root: Path, held: locks.Held | None):
         """Takes `held` on the primary process, None on all others."""
         self.root = root
         self._held, self._has_told = held, False

@@ -47,7 +47,7 @@ from mujax.data.shards import (
 )
 from mujax.data.tokenizers import Tokenizer
 from mujax.errors import UserError, cut
-from mujax.storage import files
+from mujax.storage import files, locks
 from mujax.storage.records import read_bytes, read_json, read_part, read_preparation
 
 COUNTS = ("documents", "tokens", "text_bytes", "cut_documents", "bytes")
@@ -76,7 +76,7 @@ def prepare(
             "of `packed` are cut when they are read"
         )
     root = files.make_writable(files.local_path(workdir))
-    with files.locked(root):
+    with locks.locked(root):
         if (root / DESCRIPTION).exists():
             description = read_description(root)
             _check_same(root, description["recipe"], dataclasses.asdict(recipe))

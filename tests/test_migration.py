@@ -14,7 +14,7 @@ from mujax.config import OPERATION_SECTIONS, default_config, leaves, make_run_co
 from mujax.fields import declare
 from mujax.storage import files
 from mujax.storage.records import load_rows
-from mujax.sweep import schema
+from mujax.sweep import migration
 from mujax.sweep.merge import merge
 from mujax.sweep.points import make_points
 from mujax.sweep.study import sweep
@@ -149,9 +149,9 @@ def test_cut_short_it_is_carried_over_by_the_next_call(cut_at, tree, first, monk
 
     with monkeypatch.context() as patch:
         for name in ("keep_copies", "move", "write_jsonl", "write_json"):
-            patch.setattr(schema.files, name, counted(getattr(files, name)))
+            patch.setattr(migration.files, name, counted(getattr(files, name)))
         with pytest.raises(OSError, match="went away"):
-            schema.carry_over(root)
+            migration.carry_over(root)
     engine = Engine(bowl)
     assert without_group(sweep(tree, root, train_runs=engine)) == without_group(rows)
     assert engine.steps == 0
@@ -209,5 +209,5 @@ def test_a_config_that_none_can_have_today_is_one_line(tree, first):
     files.write_json(root / "manifest.json", record)
     before = (root / "results.jsonl").read_bytes()
     with pytest.raises(Exception, match=r"first was written by .*unknown field optim\.warp"):
-        schema.read_workdir(root)
+        migration.read_workdir(root)
     assert (root / "results.jsonl").read_bytes() == before
