@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from mujax.hps import Hps, as_float32
-from mujax.models.layers import LanguageModel
+from mujax.models.layers import reads_out_apart
 from mujax.models.module import MuModule, laid_out, unbox
 from mujax.models.protocol import ModelConfig
 from mujax.optimizers import Optimizer, make_optimizer
@@ -184,8 +184,7 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         program.eos_id,
     )
     metas = abstract_metas(program.model_class, program.model)
-    # Not where a fork has a __call__ of its own: that is what it is then
-    is_split = type(module).__call__ is LanguageModel.__call__
+    is_apart = reads_out_apart(module)
 
     def apply(*args, gathered: bool = False, **kwargs):
         """module.apply; gathered: its weights are as they are used already, see Layout."""
@@ -204,7 +203,7 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         weights, readout: effective ones; those of the readout may be in another dtype.
         """
         tokens = rows.astype(jnp.int32)
-        if is_split:
+        if is_apart:
             features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
             features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
             # Gathered once, not for each part of the loss; what it does not use is dropped
