@@ -2,8 +2,12 @@
 mistakes planted."""
 
 import dataclasses
+import difflib
+import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +246,43 @@ def test_a_wrong_factor_is_named_at_all_widths(
     )
     verdict = judge_one(cfg, widths)
     assert verdict.culprits == (culprit,), [f for f in verdict.findings if f.level == "fail"]
+
+
+def test_another_architecture_is_one_file_and_one_line(tmp_path, text_file):
+    """In a copy of the package, the example of the guide is trained like any other."""
+    for folder in ("mujax", "configs"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    models = tmp_path / "mujax" / "models"
+    shutil.copy(ROOT / "docs" / "examples" / "running_mean.py", models)
+    listed = (models / "__init__.py").read_text()
+    (models / "__init__.py").write_text(
+        listed.replace('    "recurrent",\n', '    "recurrent",\n    "running_mean",\n')
+    )
+    added, changed = [], []
+    for file in sorted(tmp_path.rglob("*.py")):
+        own = ROOT / file.relative_to(tmp_path)
+        lines = file.read_text().splitlines()
+        if not own.exists():
+            added.append(file.name)
+        else:
+            old = own.read_text().splitlines()
+            changed += [line for line in difflib.ndiff(old, lines) if line[0] in "+-"]
+    assert (added, changed) == (["running_mean.py"], ['+     "running_mean",'])
+    flags = {"d_model": 16, "d_head": 8}
+    command = [
+        sys.executable, "-m", "mujax", "train", "--config=configs/base.py:running_mean",
+        "--workdir=run", "--config.train.steps=4", "--config.train.eval_interval=4",
+        "--config.train.eval_batches=1", "--config.schedule.warmup_steps=1",
+        "--config.data.name=text",
+        f"--config.data.path={text_file}",
+        *(f"--config.model.{name}={value}" for name, value in flags.items()),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 4
 
 
 def test_hooks_are_those_of_the_transformer():

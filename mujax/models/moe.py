@@ -146,3 +146,6 @@ class MoETransformer(Transformer):
     """The transformer with such blocks; takes tokens [B, T] and gives logits [B, T, V]."""
 
     block_class = MoEBlock
+
+
+MODEL = (MoEConfig, MoETransformer)

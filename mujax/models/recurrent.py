@@ -176,3 +176,6 @@ class RecurrentModel(Transformer):
     """The transformer with recurrent blocks; takes tokens [B, T] and gives logits [B, T, V]."""
 
     block_class = RecurrentBlock
+
+
+MODEL = (RecurrentConfig, RecurrentModel)

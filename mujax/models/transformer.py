@@ -386,3 +386,6 @@ class Transformer(LanguageModel):
         logits_BTV = scaled(logits_BTV, hps.logits_scale)
         self.record("logits", logits_BTV)
         return self.constrain(logits_BTV, "batch length vocab")
+
+
+MODEL = (TransformerConfig, Transformer)
