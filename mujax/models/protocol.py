@@ -59,7 +59,8 @@ class ModelConfig(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A Flax module that is made of its config alone; parameters are declared with MuModule.weight.
+    """A MuModule (mujax.models.module), made of its config and, where a run is split over devices,
+    of a layout.
 
     One whose logits stand apart from its features is a LanguageModel (mujax.models.layers).
     """
