@@ -112,6 +112,50 @@ def rows_of(run, num_rows):
     return rows
 
 
+class Asked:
+    """Stands in for a Layout, and takes down which weights and activations it was asked to
+    place."""
+
+    def __init__(self):
+        self.weights, self.activations = set(), set()
+
+    def weight(self, w, meta):
+        assert w.shape == meta.sizes
+        self.weights.add((meta.role, meta.axes))
+        return w
+
+    def activation(self, x, axes):
+        assert x.ndim == len(axes)
+        self.activations.add(tuple(axes))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        *((model, {}) for model in MODELS),
+        (
+            "transformer",
+            {"model__remat": "full", "model__bias": True, "model__norm_gain": "vector"},
+        ),
+        ("moe", {"model__scan_layers": False}),
+    ],
+)
+def test_a_layout_places_what_every_part_of_a_model_declares(model, changes):
+    """However deep it is, and also where layers are stacked or computed again."""
+    run, asked = make(model, **changes), Asked()
+    module = run.program.model_class(run.cfg.model, layout=asked)
+    params = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.sizes, jnp.float32), run.metas)
+    tokens = jax.ShapeDtypeStruct((2, run.cfg.data.seq_len), jnp.int32)
+    jax.eval_shape(lambda p, tokens: module.apply({"params": p}, tokens, run.hps), params, tokens)
+    of_one_layer = {
+        (meta.role, tuple(axis for axis in meta.axes if axis != "layers"))
+        for meta in named_leaves(run.metas).values()
+    }
+    assert asked.weights == of_one_layer
+    assert any("batch" in axes for axes in asked.activations)
+
+
 def loss_and_gradients(run, params, rows, layout=ONE_DEVICE):
     loss = jax.jit(jax.value_and_grad(make_train_fns(run.program, layout).evaluate))
     return loss(params, rows, run.hps, run.scalings)
