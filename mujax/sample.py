@@ -15,6 +15,7 @@ from mujax.data.shards import read_description
 from mujax.data.tokenizers import Tokenizer, make, of_dataset
 from mujax.errors import UserError
 from mujax.fields import NUM_BYTES
+from mujax.models.layers import reads_out_apart
 from mujax.models.protocol import Decoder
 from mujax.storage import files
 from mujax.storage.records import read_config
@@ -61,6 +62,7 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
     prompts: int [B, P], of which lengths [B] tokens count; row b continues with up to num_tokens
     drawn ones, until `stop`; what follows means nothing. prefix (static): at least 1 and at most
     the shortest length; that many tokens of every prompt are read at once, the rest one by one.
+    A model without a cache reads the last `window` tokens anew for each, as if a row began there.
 
     Every row starts at position 0, as in training, so no row needs padding: while the longest
     prompts are still read, the others are continued already. The draws of a row depend on the seed,
@@ -70,14 +72,14 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
       UserError: the model cannot be sampled from.
     """
     module = program.model_class(program.model)
-    if not isinstance(module, Decoder):
+    if (reads := getattr(program.model, "reads", "text")) != "text":
         raise UserError(
-            f"{program.model_class.__name__} cannot be sampled from: it has no extend() and "
-            "empty_cache(), "
-            "see Decoder in mujax/models/protocol.py"
+            f"{program.model_class.__name__} cannot be sampled from: it reads {reads}, not text"
         )
     dtype = jnp.dtype(program.model.dtype)
     precise = jnp.promote_types(dtype, jnp.float32)  # the readout, as in evaluation
+    is_apart = reads_out_apart(module)
+    max_length = getattr(program.model, "max_length", None)
 
     @functools.partial(jax.jit, static_argnames="prefix")
     def generate(
@@ -85,19 +87,36 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
     ):
         weights, readout = effective(params, scalings, dtype), effective(params, scalings, precise)
 
-        def read(tokens_BT, cache, position):
-            """(logits of what follows the last of these tokens [B, V], cache)."""
+        def read_out(x_B1D):
+            logits_B1V = module.apply(readout, x_B1D.astype(precise), hps, method="logits")
+            return cast(jax.Array, logits_B1V)[:, 0]
+
+        def read(tokens_BN, cache, position, length: int):
+            """(logits of what follows the `length` tokens at `position` [B, V], the cache)."""
+            if cache is None:
+                return reread(tokens_BN, position + length), None
+            tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BN, position, length, axis=1)
             x_BTD, cache = module.apply(weights, tokens_BT, hps, cache, position, method="extend")
-            x_B1D = x_BTD[:, -1:].astype(precise)
-            return cast(jax.Array, module.apply(readout, x_B1D, hps, method="logits"))[:, 0], cache
+            return read_out(x_BTD[:, -1:]), cache
+
+        def reread(tokens_BN, length):
+            """read() of the first `length` tokens, or of the last of these, without a cache."""
+            seen = min(window, max_length or window, tokens_BN.shape[1])
+            first = jnp.maximum(length - seen, 0)
+            # Those after the first `length` change nothing, as the model is causal
+            tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BN, first, seen, axis=1)
+            method = "features" if is_apart else "__call__"
+            out_BTX = cast(jax.Array, module.apply(weights, tokens_BT, hps, method=method))
+            out_B1X = jax.lax.dynamic_slice_in_dim(out_BTX, length - 1 - first, 1, axis=1)
+            return read_out(out_B1X) if is_apart else out_B1X[:, 0]
 
         batch_size = len(prompts_BP)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(seed), jnp.arange(batch_size)
         )
         tokens_BN = jnp.pad(prompts_BP, ((0, 0), (0, num_tokens)))
-        cache = module.empty_cache(batch_size, window)
-        logits_BV, cache = read(tokens_BN[:, :prefix], cache, 0)
+        cache = module.empty_cache(batch_size, window) if isinstance(module, Decoder) else None
+        logits_BV, cache = read(tokens_BN, cache, 0, prefix)
 
         def proceed(carry):
             t, tokens_BN, _, _, is_done_B = carry
@@ -109,8 +128,9 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             is_given_B = t < lengths_B
             token_B = jnp.where(is_given_B, tokens_BN[:, t], drawn_B)
             is_done_B |= ~is_given_B & ((token_B == stop) | (t + 1 >= lengths_B + num_tokens))
-            logits_BV, cache = read(token_B[:, None], cache, t)
-            return t + 1, tokens_BN.at[:, t].set(token_B), logits_BV, cache, is_done_B
+            tokens_BN = tokens_BN.at[:, t].set(token_B)
+            logits_BV, cache = read(tokens_BN, cache, t, 1)
+            return t + 1, tokens_BN, logits_BV, cache, is_done_B
 
         carry = jnp.int32(prefix), tokens_BN, logits_BV, cache, jnp.zeros(batch_size, bool)
         return jax.lax.while_loop(proceed, add_token, carry)[1]
@@ -133,7 +153,7 @@ def sample(
     document.
 
     Args:
-      window: tokens that attention looks back on; 0: data.seq_len of the run, as in training.
+      window: tokens that the model looks back on; 0: data.seq_len of the run, as in training.
       which: latest, or best: the checkpoint with the lowest validation loss.
 
     Raises:

@@ -2,6 +2,7 @@
 touching each other, tokens are drawn with the probabilities asked for, and a trained run's text
 comes from its checkpoint."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import run_mujax, tiny_tree
+from models import OPTIONS, apply, in_numpy, initial_params, make, make_with, shaken
 from scipy.stats import chisquare
-from test_models import OPTIONS, apply, in_numpy, initial_params, make, make_with, shaken
 
 from mujax import main, sample
 from mujax.config import make_run_config
 from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.models import MODELS
+from mujax.models.transformer import Attention, Block, Transformer
 from mujax.sample import Sampling, draw, make_generate
 from mujax.training.checkpoint import Checkpoints
 from mujax.training.loop import train
@@ -71,7 +73,7 @@ def test_decoding_equals_the_parallel_forward_pass(options):
     )
     close(
         decoded(run, params, tokens, 12, first=5),
-        apply("transformer", run)(params, tokens, run.hps),
+        apply(run)(params, tokens, run.hps),
     )
 
 
@@ -112,12 +114,55 @@ def generated(run, params, prompts, num_tokens, sampling, seed=0, stop=-1, windo
     ]
 
 
-def test_unequal_prompts_against_whole_forward_passes():
-    """The most likely continuation of each, found without cache and batch, one whole forward pass a
-    token."""
-    run = make_with({})
+class AttentionWithoutCache(Attention):
+    extend = empty_cache = None
+
+
+class BlockWithoutCache(Block):
+    mixer_class = AttentionWithoutCache
+
+
+class TransformerWithoutCache(Transformer):
+    block_class = BlockWithoutCache
+
+
+def without_cache(run):
+    program = dataclasses.replace(run.program, model_class=TransformerWithoutCache)
+    return dataclasses.replace(run, program=program)
+
+
+def test_without_a_cache_the_same_tokens_are_drawn():
+    """By attention whose cache is taken away: every token from a pass over all before it."""
+    run = make_with({"num_kv_heads": 2})
     params = shaken(initial_params(run))
-    forward = apply("transformer", run)
+    module = TransformerWithoutCache(run.cfg.model)
+    assert Transformer(run.cfg.model).empty_cache(2, 8) is not None
+    assert module.empty_cache(2, 8) is None
+    cached = generated(run, params, PROMPTS, 8, Sampling())
+    assert generated(without_cache(run), params, PROMPTS, 8, Sampling()) == cached
+
+
+def test_without_a_cache_the_window_is_read_anew():
+    """Beyond the window, each token is the most likely one after the last 5 as a text of their
+    own."""
+    run = make_with({})
+    params, forward = shaken(initial_params(run)), apply(run)
+    (ours,) = generated(without_cache(run), params, [b"im"], 12, Sampling(temperature=0), window=5)
+    scaled = jax.tree.map(lambda w, s: w * s.forward, params, run.scalings)
+    tokens = list(b"im")
+    for _ in range(12):
+        seen = tokens[-5:]
+        padded = np.array([seen + [0] * (5 - len(seen))])
+        tokens.append(int(np.argmax(forward(scaled, padded, run.hps)[0, len(seen) - 1])))
+    assert ours == tokens
+
+
+@pytest.mark.parametrize("run", [make_with({}), make("mlp")], ids=["transformer", "mlp"])
+def test_unequal_prompts_against_whole_forward_passes(run):
+    """The most likely continuation of each, found without cache and batch, one whole forward pass a
+    token; also by a model that has no cache, nor a readout of its own."""
+    params = shaken(initial_params(run))
+    forward = apply(run)
     ours = generated(run, params, PROMPTS, 8, Sampling(temperature=0))
     scaled = jax.tree.map(lambda w, s: w * s.forward, params, run.scalings)
     for prompt, continued in zip(PROMPTS, ours, strict=True):
@@ -265,10 +310,8 @@ def test_text_ends_with_its_document(trained):
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):
     root, _, _ = trained
-    with pytest.raises(
-        UserError, match="MLPLanguageModel cannot be sampled from: it has no extend"
-    ):
-        make_generate(make("mlp").program, 4, 4, 0)
+    with pytest.raises(UserError, match="CNN cannot be sampled from: it reads images, not text"):
+        make_generate(make("cnn").program, 4, 4, 0)
     with pytest.raises(UserError, match="no config.json"):
         sample.sample(tmp_path, ["a"], 4, Sampling())
     train(tiny(optim__learning_rate=1e4, optim__grad_clip=0.0), tmp_path / "diverged")

@@ -12,6 +12,7 @@ from configs import base
 from mujax.models import MODELS
 from mujax.models.layers import Norm, scaled
 from mujax.models.module import MuModule
+from mujax.models.protocol import Context
 from mujax.models.transformer import Attention, TransformerConfig
 
 
@@ -44,7 +45,8 @@ class GatedTransformer(MuModule):
         )
         self.record("embedding", x_BTD)
         for i in range(self.cfg.num_layers):
-            out_BTD = Attention(self.cfg, name=f"attention{i}")(Norm(self.cfg)(x_BTD), hps)
+            attention = Attention(self.cfg, name=f"attention{i}")
+            out_BTD = attention(Norm(self.cfg)(x_BTD), Context(hps))
             x_BTD += scaled(out_BTD, hps.residual_scale)
             out_BTD = self.mlp(self.cfg, name=f"mlp{i}")(Norm(self.cfg)(x_BTD))
             x_BTD += scaled(out_BTD, hps.residual_scale)

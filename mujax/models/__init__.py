@@ -1,15 +1,20 @@
-"""The architectures, by the name a config gives them. A fork adds one file and one line here."""
+"""The architectures, by the name a config gives them. Another one is a file here, which ends in
+`MODEL = (its config, its module)`, and the line of its name."""
 
-from mujax.models.cnn import CNN, CNNConfig
-from mujax.models.mlp import MLPConfig, MLPLanguageModel
-from mujax.models.moe import MoEConfig, MoETransformer
-from mujax.models.recurrent import RecurrentConfig, RecurrentModel
-from mujax.models.transformer import Transformer, TransformerConfig
+import importlib
+from typing import Any
 
-MODELS = {
-    "transformer": (TransformerConfig, Transformer),
-    "mlp": (MLPConfig, MLPLanguageModel),
-    "cnn": (CNNConfig, CNN),
-    "moe": (MoEConfig, MoETransformer),
-    "recurrent": (RecurrentConfig, RecurrentModel),
+from mujax.models.module import MuModule
+
+NAMES = (
+    "transformer",
+    "mlp",
+    "cnn",
+    "moe",
+    "recurrent",
+)
+
+# Name -> (class of its config, class of its module)
+MODELS: dict[str, tuple[type[Any], type[MuModule]]] = {
+    name: importlib.import_module(f"mujax.models.{name}").MODEL for name in NAMES
 }

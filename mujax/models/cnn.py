@@ -120,3 +120,6 @@ def _halve(x_BYXD):
     """The mean of each two by two."""
     B, Y, X, D = x_BYXD.shape
     return jnp.mean(x_BYXD.reshape(B, Y // 2, 2, X // 2, 2, D), axis=(2, 4))
+
+
+MODEL = (CNNConfig, CNN)

@@ -51,7 +51,7 @@ class LanguageModel(MuModule):
     features(tokens [B, T], hps) -> [B, T, D]; position t sees tokens 0..t.
     logits(features [B, any, D], hps) -> [B, any, V], each position by itself.
     Any other MuModule with a __call__ of this kind can be trained as well, without that.
-    One that mujax.sample can draw text from is a Decoder too (mujax.models.protocol).
+    One that can go on from a cache is a Decoder too (mujax.models.protocol).
     """
 
     def __call__(self, tokens_BT, hps: Hps):
@@ -69,6 +69,12 @@ class LanguageModel(MuModule):
             f"{type(self).__name__} has no {method}(); write it, or one __call__ for the whole "
             "model"
         )
+
+
+def reads_out_apart(module: MuModule) -> bool:
+    """Returns whether a module is called by features and logits, rather than by a __call__ of its
+    own."""
+    return type(module).__call__ is LanguageModel.__call__
 
 
 def normalize(x, kind: str, eps: float):

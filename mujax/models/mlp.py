@@ -80,3 +80,6 @@ class MLPLanguageModel(MuModule):
         h_BTF = self.constrain(jax.nn.relu(h_BTF + b_F[None, None]), "batch length mlp")
         self.record(f"hidden{layer}", h_BTF)
         return h_BTF
+
+
+MODEL = (MLPConfig, MLPLanguageModel)

@@ -5,10 +5,8 @@ A module declares each parameter in one line, `self.weight("wq", "hidden", "embe
 head_dim")`, and draws it with unit variance.
 """
 
-import contextlib
-import contextvars
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
@@ -57,26 +55,21 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(meta=meta)
 
 
-# Where arrays live while a module runs: a training.sharding.Layout, or None on one device. Modules
-# name axes alone.
-_LAYOUT: contextvars.ContextVar[Any] = contextvars.ContextVar("layout", default=None)
-
-
-@contextlib.contextmanager
-def laid_out(layout) -> Iterator[None]:
-    """Modules that are traced inside place their weights and constrained activations as `layout`
-    says."""
-    token = _LAYOUT.set(layout)
-    try:
-        yield
-    finally:
-        _LAYOUT.reset(token)
-
-
 class MuModule(nn.Module):
-    """nn.Module whose parameters are declared by role and signature; `cfg.dims` gives the sizes."""
+    """nn.Module whose parameters are declared by role and signature; `cfg.dims` gives the sizes.
+
+    layout: where weights and constrained activations are placed, a training.sharding.Layout; None:
+    wherever they are. It is given to a whole model, whose submodules have the same; they name axes
+    alone.
+    """
 
     cfg: Any
+    layout: Any = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layout is None and isinstance(self.parent, MuModule):
+            object.__setattr__(self, "layout", self.parent.layout)  # Flax modules are frozen
 
     def weight(self, name: str, role: Role, text: str, dist: str = "normal") -> jax.Array:
         """Declares a parameter and returns it, drawn with unit variance.
@@ -98,14 +91,12 @@ class MuModule(nn.Module):
             jax.Array,
             self.param(name, lambda key: Boxed(value=DRAWS[dist](key, meta.sizes), meta=meta)),
         )
-        layout = _LAYOUT.get()
-        return w if layout is None else layout.weight(w, meta)
+        return w if self.layout is None else self.layout.weight(w, meta)
 
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
         """x, whose axes have these logical names ("batch length embed"), split over devices as a
         layout says."""
-        layout = _LAYOUT.get()
-        return x if layout is None else layout.activation(x, axes.split())
+        return x if self.layout is None else self.layout.activation(x, axes.split())
 
     def record(self, name: str, x) -> None:
         """Names an activation, for `check`; costs nothing where the collection `activations` is not

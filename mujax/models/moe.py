@@ -18,6 +18,7 @@ from flax import linen as nn
 from mujax.errors import UserError
 from mujax.fields import NOT_NEGATIVE, declare
 from mujax.models.layers import at_least_float32, exact_product
+from mujax.models.protocol import Context
 from mujax.models.transformer import MLP, Block, Transformer, TransformerConfig, num_mlp_matrices
 
 
@@ -99,12 +100,13 @@ def dispatch(chosen_BTE, capacity: int):
 
 
 class Experts(MLP):
-    """MLPs of which the router gives each token a few, [B, T, D] -> [B, T, D]."""
+    """MLPs of which the router gives each token a few."""
 
     copies = "experts |"
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, context: Context):
+        del context
         cfg = self.cfg
         router_DE = self.weight("router", "output", "embed -> experts")
         logits_BTE = at_least_float32(jnp.einsum("BTD,DE->BTE", x_BTD, router_DE))
@@ -144,3 +146,6 @@ class MoETransformer(Transformer):
     """The transformer with such blocks; takes tokens [B, T] and gives logits [B, T, V]."""
 
     block_class = MoEBlock
+
+
+MODEL = (MoEConfig, MoETransformer)

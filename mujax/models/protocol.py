@@ -1,8 +1,8 @@
-"""What mujax asks of an architecture: of its config, and of its module. Nothing else is known of
-either."""
+"""What mujax asks of an architecture, of its config and of its module, and what a block of the
+transformer asks of its parts. Nothing else is known of them."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -59,7 +59,8 @@ class ModelConfig(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A Flax module that is made of its config alone; parameters are declared with MuModule.weight.
+    """A MuModule (mujax.models.module), made of its config and, where a run is split over devices,
+    of a layout.
 
     One whose logits stand apart from its features is a LanguageModel (mujax.models.layers).
     """
@@ -74,11 +75,14 @@ class Model(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """A LanguageModel that can go on from what it remembers, so that text can be drawn from it."""
+    """A LanguageModel that can go on from a cache, so that each token of a text is read once.
+
+    Text is drawn from any other model too, which then reads the last tokens anew for each.
+    """
 
     def empty_cache(self, batch_size: int, window: int, /) -> Any:
-        """Returns what is remembered of the last `window` tokens before there is any: a tree of
-        arrays."""
+        """Returns the cache of the last `window` tokens before there is any, a tree of arrays; None
+        where nothing is cached."""
         ...
 
     def extend(
@@ -86,4 +90,41 @@ class Decoder(Protocol):
     ) -> tuple[jax.Array, Any]:
         """Returns (features [B, T, D] of the tokens at `position` and on, the cache with them). At
         a time, features see as many tokens as the window has."""
+        ...
+
+
+class Context(NamedTuple):
+    """What the parts of a block are told beside the stream.
+
+    hps: the traced numbers of the run. position: that of the first of the tokens. document_BT: the
+    number of each token's document in its row; None: all tokens of a row are one document.
+    """
+
+    hps: Hps
+    position: Any = 0
+    document_BT: jax.Array | None = None
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """What may stand in a block in the place of attention or of the MLP: a MuModule made of the
+    model's config."""
+
+    def __call__(self, x_BTD: jax.Array, context: Context, /) -> jax.Array:
+        """Returns what the block adds to the stream [B, T, D]: at position t from tokens 0..t."""
+        ...
+
+
+@runtime_checkable
+class CachedMixer(Protocol):
+    """A Mixer that can go on from a cache as well."""
+
+    def empty_cache(self, batch_size: int, window: int, /) -> Any:
+        """Returns one layer's cache of the last `window` tokens before there is any: a tree of
+        arrays."""
+        ...
+
+    def extend(self, x_BTD: jax.Array, context: Context, cache: Any, /) -> tuple[jax.Array, Any]:
+        """Returns (what a call returns of the tokens at context.position and on, which see those in
+        the cache too; the cache with these tokens)."""
         ...

@@ -18,9 +18,9 @@ import numpy as np
 from flax import linen as nn
 
 from mujax.fields import DEPTH, TAPS, declare, declared_in
-from mujax.hps import Hps
 from mujax.models.layers import ACTIVATIONS, at_least_float32, exact_product, scaled
 from mujax.models.module import MuModule
+from mujax.models.protocol import Context
 from mujax.models.transformer import (
     Block,
     Transformer,
@@ -88,13 +88,29 @@ class Memory(NamedTuple):
 
 
 class Recurrence(MuModule):
-    """RG-LRU with its two projections and kernel; see `extend` for shapes."""
+    """RG-LRU with its two projections and kernel: a mixer whose cache is its state. That before the
+    first token is zero."""
+
+    def __call__(self, x_BTD, context: Context):
+        del context
+        return self._recur(x_BTD)[0]
+
+    def extend(self, x_BTD, context: Context, cache: Memory):
+        del context
+        return self._recur(x_BTD, cache)
+
+    @nn.nowrap
+    def empty_cache(self, batch_size: int, window: int) -> Memory:
+        """Returns the memory of no tokens, which has the same size for any window."""
+        del window
+        channels, taps = self.cfg.dims["recurrent"], self.cfg.kernel_size
+        return Memory(
+            jnp.zeros((batch_size, channels), jnp.float32),
+            jnp.zeros((batch_size, taps - 1, channels), self.cfg.dtype),
+        )
 
     @nn.compact
-    def extend(self, x_BTD, hps: Hps, cache: Memory | None, position, document_BT=None):
-        """[B, T, D] -> ([B, T, D], the memory with these tokens); the state before the first token
-        is zero."""
-        del hps, position, document_BT
+    def _recur(self, x_BTD, cache: Memory | None = None):
         cfg, T = self.cfg, x_BTD.shape[1]
         wx_DR, wy_DR = (self.weight(name, "hidden", "embed -> recurrent") for name in ("wx", "wy"))
         wo_RD = self.weight("wo", "hidden", "recurrent -> embed")
@@ -161,12 +177,5 @@ class RecurrentModel(Transformer):
 
     block_class = RecurrentBlock
 
-    @nn.nowrap
-    def empty_cache(self, batch_size: int, window: int) -> Memory:
-        """Of all layers; the window does not matter, as the memory is the same for any."""
-        dims = self.cfg.dims
-        head, channels = (dims["layers"], batch_size), dims["recurrent"]
-        return Memory(
-            jnp.zeros((*head, channels), jnp.float32),
-            jnp.zeros((*head, dims["taps"] - 1, channels), self.cfg.dtype),
-        )
+
+MODEL = (RecurrentConfig, RecurrentModel)

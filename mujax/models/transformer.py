@@ -27,6 +27,7 @@ from mujax.models.layers import (
     with_bias,
 )
 from mujax.models.module import MuModule
+from mujax.models.protocol import CachedMixer, Context
 
 CHOICES = {
     "norm": ("rms", "layer"),
@@ -196,20 +197,22 @@ class TransformerConfig:
 
 
 class Attention(MuModule):
-    """Causal, of several heads; `extend` goes on from a cache."""
+    """Causal attention of several heads: a mixer that caches keys and values."""
 
-    def __call__(self, x_BTD, hps: Hps):
-        """[B, T, D] -> [B, T, D]; position t sees 0..t."""
-        return self.extend(x_BTD, hps, None, 0)[0]
+    def __call__(self, x_BTD, context: Context):
+        return self._attend(x_BTD, context)[0]
+
+    def extend(self, x_BTD, context: Context, cache: Cache):
+        return self._attend(x_BTD, context, cache)
+
+    @nn.nowrap
+    def empty_cache(self, batch_size: int, window: int) -> Cache:
+        dims = self.cfg.dims
+        shape = (batch_size, window, dims["kv_heads"], dims["head_dim"])
+        return Cache(*(jnp.zeros(shape, self.cfg.dtype) for _ in Cache._fields))
 
     @nn.compact
-    def extend(self, x_BTD, hps: Hps, cache: Cache | None, position, document_BT=None):
-        """(the same of the tokens at `position` and on, which see those in the cache too; the cache
-        with them).
-
-        document_BT: the number of each token's document in its row; only those of the same one are
-          seen.
-        """
+    def _attend(self, x_BTD, context: Context, cache: Cache | None = None):
         cfg = self.cfg
         kv, kv_heads = ("kv", "kv_heads") if cfg.num_kv_heads else ("hidden", "heads")
         wq_DHK = self.weight("wq", "hidden", "embed -> heads head_dim")
@@ -227,17 +230,19 @@ class Attention(MuModule):
             q_BTHK = Norm(cfg, axis="head_dim", name="q_norm")(q_BTHK)
             k_BTGK = Norm(cfg, axis="head_dim", name="k_norm")(k_BTGK)
         if cfg.position == "rope":
-            q_BTHK, k_BTGK = (rope(x, cfg.rope_base, position) for x in (q_BTHK, k_BTGK))
+            q_BTHK, k_BTGK = (rope(x, cfg.rope_base, context.position) for x in (q_BTHK, k_BTGK))
         for name, x in (("q", q_BTHK), ("k", k_BTGK), ("v", v_BTGK)):
             self.record(name, x)
         # Half of the scale on each, so that their product stays small in bfloat16 too
-        q_BTHK, k_BTGK = (scaled(x, jnp.sqrt(hps.attention_scale)) for x in (q_BTHK, k_BTGK))
+        q_BTHK, k_BTGK = (
+            scaled(x, jnp.sqrt(context.hps.attention_scale)) for x in (q_BTHK, k_BTGK)
+        )
         if cache is None:
             mixed_BTHK = IMPLEMENTATIONS[cfg.attention_impl](
-                q_BTHK, k_BTGK, v_BTGK, cfg, document_BT, self.record
+                q_BTHK, k_BTGK, v_BTGK, cfg, context.document_BT, self.record
             )
         else:
-            mixed_BTHK, cache = cached(q_BTHK, k_BTGK, v_BTGK, cache, position, cfg)
+            mixed_BTHK, cache = cached(q_BTHK, k_BTGK, v_BTGK, cache, context.position, cfg)
         self.record("mixed", mixed_BTHK)
         return with_bias(
             self, jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, wo_HKD), "bo", "embed"
@@ -245,12 +250,13 @@ class Attention(MuModule):
 
 
 class MLP(MuModule):
-    """[B, T, D] -> [B, T, D], gated where the activation is one of GATED."""
+    """Two matrices around an activation; where that is one of GATED, three."""
 
     copies = ""  # "experts |" in front of a signature, where there are several
 
     @nn.compact
-    def __call__(self, x_BTD):
+    def __call__(self, x_BTD, context: Context):
+        del context
         return self.mlp(x_BTD)
 
     def mlp(self, x_TD):
@@ -271,27 +277,30 @@ class MLP(MuModule):
 class Block(MuModule):
     """One layer, in the shape nn.scan wants: carry and own cache in, both out.
 
-    An architecture may put other modules, called alike, in the place of attention and MLP.
+    An architecture may put other mixers (mujax.models.protocol) in the place of attention and MLP.
     """
 
     mixer_class, mixer_name = Attention, "attention"
     mlp_class = MLP
 
     @nn.compact
-    def __call__(self, x_BTD, hps: Hps, cache, position, document_BT):
+    def __call__(self, x_BTD, context: Context, cache):
         mixer, mlp = (
             self.mixer_class(self.cfg, name=self.mixer_name),
             self.mlp_class(self.cfg, name="mlp"),
         )
         normed_BTD = Norm(self.cfg, name=f"{self.mixer_name}_norm")(x_BTD)
-        out_BTD, cache = mixer.extend(normed_BTD, hps, cache, position, document_BT)
+        if cache is None:
+            out_BTD = mixer(normed_BTD, context)
+        else:
+            out_BTD, cache = mixer.extend(normed_BTD, context, cache)
         self.record(f"{self.mixer_name}_out", out_BTD)
-        x_BTD += scaled(out_BTD, hps.residual_scale)
+        x_BTD += scaled(out_BTD, context.hps.residual_scale)
         if not self.cfg.parallel:  # else both branches read the same (GPT-J; 2204.02311)
             normed_BTD = Norm(self.cfg, name="mlp_norm")(x_BTD)
-        out_BTD = mlp(normed_BTD)
+        out_BTD = mlp(normed_BTD, context)
         self.record("mlp_out", out_BTD)
-        x_BTD += scaled(out_BTD, hps.residual_scale)
+        x_BTD += scaled(out_BTD, context.hps.residual_scale)
         self.record("residual", x_BTD)
         return self.constrain(x_BTD, "batch length embed"), cache
 
@@ -324,8 +333,7 @@ class Transformer(LanguageModel):
             _remat(self.block_class, cfg.remat),
             variable_axes={"params": 0, "activations": 0},
             split_rngs={"params": True},
-            # hps, cache, position, documents
-            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType] # context, cache
             length=cfg.num_layers,
             unroll=1 if cfg.scan_layers else cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers", "size": cfg.num_layers},
@@ -338,13 +346,18 @@ class Transformer(LanguageModel):
         return self.extend(tokens_BT, hps, None, 0)[0]
 
     @nn.nowrap
-    def empty_cache(self, batch_size: int, window: int) -> Cache:
-        """Of all layers, [L, B, W, G, K]."""
-        dims = self.cfg.dims
-        shape = (dims["layers"], batch_size, window, dims["kv_heads"], dims["head_dim"])
-        return Cache(*(jnp.zeros(shape, self.cfg.dtype) for _ in Cache._fields))
+    def empty_cache(self, batch_size: int, window: int):
+        """Returns the cache of its mixer, stacked by layer; None where the mixer has none."""
+        mixer = self.block_class.mixer_class(self.cfg, parent=None)
+        if not isinstance(mixer, CachedMixer):
+            return None
+        num_layers = self.cfg.num_layers
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x[None], (num_layers, *x.shape)),
+            mixer.empty_cache(batch_size, window),
+        )
 
-    def extend(self, tokens_BT, hps: Hps, cache: Cache | None, position):
+    def extend(self, tokens_BT, hps: Hps, cache, position):
         # So its gradient is whole too before it is cut into shares: a scatter right into them
         # gathers the activations of the whole batch
         embed_VD = self.constrain(self.embed_VD, "vocab embed")
@@ -361,7 +374,7 @@ class Transformer(LanguageModel):
         document_BT = None
         if self.cfg.boundary_id >= 0 and cache is None:  # what is sampled is one document
             document_BT = jnp.cumsum(tokens_BT == self.cfg.boundary_id, axis=1)
-        x_BTD, cache = self.blocks(x_BTD, hps, cache, position, document_BT)
+        x_BTD, cache = self.blocks(x_BTD, Context(hps, position, document_BT), cache)
         x_BTD = self.final_norm(x_BTD)
         self.record("final", x_BTD)
         return x_BTD, cache
@@ -373,3 +386,6 @@ class Transformer(LanguageModel):
         logits_BTV = scaled(logits_BTV, hps.logits_scale)
         self.record("logits", logits_BTV)
         return self.constrain(logits_BTV, "batch length vocab")
+
+
+MODEL = (TransformerConfig, Transformer)

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from mujax.hps import Hps, as_float32
-from mujax.models.layers import LanguageModel
-from mujax.models.module import MuModule, laid_out, unbox
+from mujax.models.layers import reads_out_apart
+from mujax.models.module import MuModule, unbox
 from mujax.models.protocol import ModelConfig
 from mujax.optimizers import Optimizer, make_optimizer
 from mujax.parameterization import Scaling
@@ -176,7 +176,9 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
     evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
     activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
-    module = program.model_class(program.model)
+    module = program.model_class(program.model, layout=layout)
+    # The same of weights that are as they are used already, see Layout
+    gathered = program.model_class(program.model, layout=dataclasses.replace(layout, gathered=True))
     schedule = SCHEDULES[program.schedule]
     dtype, vocab_size, eos_id = (
         jnp.dtype(program.model.dtype),
@@ -184,13 +186,7 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         program.eos_id,
     )
     metas = abstract_metas(program.model_class, program.model)
-    # Not where a fork has a __call__ of its own: that is what it is then
-    is_split = type(module).__call__ is LanguageModel.__call__
-
-    def apply(*args, gathered: bool = False, **kwargs):
-        """module.apply; gathered: its weights are as they are used already, see Layout."""
-        with laid_out(dataclasses.replace(layout, gathered=gathered)):
-            return module.apply(*args, **kwargs)
+    is_apart = reads_out_apart(module)
 
     def optimizer(step, hps, scalings):
         numbers = hps, scalings, schedule(step, hps)
@@ -204,16 +200,18 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         weights, readout: effective ones; those of the readout may be in another dtype.
         """
         tokens = rows.astype(jnp.int32)
-        if is_split:
-            features_BTD = cast(jax.Array, apply(weights, tokens[:, :-1], hps, method="features"))
+        if is_apart:
+            features_BTD = cast(
+                jax.Array, module.apply(weights, tokens[:, :-1], hps, method="features")
+            )
             features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
             # Gathered once, not for each part of the loss; what it does not use is dropped
             readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
-            logits = functools.partial(apply, readout, hps=hps, method="logits", gathered=True)
+            logits = functools.partial(gathered.apply, readout, hps=hps, method="logits")
             return mean_cross_entropy(
                 logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout.is_split
             )
-        logits_BTV = cast(jax.Array, apply(weights, tokens[:, :-1], hps))
+        logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
         # A classifier predicts the last tokens alone
         return mean_cross_entropy(
             lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id
@@ -259,14 +257,17 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
     def activations(params, rows, hps, scalings):
         tokens = rows.astype(jnp.int32)[:, :-1]
         _, recorded = cast(
-            Any, apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"])
+            Any,
+            module.apply(effective(params, scalings, dtype), tokens, hps, mutable=["activations"]),
         )
         return recorded["activations"]
 
     def init(seed, hps, scalings):
         first = _first_tokens(program.model)
         tokens = jnp.zeros(first.shape, first.dtype)
-        draws, _ = unbox(module.init(jax.random.key(seed), tokens, hps)["params"])
+        # Weights are placed by who compiles this; nothing is computed with them here
+        unplaced = program.model_class(program.model)
+        draws, _ = unbox(unplaced.init(jax.random.key(seed), tokens, hps)["params"])
         params = jax.tree.map(lambda w, s: w * s.init, draws, scalings)
         step = jnp.int32(0)
         return TrainState(step, params, optimizer(step, hps, scalings).init(params))
