@@ -1,4 +1,4 @@
-"""This machine as an engine: a pool of processes that honours exit codes."""
+"""The engine on this machine: a pool of processes that honours exit codes."""
 
 import concurrent.futures
 import subprocess

@@ -1,1 +1,1 @@
-"""Whether a config fits its pod, and how fast it should be, by the TPU compiler without a TPU."""
+"""The fit and speed of a config on its pod, by the TPU compiler without a TPU."""

@@ -1,4 +1,4 @@
-"""What is observed of a run while it trains: metrics, sizes of tensors, speed, a profile."""
+"""Observation of a run while it trains: metrics, sizes of tensors, speed, a profile."""
 
 import sys
 from collections.abc import Mapping

@@ -91,7 +91,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a process needs to know to do parts.
+    """The data that a process needs to do parts.
 
     Processes make the tokenizer anew, since it cannot be pickled.
     """
