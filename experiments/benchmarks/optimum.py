@@ -1,4 +1,4 @@
-r"""How well is an optimum found? Bias, coverage and verdicts on curves with a known optimum.
+r"""Quality of fitted optima: bias, coverage and verdicts on curves with a known optimum.
 
     python experiments/benchmarks/optimum.py [--draws=200] [--only=NAME] \
         > experiments/benchmarks/optimum.txt
