@@ -1,8 +1,9 @@
-"""A mixture of experts: does the learning rate transfer when width grows, with as many experts and
-as many active?
+"""A mixture of experts: does the learning rate transfer when the width grows?
 
-mujax sweep --config=configs/moe.py --workdir=runs/moe
-mujax check --config=configs/moe.py --workdir=runs/moe-check --fast
+The number of experts, and of active experts, stays.
+
+    mujax sweep --config=configs/moe.py --workdir=runs/moe
+    mujax check --config=configs/moe.py --workdir=runs/moe-check --fast
 """
 
 from configs import base, quickstart

@@ -1,5 +1,4 @@
-"""A linear recurrence in the place of attention (RG-LRU, 2402.19427): does the learning rate
-transfer?
+"""A linear recurrence in place of attention (RG-LRU, 2402.19427): does the learning rate transfer?
 
 mujax sweep --config=configs/recurrent.py --workdir=runs/recurrent
 mujax check --config=configs/recurrent.py --workdir=runs/recurrent-check --fast

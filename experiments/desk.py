@@ -1,12 +1,14 @@
-"""Both papers at desk scale: runs what is not there yet, keeps its rows, and trains a part of it
-again.
+"""Both papers at small scale: runs missing studies, keeps their rows, and repeats a part of them.
 
-python experiments/desk.py run lingle2024               every study; or some: run lingle2024
-baseline sp python experiments/desk.py keep lingle2024              rows of what has finished ->
-experiments/lingle2024/desk python experiments/desk.py again lingle2024 --share=0.1 a random tenth
-of the kept points, beside the kept losses The studies of kalra2026 likewise. `run` writes to
-runs/desk; stopped, the same command goes on. Which studies there are, with what each changes in its
-shipped config: STUDIES below.
+    python experiments/desk.py run lingle2024                every study
+    python experiments/desk.py run lingle2024 baseline sp    some studies
+    python experiments/desk.py keep lingle2024               copies the rows of finished studies to
+                                                             experiments/lingle2024/desk
+    python experiments/desk.py again lingle2024 --share=0.1  trains a random tenth of the kept
+                                                             points, and compares losses
+
+The same for kalra2026. `run` writes to runs/desk and resumes after an interruption. STUDIES lists
+the studies; the configs say what each changes.
 """
 
 import argparse
@@ -37,11 +39,11 @@ STUDIES = {
     "lingle2024": tuple(lingle2024.ABLATIONS | lingle2024.REASONS),
     "kalra2026": tuple(kalra2026.STUDIES | kalra2026.REASONS),
 }
-# A second sweep adds seeds: of what has some, at the two narrowest widths, whose runs are cheap and
-# optima flat; of the factorial, which has one a point, without decay
+# A second sweep adds seeds: in studies that have some, at the two narrowest widths, where runs are
+# cheap and optima flat; in the factorial, which has one per point, without decay
 NARROW_SEEDS = {"lingle2024": 9, "kalra2026": 3}
-TOLERANCE = 1e-3  # nats, of a point that is trained again on the same kind of device
-# What a committed row says: what a report reads, and what made it
+TOLERANCE = 1e-3  # nats, for a point that is repeated on the same kind of device
+# Fields of a committed row: those that a report reads, and the row's origin
 KEPT = (
     "id", "status", "diverged_at_step", "width", "parameterization", "learning_rate",
     "weight_decay", "seed", "steps",
@@ -56,7 +58,7 @@ def which(paper: str, name: str) -> str:
 
 
 def run(paper: str, name: str) -> int:
-    """Exit code of the study's sweep and, if there is one, of that which adds seeds."""
+    """Returns the exit code of a study's sweep or, if that succeeds, of the one that adds seeds."""
     sweeps = [(name, []), *more_seeds(paper, name)]
     return next(
         (code for folder, flags in sweeps if (code := run_sweep(paper, name, folder, *flags))), 0
@@ -64,7 +66,7 @@ def run(paper: str, name: str) -> int:
 
 
 def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
-    """Folder and flags of the second sweep, if any."""
+    """Returns folder and flags of the second sweep, if any."""
     if name == "factorial":
         return [
             (
@@ -81,18 +83,21 @@ def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
 
 
 def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
-    """Exit code. Points that another sweep has trained count as done, if their table and text are
-    the same; `keep` leaves out what is not asked for."""
+    """Runs a sweep and returns its exit code.
+
+    Points that another sweep has trained count as done if their table and text are the same; `keep`
+    leaves out points of other studies.
+    """
     folder = ROOT / "runs" / "desk" / paper / folder_name
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
         others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
-        # Each row once, without a last line that is still being written
+        # Each row once, without a last line that is still being written.
         lines = dict.fromkeys(
             line for text in others for line in text[: text.rfind("\n") + 1].splitlines()
         )
         (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    # Studies that differ in numbers alone are one program
+    # Studies that differ only in numbers share compiled programs.
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
     command = [
         sys.executable,
@@ -114,8 +119,10 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
 
 
 def keep(paper: str, name: str) -> bool:
-    """Rows and config of a study, without its training curves; False, and nothing is kept, if
-    points are missing."""
+    """Copies rows and config of a study, without training curves.
+
+    Returns False, and copies nothing, if points are missing.
+    """
     source, target = (
         ROOT / "runs" / "desk" / paper / name,
         ROOT / "experiments" / paper / "desk" / name,
@@ -144,7 +151,7 @@ def keep(paper: str, name: str) -> bool:
     ]
     lines = [json.dumps(row) for row in rows]
     (target / "results.jsonl").write_text("\n".join(lines) + "\n")
-    # and what each of the two sweeps said of its curves
+    # The manifests of both sweeps tell how curves were refined.
     kept = {"config": manifests[name]["config"]}
     kept["refinement"] = {folder: manifest["refinement"] for folder, manifest in manifests.items()}
     (target / "manifest.json").write_text(json.dumps(kept, indent=1) + "\n")
@@ -158,11 +165,10 @@ def keep(paper: str, name: str) -> bool:
 
 
 def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
-    """Trains a random part of the kept points, each as its row says, and prints how far their
-    losses are apart.
+    """Trains a random part of the kept points again, and prints how far their losses are apart.
 
-    Exits with 1 if by more than TOLERANCE, and with 2 if the text is another than theirs: that of
-    another Python.
+    Exits with 1 if losses differ by more than TOLERANCE, and with 2 if the text differs, as with
+    another version of Python.
     """
     make_cores_devices()
     from mujax.sweep.study import sweep
@@ -199,7 +205,7 @@ def kept_rows(paper: str, name: str) -> list[dict[str, Any]]:
 
 
 def compare(name: str, row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Nats between two losses of one point; inf where one diverged."""
+    """Returns the difference of a point's two losses, nats; inf if one of them diverged."""
     if (row["final_loss"] is None) != (other["final_loss"] is None):
         print(f"{name}, {row['overrides']}: {row['final_loss']}, now {other['final_loss']}")
         return float("inf")

@@ -1,10 +1,10 @@
-"""Tables of text whose columns are aligned."""
+"""Text tables with aligned columns."""
 
 from collections.abc import Sequence
 
 
 def align(rows: Sequence[Sequence[str]], sides: str = "<") -> list[str]:
-    """Pads the cells of each column to its widest one, and returns a line per row.
+    """Returns one line per row, with the cells of each column padded to its widest cell.
 
     Args:
       sides: "<" (left) or ">" (right) per column; the last one holds for all further columns.

@@ -1,10 +1,10 @@
-"""How a field of the config is declared: its type, default, meaning and range at one place.
+"""The declaration of a config field: its type, default, meaning and range in one place.
 
-  learning_rate: float = declare(2.0**-7, "peak, of a tensor whose table factor is 1")
+    learning_rate: float = declare(2.0**-7, "peak, of a tensor whose table factor is 1")
 
-From it follow validation (check_numbers), the defaults of configs/base.py and the text of `mujax
-train --helpfull`. A range follows from what a number is used as: an int32 index, a float32 step, a
-size that some machine can hold.
+Validation (check_numbers), the defaults in configs/base.py and the text of `mujax train --helpfull`
+follow from it. A range follows from the use of a number: an int32 index, a float32 step, a size
+that some machine can hold.
 """
 
 import dataclasses
@@ -18,14 +18,16 @@ from mujax.errors import UserError, cut, not_one_of, shown
 
 DTYPES = ("float32", "bfloat16")
 INT32 = 2**31 - 1
-# float32 holds every whole number up to here
+# float32 holds every whole number up to this one
 EXACT = 2**24
-NUM_BYTES = 256  # the vocabulary of text that is read as bytes
+NUM_BYTES = 256  # vocabulary size of text that is read as bytes
 
 
 class Range(NamedTuple):
-    """What a field's value may be; `above` is excluded. `words` stand for the lower bound in the
-    message, and `why` says where the upper one comes from."""
+    """A range of values of a field; `above` is an exclusive lower bound.
+
+    words: text that replaces the bound in the message. why: the reason for the upper bound.
+    """
 
     least: float = -math.inf
     most: float = math.inf
@@ -57,22 +59,21 @@ def declare(default, doc: str, within: Range = POSITIVE) -> Any:
     """Declares a field of a section of the config.
 
     Args:
-      doc: what it means, with its unit.
-      within: of a number, what it may be. All whole numbers fit int32 besides, and all others
-        float32.
+      default: its default value.
+      doc: its meaning, with its unit.
+      within: the range of a number. Besides, whole numbers must fit int32 and others float32.
     """
     return dataclasses.field(default=default, metadata={"doc": doc, "within": within})
 
 
 def declared_in(cls: Any, name: str) -> Any:
-    """Declares a field as another section does."""
+    """Declares a field with the default, meaning and range that another section gives it."""
     (found,) = (f for f in dataclasses.fields(cls) if f.name == name)
     return dataclasses.field(default=found.default, metadata=found.metadata)
 
 
 def defaults(cls: Any) -> dict[str, Any]:
-    """Returns the default of each field of a section; fields that follow from others have none and
-    are left out."""
+    """Returns {field: default} of a section, without the fields that have no default."""
     return {
         f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING
     }
@@ -88,8 +89,7 @@ def explain_fields(cls: Any, section: str) -> list[tuple[str, str, str]]:
 
 
 def check_numbers(cls: Any, section: str, values: Mapping[str, Any]) -> None:
-    """Raises UserError unless each number of a section is in its range, which is above 0 where none
-    is declared."""
+    """Raises UserError unless each number of a section is in its range, by default above 0."""
     within = {f.name: f.metadata.get("within", POSITIVE) for f in dataclasses.fields(cls)}
     for name, value in values.items():
         if type(value) in (int, float):

@@ -1,5 +1,4 @@
-"""Accelerators: their peak FLOP/s; of TPU generations also memory, links and the names that Google
-Cloud has."""
+"""Accelerators: their peak FLOP/s, and the memory, links and cloud names of TPUs."""
 
 import dataclasses
 import re
@@ -7,15 +6,17 @@ import re
 from mujax.errors import UserError
 
 GIB = 2**30
-MOST_CHIPS = 2**16  # no slice has a sixth of it
+MOST_CHIPS = 2**16  # in one slice; the largest one that exists has less than a sixth of this
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a plan must know of a TPU, per JAX device.
+    """Speed and memory of a TPU, per JAX device, as `mujax plan` needs them.
 
-    clock: Hz. hbm: bytes. ici: bytes/s out of all links together, one way. example: the shape of a
-      slice.
+    clock: Hz.
+    hbm: bytes.
+    ici: bytes/s out of all links together, in one direction.
+    example: the shape of a slice, for messages.
     """
 
     clock: float
@@ -28,12 +29,13 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Cloud:
-    """What Google Cloud calls a TPU.
+    """Names of a TPU in Google Cloud.
 
-    accelerator: gcloud's accelerator type, before the number. cores: per chip, as that number
-      counts them. dims: how
-    many numbers a shape has. runtime: the TPU VM image for JAX. gke: the node label
-    gke-tpu-accelerator.
+    accelerator: gcloud's accelerator type, before the number.
+    cores: cores per chip, as that number counts them.
+    dims: how many numbers a slice's shape has.
+    runtime: the TPU VM image for JAX.
+    gke: the value of the node label gke-tpu-accelerator.
     """
 
     accelerator: str
@@ -48,9 +50,11 @@ class Cloud:
 class Tpu:
     """A TPU generation.
 
-    kinds: its names as jax.Device.device_kind. peak: bfloat16 FLOP/s of one JAX device, which is a
-    core of v2, v3 and tpu7x (two per chip) and a chip of the others. chip: None where plans are not
-    made for it. cloud: None where launches are not rendered for it.
+    kinds: its names in jax.Device.device_kind.
+    peak: bfloat16 FLOP/s per JAX device. A device is a core on v2, v3 and tpu7x (two per chip), and
+      a chip on the others.
+    chip: None if `mujax plan` does not support this generation.
+    cloud: None if `mujax launch` does not support this generation.
     """
 
     kinds: tuple[str, ...]
@@ -59,14 +63,16 @@ class Tpu:
     cloud: Cloud | None = None
 
 
-# Peaks, memory and links as cloud.google.com/tpu/docs states them; names of Google Cloud as in its
-# pages /tpu/docs/runtimes and /kubernetes-engine/docs/concepts/plan-tpus. Clocks are the peaks over
-# the FLOPs per cycle of the matrix units. The clock of tpu7x is not public: with this one a
-# bfloat16 matmul of 8192^3 reaches 0.93 of the peak by the compiler's cycles, as it does on v4.
+# FLOP/s, memory and links are from cloud.google.com/tpu/docs; cloud names are from its pages
+# /tpu/docs/runtimes and /kubernetes-engine/docs/concepts/plan-tpus. A clock is the peak FLOP/s over
+# the FLOPs per cycle of the matrix units. The clock of tpu7x is not public: with the value below, a
+# bfloat16 matmul of 8192^3 reaches 0.93 of the peak by the compiler's cycles, as on v4.
 TPUS = {
     "v2": Tpu(("TPU v2",), 22.5e12),
-    "v3": Tpu(("TPU v3",), 61.5e12, Chip(940e6, 16 * GIB, 164e9, devices_per_chip=2,
-    example="8x8")),
+    "v3": Tpu(
+        ("TPU v3",), 61.5e12,
+        Chip(940e6, 16 * GIB, 164e9, devices_per_chip=2, example="8x8"),
+    ),
     "v4": Tpu(
         ("TPU v4",), 275e12,
         Chip(1050e6, 32 * GIB, 300e9, megacore=True, example="4x8x8"),
@@ -87,11 +93,13 @@ TPUS = {
         Chip(1750e6, 32 * GIB, 400e9, example="16x16"),
         Cloud("v6e", 1, 2, "v2-alpha-tpuv6e", "tpu-v6e-slice", 8),
     ),
-    "tpu7x": Tpu(("TPU7x",), 1153e12, Chip(2540e6, 96 * GIB, 300e9, devices_per_chip=2,
-    example="2x2x2")),
+    "tpu7x": Tpu(
+        ("TPU7x",), 1153e12,
+        Chip(2540e6, 96 * GIB, 300e9, devices_per_chip=2, example="2x2x2"),
+    ),
 }  # fmt: skip
-# A word of the device's name -> peak, as NVIDIA's data sheets state it; of V100 and T4, which have
-# no bfloat16, in float16. Those of other forms than SXM come first.
+# Word in the device's name -> peak bfloat16 FLOP/s from NVIDIA's data sheets (float16 for V100 and
+# T4, which have no bfloat16). The first match counts, so the PCIe and NVL forms come before SXM.
 GPUS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -112,8 +120,10 @@ GPUS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak FLOP/s of a device by jax.Device.device_kind, in bfloat16 without sparsity;
-    None if unknown.
+    """Returns the peak FLOP/s of a device, in bfloat16 without sparsity; None if it is unknown.
+
+    Args:
+      device_kind: the name in jax.Device.device_kind.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3")
     989000000000000.0
@@ -128,8 +138,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def check_devices(mesh_size: int, num_devices: int, where: str) -> None:
-    """Raises UserError if the mesh of one run takes more devices than there are; `where` ends the
-    message."""
+    """Raises UserError if one run's mesh is larger than `num_devices`; `where` ends the message."""
     if mesh_size > num_devices:
         raise UserError(
             f"mesh.data * mesh.fsdp * mesh.tensor = {mesh_size} is more than the {num_devices} "

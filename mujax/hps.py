@@ -1,5 +1,4 @@
-"""The numbers of a run that are traced, so that one compiled program serves every point of a
-sweep."""
+"""The traced numbers of a run, so that one compiled program serves every point of a sweep."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,12 +11,12 @@ class Hps(NamedTuple):
     """Hyperparameters as numbers: Python floats, scalars in jit, or a batch with a leading axis.
 
     learning_rate: peak LR of a tensor whose table factor is 1.
-    weight_decay, b1, b2, eps: see mujax.optimizers; those of a tensor whose table factors are 1.
+    weight_decay, b1, b2, eps: values for a tensor whose table factors are 1; see mujax.optimizers.
     grad_clip: global-norm bound on the gradient of the effective weights; inf for none.
     warmup_steps, decay_steps, total_steps, final_ratio: see mujax.schedules.
     attention_scale, residual_scale, logits_scale, embedding_scale: the forward scales of the
-      parameterization, on q.k before the softmax, on what a branch adds to the residual stream, on
-      the logits, and on the embedded tokens.
+      parameterization. They multiply q.k before the softmax, the output of a residual branch, the
+      logits, and the embedded tokens.
     """
 
     learning_rate: float | jax.Array
@@ -37,11 +36,12 @@ class Hps(NamedTuple):
 
 
 def stack(trees: Sequence):
-    """[tree of numbers] -> the same tree of float32 arrays with a leading axis, one entry a run."""
+    """Stacks trees of numbers into one tree of float32 arrays with a leading axis, one entry per
+    run.
+    """
     return jax.tree.map(lambda *leaves: np.asarray(leaves, np.float32), *trees)
 
 
 def as_float32(tree):
-    """Tree of numbers -> tree of float32 scalars, so that every run presents jit with the same
-    types."""
+    """Converts a tree of numbers to float32 scalars: jit then sees the same types in every run."""
     return jax.tree.map(np.float32, tree)

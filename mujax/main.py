@@ -1,4 +1,4 @@
-"""The command line: finds the verb, and turns what goes wrong into one line and an exit code."""
+"""The command line: finds the verb, and turns errors into one line and an exit code."""
 
 import contextlib
 import os
@@ -58,7 +58,7 @@ mujax VERB --help explains a verb, its flags and what it writes, with examples.
 
 
 def overview() -> str:
-    """What mujax --help prints."""
+    """Returns the text of mujax --help."""
     return OVERVIEW.format(
         verbs="\n".join(f"  {name:<8} {verb.summary()}" for name, verb in VERBS.items())
     )
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(rest):
             print(verb.help_text())
             if "--helpfull" in rest and "config" in verb.required:
-                from mujax.cli.fields import fields_text  # here, as models bring JAX
+                from mujax.cli.fields import fields_text  # imported here because models import JAX
 
                 print(f"\n{fields_text()}")
             return FINISHED
@@ -97,23 +97,25 @@ def run(argv: Sequence[str]) -> int:
     except Exception as raised:
         e = explained(raised)
         if not is_foreseen(e):
-            # a lost chip, a bug: Python's own 1 would be a verdict, which launchers never run again
+            # A lost chip or a bug. Python's own code, 1, would mean a failed check: never retried.
             traceback.print_exc()
             return CRASHED
         print(f"mujax: {_one_line(str(e)) or type(e).__name__}", file=sys.stderr)
-        # a full disk and a file taken away among them
+        # Among them are a full disk and a file that was removed.
         return CRASHED if is_outage(e) else USAGE_ERROR
 
 
 def _one_line(text: str) -> str:
-    """Text for a terminal, without the control characters that a file may have had in a name."""
+    """Returns the text without control characters, which a file's name may hold."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Python's own KeyboardInterrupt, raised anywhere inside exec - so wherever a module with a
-    dataclass is being imported - ends the process as killed by SIGINT, though it was caught and all
-    went well after."""
+    """The exception raised for SIGINT, in place of Python's KeyboardInterrupt.
+
+    A KeyboardInterrupt raised inside exec, so wherever a dataclass is being created, ends the
+    process as killed by SIGINT even if it was caught.
+    """
 
 
 def _interrupt(signum, frame):
@@ -121,23 +123,21 @@ def _interrupt(signum, frame):
 
 
 def main() -> None:
-    """Entry point of the installed command and of python -m mujax."""
-    # SIGTERM ends a run as Ctrl-C does. Python ignores SIGINT in background shells unless told
-    # otherwise.
+    """Runs the command line; the entry point of `mujax` and of `python -m mujax`."""
+    # SIGTERM ends a run as Ctrl-C does. In background shells Python ignores SIGINT by default.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _interrupt)
     make_tolerant()
     argv = sys.argv[1:]
-    if argv[:1] != ["plan"]:  # which compiles for TPUs, and takes none
+    if argv[:1] != ["plan"]:  # plan compiles for TPUs that are not there
         hide_absent_tpu()
     code = run(argv)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        # what was done stands, whatever comes while Python shuts down
+        # The work is done: a signal must not change the exit code while Python shuts down.
         signal.signal(signum, signal.SIG_IGN)
     if error := output_error():
         print(f"mujax: standard output could not be written: {error.strerror}", file=sys.stderr)
-        # Files hold what was done, and the exit code is that of the work; what was only printed is
-        # lost
+        # Where results are in files, the exit code is that of the work.
         is_in_files = (
             any(arg.startswith("--workdir") for arg in argv)
             and argv[0] != "sample"
@@ -150,16 +150,18 @@ def main() -> None:
 
 
 def _is_one_of_several() -> bool:
-    """Whether this process has others beside it, which JAX waits for when Python shuts down."""
+    """Tells whether this process is one of several, for which JAX waits when Python shuts down."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
 def _leave(code: int) -> None:
-    """Ends the process without Python's own shutdown: threads that an interruption left at work, as
-    TensorStore's that write a checkpoint, would call into an interpreter that is being taken down,
-    and crash it."""
+    """Ends the process without Python's own shutdown.
+
+    Threads that an interruption left running, such as TensorStore's that write a checkpoint, would
+    call into an interpreter that is being taken down, and crash it.
+    """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
+        with contextlib.suppress(OSError, ValueError):  # a closed stream, or a pipe without reader
             stream.flush()
     os._exit(code)

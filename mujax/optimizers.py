@@ -1,8 +1,8 @@
 """Optax chains from traced hyperparameters and per-tensor scalings.
 
 The chain is built inside the training step: construction costs nothing at run time, and every
-number in it may be traced or vmapped. It takes gradients of effective weights (forward factor times
-stored weight) to updates of the stored ones. Clipping, l2 and decoupled decay act on effective
+number in it may be traced or vmapped. It maps gradients of effective weights (forward factor times
+stored weight) to updates of the stored weights. Clipping, l2 and decoupled decay act on effective
 weights, so two forms of one parameterization, with equal effective weights, train alike.
 """
 
@@ -23,9 +23,11 @@ from mujax.params import ParamMeta
 # Where the decay term enters the chain. With w the weight, lr its tensor's learning rate (of the
 # effective weight) and schedule the multiplier of the step, one step without gradient changes w by
 #   l2           nothing directly: weight_decay * w is added to the gradient, before the optimizer
-#   decoupled    -lr * schedule * weight_decay * w   (AdamW as in optax and PyTorch; see
-# Optimizer.decay_gauge)   independent  -schedule * weight_decay * w        (AdamW as in its paper,
-# 1711.05101, Algorithm 2)   constant     -weight_decay * w
+#   decoupled    -lr * schedule * weight_decay * w
+#                AdamW as in optax and PyTorch; see Optimizer.decay_gauge
+#   independent  -schedule * weight_decay * w
+#                AdamW as in its paper (1711.05101, Algorithm 2)
+#   constant     -weight_decay * w
 DECAY_FORMS = ("l2", "decoupled", "independent", "constant")
 
 
@@ -36,20 +38,20 @@ def _no_tensor(meta: ParamMeta) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer family: what it computes, and all that others must know of it.
+    """An optimizer family: what it computes, and all that other modules must know about it.
 
-    core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates of
+    core: (metas, hps, dtype of the first moment) -> the transformation of gradients into updates at
       a learning rate of 1.
-    column: of learning rates in the tables.
+    column: the tables' column of learning rates.
     gauge: storing theta * W in place of W leaves the run as it is if the learning rate grows as
-      theta^gauge: 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if
-      they grow with the weight (2407.05872, section 2). The effective weight's rate is lr *
-      forward^gauge.
-    hps: the fields of Hps that it reads, beside those that every optimizer reads.
+      theta^gauge. 2 if updates grow with the gradient, 1 if they do not depend on its size, 0 if
+      they grow with the weight (2407.05872, section 2). The learning rate of the effective weight
+      is lr * forward^gauge.
+    hps: the fields of Hps that this optimizer reads, beside those that every optimizer reads.
     has_first_moment: whether it keeps an average of gradients, whose dtype can be chosen.
-    orthogonalizes: whether its update of a tensor is an orthogonal matrix, of spectral norm 1: no
-      average of squares whose eps matters, and a learning rate that holds a factor for shape,
-      sqrt(fan_out / fan_in).
+    orthogonalizes: (meta) -> whether the update of that tensor is an orthogonal matrix, of spectral
+      norm 1. Such an update has no average of squares in which eps matters, and the table's
+      learning rate holds the factor for shape, sqrt(fan_out / fan_in).
     """
 
     core: Callable[..., optax.GradientTransformation]
@@ -60,13 +62,13 @@ class Optimizer:
     orthogonalizes: Callable[[ParamMeta], bool] = _no_tensor
 
     def decay_gauge(self, meta: ParamMeta, scaling):
-        """Returns the decoupled decay of a stored weight over (its learning rate x weight decay),
-        by which the effective weight decays as it should.
+        """Returns the factor that turns learning rate x weight decay into a stored weight's decay.
 
-        Of orthogonalized matrices without the factor for shape that the tables have in their
-        learning rate: in the original Muon (KellerJordan/Muon, muon.py) a factor for shape
-        multiplies the update alone, and every matrix shrinks by learning rate x weight decay. With
-        it wi and wo of an MLP, 1 to 4 and 4 to 1, would decay 4x apart.
+        With it the effective weight decays as the table says. For an orthogonalized matrix the
+        factor takes back the tables' factor for shape. In the original Muon (KellerJordan/Muon,
+        muon.py) a factor for shape multiplies the update alone, and every matrix shrinks by
+        learning rate x weight decay. Otherwise wi and wo of an MLP, 1 to 4 and 4 to 1, would decay
+        4x apart.
         """
         forward = scaling.forward**self.gauge
         return (
@@ -75,28 +77,29 @@ class Optimizer:
 
 
 def _adam(metas, hps: Hps, momentum_dtype):
-    """Adam (1412.6980)."""
+    """Makes Adam (1412.6980)."""
     del metas
     return optax.scale_by_adam(hps.b1, hps.b2, hps.eps, mu_dtype=momentum_dtype)
 
 
 def _sgd(metas, hps: Hps, momentum_dtype):
-    """SGD with heavy-ball momentum b1, not damped: the update is the sum of b1^k times past
-    gradients."""
+    """Makes SGD with undamped heavy-ball momentum b1: an update sums b1^k times past gradients."""
     del metas
     return optax.trace(hps.b1, accumulator_dtype=momentum_dtype)
 
 
 def _lion(metas, hps: Hps, momentum_dtype):
-    """Lion (2302.06675): the sign of an average of gradients."""
+    """Makes Lion (2302.06675): the update is the sign of an average of gradients."""
     del metas
     return optax.scale_by_lion(hps.b1, hps.b2, mu_dtype=momentum_dtype)
 
 
 def _adafactor(metas, hps: Hps, momentum_dtype):
-    """Adafactor (1804.04235) without momentum, with its own constants: decay 1 - t^-0.8, update
-    clipping at 1, and updates relative to the RMS of the weight, of at least 1e-3. Each matrix of a
-    stack is one by itself."""
+    """Makes Adafactor (1804.04235) without momentum, for each matrix of a stack by itself.
+
+    Its constants are its own: decay 1 - t^-0.8, update clipping at 1, and updates relative to the
+    RMS of the weight, of at least 1e-3.
+    """
     del hps, momentum_dtype
     one_matrix = optax.chain(
         optax.scale_by_factored_rms(min_dim_size_to_factor=2),
@@ -107,10 +110,10 @@ def _adafactor(metas, hps: Hps, momentum_dtype):
 
 
 def _muon(metas, hps: Hps, momentum_dtype):
-    """Muon (kellerjordan.github.io/posts/muon) on hidden matrices, Adam on the rest.
+    """Makes Muon (kellerjordan.github.io/posts/muon) for hidden matrices, and Adam for the rest.
 
-    A matrix is what the signature says: fan_in x fan_out, whatever axes those are made of, each of
-    a stack by itself. The momentum is b1. No factor of its own for shape: that is the table's.
+    A matrix is [fan_in, fan_out] as the signature says; each matrix of a stack is orthogonalized by
+    itself. The momentum is b1. The factor for shape is in the table, not here.
     """
 
     def axes(meta: ParamMeta):
@@ -119,7 +122,7 @@ def _muon(metas, hps: Hps, momentum_dtype):
         return contrib.MuonDimensionNumbers(tuple(range(first, middle)), tuple(range(middle, last)))
 
     def dimension_numbers(params):
-        # optax.partition hides the tensors of other optimizers from this one
+        # optax.partition masks the tensors that Adam updates.
         is_hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
         return jax.tree.map(
             lambda w, m: w if is_hidden(w) else axes(m), params, metas, is_leaf=is_hidden
@@ -142,8 +145,7 @@ def _is_hidden(meta: ParamMeta) -> bool:
 def _per_matrix(
     transformation: optax.GradientTransformation, metas
 ) -> optax.GradientTransformation:
-    """Applies it to every matrix, in its logical shape, by itself: [fan_in, fan_out], or [fan_out]
-    for a vector."""
+    """Applies a transformation to each matrix, as [fan_in, fan_out], or [fan_out] for a vector."""
     leaves, treedef = jax.tree.flatten(metas)
 
     def split(tree):
@@ -190,8 +192,12 @@ def make_optimizer(
     multiplier,
     momentum_dtype: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of an optimizer, with per-tensor learning rate, eps and decay: gradients of the
-    effective weights, and the stored weights, -> updates of these.
+    """Makes the optax chain of an optimizer, with per-tensor learning rate, eps and decay.
+
+    The chain maps gradients of the effective weights, given the stored weights, to updates of the
+    stored weights. Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps
+    factor is applied by dividing its gradient: optax's own optimizer then serves every tensor. The
+    stored weight's gradient is `forward` times the gradient of the effective weight.
 
     Args:
       optimizer: one of OPTIMIZERS; static.
@@ -200,13 +206,8 @@ def make_optimizer(
       hps: hyperparameters, possibly traced.
       scalings: tree of Scaling beside the parameters, possibly traced.
       multiplier: the schedule's value at this step.
-      momentum_dtype: of the first moment, where the optimizer has one; None: as the weights;
-        static.
-
-    Adam with eps * s on gradient g is Adam with eps on g / s, so a tensor's eps factor is applied
-    by
-    dividing its gradient: optax's own optimizer then serves every tensor. The stored weight's
-    gradient is forward times the effective one's.
+      momentum_dtype: dtype of the first moment, where the optimizer has one; static. None for the
+        dtype of the weights.
     """
 
     def per_tensor(f):
@@ -219,7 +220,7 @@ def make_optimizer(
         )
 
     def decay(f):
-        """f: (scaling, meta) -> a factor."""
+        """Returns the stage that adds f(scaling, meta) * weight decay * weight to the updates."""
         coefficients = jax.tree.map(
             lambda s, meta: hps.weight_decay * s.weight_decay * f(s, meta),
             scalings,
@@ -245,7 +246,7 @@ def make_optimizer(
         core = optax.chain(scale(lambda s: s.forward), core)
     stages = [
         ("clip", optax.stateless(clip)),
-        ("l2", decay(lambda s, _: s.forward)),  # the gradient of weight_decay / 2 |effective|^2
+        ("l2", decay(lambda s, _: s.forward)),  # gradient of weight_decay / 2 |effective|^2
         ("core", core),
         ("learning_rate", scale(lambda s: hps.learning_rate * s.lr)),
         (
@@ -269,8 +270,7 @@ def make_optimizer(
 def _on_effective_weights(
     transformation: optax.GradientTransformation, scalings
 ) -> optax.GradientTransformation:
-    """An optimizer that looks at weights looks at the effective ones; its update is then of the
-    stored ones."""
+    """Wraps an optimizer that reads weights: it sees effective weights, and updates stored ones."""
 
     def effective(params):
         return jax.tree.map(lambda w, s: w * s.forward, params, scalings)

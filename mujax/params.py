@@ -1,8 +1,6 @@
-"""What a parameter is: its role and its signature, 'embed -> heads head_dim'; and trees of
-parameters by name.
+"""Metadata of parameters (role and signature, 'embed -> heads head_dim'), and trees of parameters.
 
-How big it should be is decided by mujax.parameterization, how a module declares it by
-mujax.models.module.
+mujax.parameterization decides how large a parameter is; mujax.models.module declares it.
 """
 
 import dataclasses
@@ -15,17 +13,17 @@ from mujax.errors import UserError, suggest
 Role = Literal["input", "hidden", "output", "vector", "tied", "kv"]
 ROLES: tuple[str, ...] = get_args(Role)
 
-DRAWS = ("normal", "zeros", "ones")  # see models.module
+DRAWS = ("normal", "zeros", "ones")  # how an initial value is drawn, see models.module
 
 
-LONGEST = 2**31 - 1  # an axis
-# Float32 weights, gradients and two moments of so many are 2 PiB; the largest machine of one
-# network, 9,216 chips of TPU7x, has 1.7
+LONGEST = 2**31 - 1  # size of an axis, which int32 indexes
+# So many float32 weights, with gradients and two moments, take 2 PiB. The largest machine on one
+# network, 9,216 chips of TPU7x, has 1.7 PiB.
 MOST_PARAMS = 2**47
 
 
 def check_num_params(count: int, what: str) -> None:
-    """Raises UserError if no machine could hold so many parameters."""
+    """Raises UserError if no machine could hold `count` parameters."""
     if count > MOST_PARAMS:
         raise UserError(
             f"{what}: {count:.6g} parameters are more than any machine could train, 2^47 = 1.4e14"
@@ -40,10 +38,10 @@ class ParamMeta:
       role: input (finite -> width), hidden (width -> width), output (width -> finite), or vector
         (gains and biases), after Yang et al. (2203.03466), Table 3; tied (an input embedding that
         is the readout too); or kv (width -> keys or values shared by several query heads).
-      batch: axes the matrix is repeated over (layers, experts); they count in no fan.
+      batch: axes that the matrix is repeated over (layers, experts); no fan counts them.
       ins, outs: logical input and output axes; fan_in and fan_out are the products of their sizes.
       sizes: the sizes of batch + ins + outs, in that order, which is also the array's shape.
-      dist: the draw, a key of DRAWS.
+      dist: the draw, one of DRAWS.
     """
 
     role: Role
@@ -67,7 +65,7 @@ class ParamMeta:
 
     @property
     def text(self) -> str:
-        """The signature it was declared by, e.g. 'layers | embed -> mlp'."""
+        """The signature that the parameter was declared by, e.g. 'layers | embed -> mlp'."""
         head = f"{' '.join(self.batch)} | " if self.batch else ""
         return head + f"{' '.join(self.ins)} -> {' '.join(self.outs)}".strip()
 
@@ -79,7 +77,7 @@ class ParamMeta:
 
 
 def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "normal") -> ParamMeta:
-    """Parses '[batch |] ins -> outs' into a ParamMeta, sizes looked up in `dims`.
+    """Parses '[batch |] ins -> outs' into a ParamMeta, with the sizes looked up in `dims`.
 
     Raises:
       UserError: the role or draw is unknown, the arrow is missing, or an axis repeats or has no
@@ -118,10 +116,10 @@ def signature(role: Role, text: str, dims: Mapping[str, int], dist: str = "norma
 def map_params(
     function: Callable[..., Any], tree: Mapping[str, Any], *others: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the tree of function(name, leaf, leaves of the others); name: 'blocks/attention/wq'.
+    """Returns the tree of function(name, leaf, *leaves of the others), e.g. name =
+    'blocks/attention/wq'.
 
-    Trees are nested dicts, in the order of their keys as JAX has them; everything that is no dict
-    is a leaf.
+    Trees are nested dicts, in JAX's order of keys; every value that is not a dict is a leaf.
     """
 
     def walk(prefix: str, node, *rest):

@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the step, between 0 and 1, with traced lengths.
 
-Every schedule warms up linearly over `warmup_steps` (step 0 trains at 1 / warmup_steps of the peak)
-and is then at 1 until it decays to `final_ratio`, reached at step `total_steps`, one after the last
-update.
+Every schedule warms up linearly over `warmup_steps`: step 0 trains at 1 / warmup_steps of the peak.
+After that it stays at 1 until it decays to `final_ratio`, reached at step `total_steps`, one after
+the last update.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _with_warmup(after_warmup):
 
 
 def _decayed(step, first, hps: Hps):
-    """0 at step `first`, 1 at total_steps, linear between and clipped outside."""
+    """Returns the decayed share: 0 up to step `first`, 1 from total_steps on, linear between."""
     return jnp.clip((step - first) / jnp.maximum(hps.total_steps - first, 1), 0, 1)
 
 
@@ -44,7 +44,9 @@ def _cosine(step, hps: Hps):
 
 
 def _wsd(step, hps: Hps):
-    """Warm-up, stable, decay (2404.06395): linear over the last `decay_steps`."""
+    """Returns the multiplier of warm-up, stable, decay (2404.06395), linear over the last
+    decay_steps.
+    """
     return 1 - (1 - hps.final_ratio) * _decayed(step, hps.total_steps - hps.decay_steps, hps)
 
 

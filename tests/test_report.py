@@ -308,9 +308,16 @@ def test_laws_phase_points_and_everything_in_transfer_json(tmp_path):
     assert study["r_inf"]["value"] == pytest.approx(0.1, abs=0.05)
     assert study["phase"]["e"]["value"] == pytest.approx(0.0005**2, rel=0.5)
     assert [p["name"] for p in told["phase"]] == ["sp", "mup"]
-    assert {"verdict", "argmin", "penalties", "stable", "fast", "joint", "price", "regret"} <= set(
-        study
-    )
+    assert {
+        "verdict",
+        "argmin",
+        "penalties",
+        "stable",
+        "fast",
+        "joint",
+        "loss_gap",
+        "regret",
+    } <= set(study)
     for name in ("transfer", "optimum", "loss", "curvature", "phase"):
         assert all(
             (tmp_path / f"figures/{name}.{suffix}").stat().st_size > 5000
@@ -318,22 +325,22 @@ def test_laws_phase_points_and_everything_in_transfer_json(tmp_path):
         )
 
 
-def test_price_against_tuned_sp_on_the_same_budget():
+def test_loss_gap_to_tuned_sp_on_the_same_budget():
     """muP with the narrow optimum at 2^-5 costs 2.1 at width 64; SP tuned there costs 2.0."""
     bowl = lambda name, n, best, low, **more: [  # noqa: E731
         row(name, n, x, low + 0.05 * (x - best) ** 2, **more) for x in range(-8, -2)
     ]
     mup = bowl("mup", 32, -5, 2.2) + bowl("mup", 64, -5, 2.1)
     sp = bowl("sp", 32, -5, 2.2) + bowl("sp", 64, -6, 2.0)
-    prices = lambda rows: {  # noqa: E731
-        m.study.facets["parameterization"]: m.price
+    gaps = lambda rows: {  # noqa: E731
+        m.study.facets["parameterization"]: m.loss_gap
         for m in compare([measure(study) for study in make_studies({"a": rows})])[0]
     }
-    found = prices(mup + sp)
+    found = gaps(mup + sp)
     assert found["mup"] == {64: pytest.approx(0.1, abs=1e-6)}
     assert found["sp"] == {64: pytest.approx(0.05, abs=1e-6)}  # a grid step off
-    assert prices(mup + [r | {"tokens": 2000} for r in sp])["mup"] == {}
-    assert prices(mup + [r | {"data_fingerprint": "other"} for r in sp])["mup"] == {}
+    assert gaps(mup + [r | {"tokens": 2000} for r in sp])["mup"] == {}
+    assert gaps(mup + [r | {"data_fingerprint": "other"} for r in sp])["mup"] == {}
 
 
 def test_sources_are_compared_side_by_side(tmp_path, no_figures):

@@ -1,4 +1,4 @@
-"""Verdicts on the published losses of Lingle 2024 and on drawn ones; drift, penalty, price and
+"""Verdicts on the published losses of Lingle 2024 and on drawn ones; drift, penalty, loss gap and
 stable range."""
 
 import csv
@@ -10,7 +10,7 @@ from laws import GRIDS, WIDTHS, clean, draws
 
 from mujax.report.summary import seed_drifts
 from mujax.transfer.optimum import fit_optima
-from mujax.transfer.verdict import argmin_verdict, judge, loss_at, penalties, price, stable_range
+from mujax.transfer.verdict import argmin_verdict, judge, loss_at, loss_gap, penalties, stable_range
 
 PUBLISHED = {  # group -> (verdict of arXiv 2404.05728, ours at 0.02 nats of noise)
     "baseline": ("Yes", "undecided"),
@@ -152,7 +152,7 @@ def test_a_flagged_width_leaves_it_undecided():
     assert any("width 2048: the best point is at the edge" in reason for reason in verdict.reasons)
 
 
-def test_penalty_price_and_stable_range():
+def test_penalty_loss_gap_and_stable_range():
     widths, grid = WIDTHS[5], GRIDS[9]
     losses = clean(widths, grid, b=0.0, x_inf=-6.0)
     losses[-1] = clean(widths, grid, b=0.0, x_inf=-5.0)[-1]
@@ -164,7 +164,7 @@ def test_penalty_price_and_stable_range():
     assert loss_at([-8, -6, -4], [3.0, 2.0, None], -7) == 2.5
     assert loss_at([-8, -6, -4], [3.0, 2.0, None], -5) is None
     assert loss_at([-8, -6, -4], [3.0, 2.0, None], -6) == 2.0
-    assert price([-8, -6, -4], [3.0, 2.0, None], -7, [None, 2.2, 2.4]) == pytest.approx(0.3)
+    assert loss_gap([-8, -6, -4], [3.0, 2.0, None], -7, [None, 2.2, 2.4]) == pytest.approx(0.3)
     stable = stable_range([-8, -6, -4, -2], [3.0, 2.0, 2.05, None], 0.1)
     assert (stable.low, stable.high) == pytest.approx((-6.2, -4))
     assert (stable.open_low, stable.open_high) == (False, False)

@@ -1,24 +1,28 @@
-"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): what of muP makes the learning rate
-transfer?
+r"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): which part of muP makes rates transfer?
 
-mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
-mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk
---workdir=runs/embedding_rate One slice of the factorial, here muP without decay:
-mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir=runs/slice \\
-    --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)"
-    --config.sweep.optim.weight_decay="(0.0,)"
-The argument names a study of the table below, then, if need be,
-  scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps of
-  256 x 1024 tokens scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the
-  embedded text, decays x 50, learning
-               rates refined to a factor of 2
+    mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
+    mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk \
+        --workdir=runs/embedding_rate
+
+One slice of the factorial, here muP without decay:
+
+    mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir=runs/slice \
+        --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)" \
+        --config.sweep.optim.weight_decay="(0.0,)"
+
+The argument names a study of the table below, and optionally the scale:
+
+    scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps
+                 of 256 x 1024 tokens
+    scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the embedded text,
+                 decays x 50, learning rates refined to a factor of 2
+
 SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`.
-In all of them a matrix of SP trains at eta / n and its decay is lambda n: eta lambda is what a step
-shrinks it by, at any width. Of the paper the tables, decays, schedule and widths are known; (ours)
-marks what is not. Its results, E, R(inf) and
-kappa of each slice of the factorial: experiments/kalra2026. A study more, at desk scale alone, asks
-why a finding
-differs there: REASONS.
+In all of them a matrix of SP trains at eta / n and has decay lambda n: each step shrinks it by eta
+lambda at any width. The paper's tables, decays, schedule and widths are known; (ours) marks what is
+not known. The results, E, R(inf) and kappa of each slice of the factorial, are in
+experiments/kalra2026. REASONS holds another study, at small scale only, on why a finding differs
+there.
 """
 
 from configs import base
@@ -31,24 +35,25 @@ SP, EMBD, SQRT_EMBD, MUP = (
 )
 FACTORIAL = tuple(
     "factorial" + embd + ln + attn + last
-    for embd in ("", "+embd") for ln in ("", "+ln") for attn in ("", "+attn") for last in ("",
-    "+last")
+    for embd in ("", "+embd") for ln in ("", "+ln")
+    for attn in ("", "+attn") for last in ("", "+last")
 )  # fmt: skip
 DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
-STEPS = {"full": 10_000, "desk": 200}  # where a study names no tokens a parameter
-TOKENS = {"full": 20, "desk": 0.6}  # a parameter (ours)
-# tokens and positions stay as drawn; without a rate there is no decay either
+STEPS = {"full": 10_000, "desk": 200}  # unless a study names tokens per parameter
+TOKENS = {"full": 20, "desk": 0.6}  # tokens per parameter (ours)
+# Token and position embeddings stay as drawn; without a learning rate there is no decay either.
 FROZEN = ("input.lr=0",)
 
-# Name -> axes beside width and learning rate; the comment says what is asked. decay: lambda, at
-# 10,000 steps; 0 where a study names none (ours). warmup: share of the steps. tokens: a parameter,
-# rather than a given number of steps.
-# timescale: lambda is the one decay x 10,000 / steps.
+# Name -> axes beside width and learning rate; a comment gives the question.
+#   decay      lambda at 10,000 steps; 0 if a study names none (ours)
+#   warmup     share of the steps
+#   tokens     per parameter, in place of a number of steps
+#   timescale  lambda is the one decay x 10,000 / steps
 STUDIES = {
     # Which of the four switches gives good fits (E), robust transfer (kappa) and low loss (R)?
-    # Published: Embd
+    # Published answer: Embd
     "factorial": {"table": FACTORIAL, "decay": DECAYS},
-    # From SP to muP a switch at a time, in the order of the paper's table and back to front: where
+    # From SP to muP one switch at a time, in the order of the paper's table and in reverse: where
     # is the jump? (ours)
     "path": {"table": (SP, EMBD, "factorial+embd+ln", "factorial+embd+ln+attn", MUP)},
     "path_embd_last": {
@@ -59,41 +64,41 @@ STUDIES = {
     "embedding_rate": {
         "table": (SP, SQRT_EMBD, EMBD, *(f"{t}+ln+attn+last" for t in (SP, SQRT_EMBD, EMBD)))
     },
-    # Is it enough for an embedding to move, or must it move fast? Never, slowly, fast
+    # Must an embedding move, and must it move fast? Never, slowly, fast
     "frozen_embedding": {"table": (SP, MUP), "parameterization.override": ((), FROZEN)},
-    # Does a longer warm-up repair SP? Shares (ours); 0.2 is the baseline's
+    # Does a longer warm-up repair SP? Shares are ours; the baseline has 0.2
     "warmup": {"table": (SP, EMBD, MUP), "warmup": (0.0, 0.05, 0.1, 0.2, 0.4)},
-    # An embedding that is the readout too; how the tables scale it is ours, see
+    # An embedding that is the readout, too; its scaling in the tables is ours, see
     # mujax/parameterization/kalra.py
     "tied": {"table": (SP, EMBD, "factorial+ln+attn+last", MUP), "model.tied": (True,)},
-    # Compute-optimal: as many tokens a parameter at each width. Decay lambda n, of muP also lambda
-    # sqrt(n) on hidden matrices alone (2510.15262). Published: decay makes the extrapolation less
-    # robust here
+    # Compute-optimal: equal tokens per parameter at each width. Decay lambda n; for muP also lambda
+    # sqrt(n) on hidden matrices alone (2510.15262). Published answer: decay makes the extrapolation
+    # less robust here
     "fixed_tokens": {
         "table": (SP, EMBD, MUP, f"{MUP}+sqrt_decay"),
         "decay": (0.0, 1e-3, 3e-3),
         "tokens": TOKENS,
     },
-    # The same, lambda / steps: weights are forgotten over the same share of training at each width
-    # (2405.13698)
+    # The same with lambda / steps: weights are forgotten over the same share of training at each
+    # width (2405.13698)
     "fixed_tokens_timescale": {
         "table": (SP, EMBD, MUP),
         "decay": (1e-3,),
         "tokens": TOKENS,
         "timescale": True,
     },
-    # Is a first layer special in images too? Its learning rate over that of the others: 1, sqrt(n),
-    # n. A small convolutional network (ours) on CIFAR-10, or synthetic images at desk scale;
-    # kernels count in the fan-in, so hidden layers train at eta / 9n
+    # Is a first layer special for images, too? Its learning rate over that of the others: 1,
+    # sqrt(n), n. A small convolutional network (ours) on CIFAR-10, or on synthetic images at small
+    # scale; kernels count in the fan-in, so hidden layers train at eta / 9n
     "first_layer": {"model": "cnn", "table": (SP, SQRT_EMBD, EMBD)},
 }
-# At desk scale alone: where a finding there is not the paper's, is this why?
+# Studies at small scale only: possible reasons why a finding there is not the paper's
 REASONS = {
-    # Its runs are longer: does SP need a repair in four times as many steps?
+    # The paper's runs are longer: does SP need a repair in four times as many steps?
     "longer": {"table": (SP, EMBD, MUP), "steps": 800, "widths": (32, 64, 128), "seeds": 3},
 }
-# Study -> axes of its own at desk scale. seeds: where the optimum is. widths: what 40 times the
-# parameters of the narrowest would take at fixed tokens a parameter is no work for a desk
+# Study -> its own axes at small scale. seeds: around the optimum. widths: a small range, because a
+# model with 40 times the parameters of the narrowest is too much at fixed tokens per parameter
 DESK = {
     "factorial": {"decay": (0.0, 1e-3, 3e-3)},
     "embedding_rate": {"seeds": 3},
@@ -113,7 +118,7 @@ def get_config(which: str = "factorial"):
     c = base.get_config(axes.pop("model", "transformer"))
     c.optim.grad_clip = 0.0
     c.schedule.name = "wsd"
-    widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # rates: ours
+    widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # learning rates: ours
     if is_desk:
         widths, log2_rates = axes.pop("widths", (32, 64, 128, 256)), range(-4, 3, 2)
         c.refine.update(log2_step=1.0, max_extension=6.0, num_seeds=axes.pop("seeds", 0))
@@ -124,7 +129,7 @@ def get_config(which: str = "factorial"):
         _set_gpt(c)
         if is_desk:
             _set_desk(c, axes.pop("steps", STEPS["desk"]))
-    # only the decay of 2510.15262 depends on the base
+    # Only the decay of 2510.15262 depends on the base.
     c.parameterization.update(name=MUP, base_width=widths[0])
     decays = axes.pop("decay", (0.0,))
     points = None
@@ -156,7 +161,7 @@ def get_config(which: str = "factorial"):
 
 
 def _parse(which: str) -> tuple[str, str]:
-    """'tied,scale=desk' -> ('tied', 'desk')."""
+    """Splits 'tied,scale=desk' into ('tied', 'desk')."""
     name, *settings = which.split(",")
     if name not in STUDIES and name not in REASONS:
         raise ValueError(f"no study {name!r}; one of {', '.join(STUDIES)}")
@@ -171,7 +176,7 @@ def _parse(which: str) -> tuple[str, str]:
 
 
 def _set_gpt(c) -> None:
-    """Known but for norm_eps, dtype, remat and how often to evaluate (ours)."""
+    """Sets the paper's model; norm_eps, dtype, remat and the evaluation interval are ours."""
     c.model.update(num_layers=12, d_head=64, norm="layer", norm_gain="vector", norm_eps=1e-5)
     c.model.update(position="learned", activation="gelu", remat="dots", dtype="bfloat16")
     c.mesh.fsdp = 64  # for v4:4x4x4, 64 chips
@@ -189,7 +194,10 @@ def _set_desk(c, steps: int) -> None:
 
 
 def _set_cnn(c, is_desk: bool) -> None:
-    """All ours. data/cifar10.npz: `images` uint8 [60000, 32, 32, 3] and `labels`."""
+    """Sets the convolutional network, all ours.
+
+    data/cifar10.npz holds `images` uint8 [60000, 32, 32, 3] and `labels`.
+    """
     c.model.num_layers = 3 if is_desk else 4
     c.train.update(
         batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100
@@ -200,7 +208,7 @@ def _set_cnn(c, is_desk: bool) -> None:
 
 
 def _horizon(steps: int) -> dict[str, int]:
-    """Warm-up, constant and decay are 0.2, 0.6 and 0.2 of the steps."""
+    """Returns the schedule: warm-up, constant and decay take 0.2, 0.6 and 0.2 of the steps."""
     fifth = steps // 5
     return {
         "train.steps": steps, "train.eval_interval": max(fifth, 1), "schedule.warmup_steps": fifth,
@@ -209,7 +217,7 @@ def _horizon(steps: int) -> dict[str, int]:
 
 
 def _sized(c, width: int, tokens_per_parameter: float) -> dict[str, float]:
-    """A width, and as long as so many tokens a parameter last."""
+    """Returns fields of a point: the width, and the steps for so many tokens per parameter."""
     layers, vocab, context = c.model.num_layers, c.data.vocab_size, c.data.seq_len
     num_params = 12 * layers * width**2 + (2 * layers + 1) * width + (2 * vocab + context) * width
     return {

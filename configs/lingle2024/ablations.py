@@ -1,23 +1,26 @@
-"""Every experiment of Lingle 2024 (2404.05728): does the learning rate transfer under muP, and what
-breaks it?
+r"""Every experiment of Lingle 2024 (2404.05728): what breaks learning-rate transfer under muP?
 
-mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk
---workdir=runs/gains_vector mujax sweep
---config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run The argument names an
-  ablation of the table below, then, if need be, profile=paper  as in the published tables (April
-  2024; the default), or profile=head   as in the author's last scripts
-  scale=full     as published (the default): C4, 24 layers, 33B tokens a point, or
-  scale=desk     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text, learning
-  rates refined to a
-                 factor of 2 and three seeds there: about 4 min an ablation on 2 CPU cores
-                 (baseline: best at 2^-6 at each width, as published; all of them:
-                 experiments/lingle2024)
-  mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a config at full scale (the
-  default), or mesh=paper     as published, weights split over both axes: 128 x 1 to width 1024, 32
-  x 4 at 2048 and 4096, 64 x 4
-A few studies more, at desk scale alone, ask why a verdict differs there: REASONS.
-Verdicts are the paper's, "Yes" if one learning rate of the grid is best at every width; losses are
-its best, at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate. All its losses:
+    mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk \
+        --workdir=runs/gains_vector
+    mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run
+
+The argument names an ablation of the table below, and optionally settings:
+
+    profile=paper  as in the published tables (April 2024; the default), or
+    profile=head   as in the author's last scripts
+    scale=full     as published (the default): C4, 24 layers, 33B tokens per point, or
+    scale=desk     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text,
+                   learning rates refined to a factor of 2 with three seeds: about 4 min per
+                   ablation on 2 CPU cores (baseline: best at 2^-6 at each width, as published;
+                   all of them: experiments/lingle2024)
+    mesh=tuned     the mesh that `mujax plan` finds fast on the pod of a full-scale config (the
+                   default), or
+    mesh=paper     as published, weights split over both axes: 128 x 1 up to width 1024, 32 x 4
+                   at 2048 and 4096, 64 x 4 at 8192
+
+REASONS holds a few more studies, at small scale only, on why a verdict differs there. Verdicts are
+the paper's: "Yes" if one learning rate of the grid is best at every width. Losses are the paper's
+best at widths 128, 512, 2048 (and 8192), as loss @ log2 learning rate; all its losses are in
 experiments/lingle2024.
 """
 
@@ -27,15 +30,15 @@ _COUPLED = {"optim.decay_form": "decoupled", "optim.weight_decay": 0.1}
 _INDEPENDENT = {"optim.decay_form": "independent"}
 _LION = {"optim.name": "lion", "optim.b1": 0.95, "optim.b2": 0.98}
 _SP = {"parameterization.name": "lingle_sp"}
-# The large run: 12 layers, 190B tokens, widths to 8192, three learning rates
+# The large run: 12 layers, 190B tokens, widths up to 8192, three learning rates
 _COMBINED = {
     "parameterization.name": "lingle_mup_qzero", "model.activation": "sqrelu",
     "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8,
 }  # fmt: skip
 
-# Name -> the fields it changes in the baseline; batch: a factor on tokens a step, whose inverse is
-# one on steps and whose square root one on learning rates. The rule of qkscale is 1/sqrt(d_head),
-# SP's.
+# Name -> the fields that it changes in the baseline. batch: a factor on tokens per step; steps are
+# divided by it, and learning rates multiplied by its square root. qkscale has SP's attention scale,
+# 1/sqrt(d_head).
 ABLATIONS = {
     # The learning rate transfers
     "baseline": {},  # 3.695 @ -6, 2.953 @ -6, 2.511 @ -6
@@ -50,7 +53,7 @@ ABLATIONS = {
     "bsz_large": {"batch": 4},
     "bsz_small": {"batch": 1 / 4},
     "combined": {**_COMBINED, **_COUPLED},  # 3.766 @ -6, 2.983 @ -6, 2.459 @ -6, 2.167 @ -6
-    # It does not
+    # The learning rate does not transfer
     "gains_vector": {"model.norm_gain": "vector"},  # 3.670 @ -4, 2.950 @ -4, 2.553 @ -8
     "gains_scalar": {"model.norm_gain": "scalar"},  # 3.670 @ -4, 2.959 @ -4, 2.525 @ -6
     # best at 2^-8 for width 128, at 2^-6 above
@@ -59,7 +62,7 @@ ABLATIONS = {
     "lion": _LION,  # 3.708 @ -10, 2.947 @ -8, 2.511 @ -8
     # 3.706 @ -6, 2.967 @ -8, 2.738 @ -10
     "sp": {**_SP, "model.bias": True, "model.norm_gain": "vector"},
-    # Neither verdict nor losses are at hand
+    # Without a verdict or losses at hand
     "baseline_abs": {"parameterization.name": "lingle_abs_mup"},
     "wd_indep_n3": {**_INDEPENDENT, "optim.weight_decay": 1e-3},
     "wd_indep_n4": {**_INDEPENDENT, "optim.weight_decay": 1e-4},
@@ -68,20 +71,20 @@ ABLATIONS = {
     "sp_simple": _SP,
     "combined_no_wd": _COMBINED,
 }
-# At desk scale alone: where a verdict there is not the paper's, is this why?
+# Studies at small scale only: possible reasons why a verdict there is not the paper's
 REASONS = {
-    # Its decay forgets: weights shrink over a fifth of training, rather than over five times as
-    # long
+    # The paper's decay forgets: weights shrink over a fifth of training, here over five times its
+    # length
     "wd_coupled_strong": {**_COUPLED, "optim.weight_decay": 2.5},
-    # Its attention scale is sqrt(128) times muP's, ours 4 times, as heads are of 16
+    # The paper's attention scale is sqrt(128) times muP's, ours 4 times, as our heads have size 16
     "qkscale_large": {"parameterization.override": ("attention=0.7071",)},
-    # Its runs are longer
+    # The paper's runs are longer
     "gains_vector_long": {
         "model.norm_gain": "vector",
         "train.steps": 1024, "train.eval_interval": 512, "schedule.warmup_steps": 80,
     },
 }  # fmt: skip
-# What the profile `head` changes: in every ablation, before its own fields; and in some, after them
+# Changes of the profile `head`: in every ablation, before its own fields; and in some, after them
 HEAD = {"model.norm_eps": 1e-5, "optim.b1": 0.9, "optim.b2": 0.95, "optim.eps": 1e-8}
 HEAD_OF = {
     "combined": {
@@ -92,7 +95,7 @@ HEAD_OF = {
     },
 }
 OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk"), "mesh": ("tuned", "paper")}
-# Width -> fsdp x tensor of the paper; narrower ones: 128 x 1
+# Width -> fsdp x tensor in the paper; 128 x 1 for narrower widths
 MESHES = {2048: (32, 4), 4096: (32, 4), 8192: (64, 4)}
 
 
@@ -140,7 +143,7 @@ def _on_published_mesh(width: int) -> dict[str, int]:
 
 
 def _parse(which: str) -> tuple[str, ...]:
-    """'lion,scale=desk' -> ('lion', 'paper', 'desk', 'tuned')."""
+    """Splits 'lion,scale=desk' into ('lion', 'paper', 'desk', 'tuned')."""
     name, *settings = which.split(",")
     chosen = {key: values[0] for key, values in OPTIONS.items()}
     for setting in settings:
@@ -159,11 +162,13 @@ def _parse(which: str) -> tuple[str, ...]:
 
 
 def _set_baseline(c) -> None:
-    """2404.05728, Section 3. His warm-up starts at 1e-4 of the peak, as ours does with 10,000
-    steps."""
+    """Sets the baseline of 2404.05728, Section 3.
+
+    The warm-up starts at 1e-4 of the peak there, and here with 10,000 steps.
+    """
     c.model.update(num_layers=24, d_head=128, dtype="bfloat16", low_precision=True)
-    # For v3:8x8, 128 cores as in the paper: their memory holds all activations (he recomputed them,
-    # on meshes of 128 x 1 and 32 x 4)
+    # For v3:8x8, 128 cores as in the paper, with memory for all activations (the paper recomputes
+    # them, on meshes of 128 x 1 and 32 x 4).
     c.model.update(remat="none", scan_layers=False)
     c.mesh.update(data=2, fsdp=64)
     c.parameterization.update(name="lingle_mup", base_width=128)
@@ -172,7 +177,7 @@ def _set_baseline(c) -> None:
     c.train.update(
         steps=125_000, batch_size=1024, eval_interval=5000, eval_batches=96, log_interval=100
     )
-    # C4, one document a row, cut or padded to 256 tokens of T5's vocabulary, whose end of text is 1
+    # C4, one document per row, cut or padded to 256 tokens of T5's vocabulary; 1 ends a text.
     c.data.update(name="shards", path="data/c4", seq_len=256, vocab_size=32_100, eos_id=1)
 
 
@@ -192,5 +197,5 @@ def _set_desk(c, num_layers: int) -> None:
     c.schedule.warmup_steps = 20
     c.train.update(steps=256, batch_size=16, eval_interval=128, eval_batches=24, log_interval=16)
     c.data.update(name="embedded", path="", seq_len=32, vocab_size=256, eos_id=-1)
-    # To learning rates a factor 2 apart, and there three seeds
+    # Refines to learning rates a factor of 2 apart, with three seeds there.
     c.refine.update(log2_step=1.0, max_extension=6.0, num_seeds=3)

@@ -1,7 +1,8 @@
-"""A fork: the transformer with a gated MLP. Two mistakes are left in on purpose; see
-docs/is-my-fork-right.md.
+"""A fork: the transformer with a gated MLP, and two deliberate mistakes.
 
-mujax check --config=docs/examples/gated.py:broken --workdir=runs/gated --fast
+    mujax check --config=docs/examples/gated.py:broken --workdir=runs/gated --fast
+
+See docs/is-my-fork-right.md.
 """
 
 import jax
@@ -17,7 +18,7 @@ from mujax.models.transformer import Attention, TransformerConfig
 
 
 class GatedMLP(MuModule):
-    out_role = "output"  # mistake 1: "out" is where it stands, not what it is
+    out_role = "output"  # mistake 1: "out" is the tensor's place, not its role
 
     @nn.compact
     def __call__(self, x_BTD):

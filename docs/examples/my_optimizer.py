@@ -1,8 +1,9 @@
-"""An optimizer of one's own: the sign of the momentum, as in Signum (1802.04434); see
-docs/add-an-optimizer.md.
+"""A user's own optimizer: the sign of the momentum, as in Signum (1802.04434).
 
-mujax check --config=docs/examples/my_optimizer.py --workdir=runs/signum --fast
-mujax train --config=docs/examples/my_optimizer.py --workdir=runs/signum-run
+    mujax check --config=docs/examples/my_optimizer.py --workdir=runs/signum --fast
+    mujax train --config=docs/examples/my_optimizer.py --workdir=runs/signum-run
+
+See docs/add-an-optimizer.md.
 """
 
 import jax
@@ -14,14 +15,14 @@ from mujax.optimizers import OPTIMIZERS, Optimizer
 
 
 def signum(metas, hps, momentum_dtype):
-    """Gradients -> updates of a learning rate of 1. hps.b1 may be traced."""
+    """Makes the transformation of gradients to updates at learning rate 1; hps.b1 may be traced."""
     del metas
     momentum = optax.ema(hps.b1, debias=False, accumulator_dtype=momentum_dtype)
     sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
     return optax.chain(momentum, sign)
 
 
-# Its updates do not depend on the size of the gradient: Adam's learning rates, gauge 1
+# Its updates do not depend on the size of the gradient: Adam's learning rates, gauge 1.
 OPTIMIZERS["signum"] = Optimizer(signum, column="adam", gauge=1, hps=("b1",))
 
 

@@ -1,8 +1,9 @@
-"""A parameterization of one's own: muP whose readout learns as fast as an embedding
-(docs/add-a-parameterization.md).
+"""A user's own parameterization: muP with a readout that learns as fast as an embedding.
 
-mujax explain --config=docs/examples/my_table.py --diff=mup
-mujax check --config=docs/examples/my_table.py --workdir=runs/my-table --fast
+    mujax explain --config=docs/examples/my_table.py --diff=mup
+    mujax check --config=docs/examples/my_table.py --workdir=runs/my-table --fast
+
+See docs/add-a-parameterization.md.
 """
 
 from configs import base

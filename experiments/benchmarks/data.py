@@ -1,5 +1,4 @@
-"""How fast text becomes shards, beside its tokenizer alone, and how fast shards become batches, all
-on one core:
+"""Speed of data on one core: text into shards, beside its tokenizer alone, and shards into batches.
 
 PYTHONPATH=. python experiments/benchmarks/data.py
 """
@@ -24,10 +23,10 @@ from mujax.data.text import embedded_files
 from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
 
-# Rows a batch, tokens a row: of desk scale; 2404.05728; 2605.21486
+# (rows per batch, tokens per row) at small scale, in 2404.05728, and in 2605.21486
 SHAPES = ((16, 64), (1024, 256), (256, 1024))
 SECONDS = 5.0
-# Steps on the same batch, and on others, in turn
+# steps on the same batch, and on other batches, in turn
 SEGMENT, SEGMENTS = 50, 30
 
 

@@ -1,13 +1,11 @@
-"""How well is an optimum found? Draws curves with a known optimum, and measures bias, coverage and
-verdicts.
+r"""Quality of fitted optima: bias, coverage and verdicts on curves with a known optimum.
 
-  python experiments/benchmarks/optimum.py [--draws=200] [--only=NAME] >
-  experiments/benchmarks/optimum.txt
+    python experiments/benchmarks/optimum.py [--draws=200] [--only=NAME] \
+        > experiments/benchmarks/optimum.txt
 
-Loss above the minimum at a distance d, log2 learning rate, from the true optimum, in nats: 0.022
-d^2 times a shape.
-Unless said otherwise: widths 32 to 256, a grid of factor 2, three seeds, noise of 0.005 nats, the
-optimum anywhere between two points of the grid.
+The loss above the minimum, nats, at a distance d (log2 learning rate) from the true optimum is
+0.022 d^2 times a shape. Unless said otherwise: widths 32 to 256, a grid of factor 2, three seeds,
+noise of 0.005 nats, and the optimum anywhere between two points of the grid.
 """
 
 import argparse
@@ -28,12 +26,14 @@ UNEVEN = np.log2(np.array([1, 3, 5, 7, 9, 10, 15, 20, 30]) * 1e-3)
 class Setting:
     """One kind of curves.
 
-    shape: name of the loss above the minimum. asymmetry: how much steeper one side is; turning: it
-      runs from
-    -asymmetry at the narrowest to +asymmetry at the widest width, and is the same at every width
-    otherwise. drift:
-    log2 LR per doubling. growth: doublings of the noise per log2 LR above the optimum. luck:
-    standard deviation of a seed's luck, nats. spread: of a seed's own optimum, log2 LR.
+    shape: name of the loss above the minimum.
+    asymmetry: how much steeper one side is.
+    turning: whether the asymmetry runs from -asymmetry at the narrowest to +asymmetry at the widest
+      width, in place of being the same at every width.
+    drift: log2 LR per doubling.
+    growth: doublings of the noise per log2 LR above the optimum.
+    luck: standard deviation of a seed's luck, nats.
+    spread: standard deviation of a seed's own optimum, log2 LR.
     """
 
     shape: str = "tanh"
@@ -119,12 +119,15 @@ def draw(setting: Setting, num: int, seed: int = 0, noiseless: bool = False):
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """bias, parabolas: mean error of the drift, and of the drift of parabolas' vertices, log2 LR
-    per doubling.
+    """The results of one setting.
 
-    scatter: standard deviation of the drift over draws. half: mean half of its 68% interval.
-      coverage: of that
-    interval. unflagged: how many draws these are over. words: verdicts.
+    bias, parabolas: mean error of the drift, and of the drift of parabolas' vertices, log2 LR per
+      doubling.
+    scatter: standard deviation of the drift over draws.
+    half: mean half of the drift's 68% interval.
+    coverage: coverage of that interval.
+    unflagged: number of draws behind these numbers.
+    words: verdicts.
     """
 
     bias: float

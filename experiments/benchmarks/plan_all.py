@@ -1,10 +1,10 @@
-"""Plans every config of both papers at full scale for its pod, as many runs at once as have devices
-of their own.
+"""Plans every config of both papers at full scale for its pod, with as many runs at once as fit.
 
-python experiments/benchmarks/plan_all.py [NAME ...]
-Needs libtpu. Runs that differ in numbers alone, of any config, are compiled once. Without names it
-writes plans/lingle2024.{json,txt} and plans/kalra2026.{json,txt}; it ends with 1 if something does
-not fit.
+    python experiments/benchmarks/plan_all.py [NAME ...]
+
+Runs at once have devices of their own. Needs libtpu. Runs that differ only in numbers, of any
+config, are compiled once. Without names it writes plans/lingle2024.{json,txt} and
+plans/kalra2026.{json,txt}; it exits with 1 if a point does not fit.
 """
 
 import json
@@ -19,7 +19,7 @@ from mujax.plan.topology import load_topology
 from mujax.sweep.points import group_points, make_points
 
 PLANS = Path(__file__).parent / "plans"
-# paper -> name -> (its config, the topology that the config states)
+# paper -> name -> (its config, the config's topology)
 CONFIGS = {
     "lingle2024": {
         name: (ablations.get_config, "v4:4x8x8" if name.startswith("combined") else "v3:8x8")
@@ -30,7 +30,7 @@ CONFIGS = {
 
 
 def plan_groups(tree: dict, topology_name: str) -> list[Group]:
-    """Of the points of a sweep, the narrowest first."""
+    """Plans the groups of a sweep's points, the narrowest first."""
     topology = load_topology(topology_name)
     groups = []
     for points in group_points(make_points(tree)):
@@ -58,7 +58,7 @@ def main(names: list[str]) -> int:
                 "groups": [group_json(group) for group in groups],
             }
             for group in documents[name]["groups"]:
-                del group["model"], group["top"]  # long
+                del group["model"], group["top"]  # too long to keep
         if not names:
             text = json.dumps({"assumptions": ASSUMPTIONS, "plans": documents}, indent=1)
             (PLANS / f"{paper}.json").write_text(text + "\n")

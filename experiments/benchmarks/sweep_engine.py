@@ -1,10 +1,10 @@
-"""Points per hour of a sweep: a process per point, a loop in one process, and mujax.sweep.engine,
-on the same work.
+"""Points per hour of a sweep: one process per point, a loop in one process, and mujax.sweep.engine.
 
-python experiments/benchmarks/sweep_engine.py --case=narrow-8,narrow-32,middle-8,middle-32
-python experiments/benchmarks/sweep_engine.py --plot
-The question, the results and what they do not show: README.md beside this file. This process starts
-the others, sweep_engine_child.py, and looks at the clock; it imports no jax.
+    python experiments/benchmarks/sweep_engine.py --case=narrow-8,narrow-32,middle-8,middle-32
+    python experiments/benchmarks/sweep_engine.py --plot
+
+README.md beside this file has the question, the results and their limits. This process starts the
+others, sweep_engine_child.py, and measures their time; it does not import JAX.
 """
 
 import argparse
@@ -23,22 +23,21 @@ MODES = {
     "loop": "one process, a loop",
     "engine": "one process, mujax.sweep.engine",
 }
-TOLERANCE = 1e-4  # relative, between the losses that two modes find for a point
+TOLERANCE = 1e-4  # relative difference between two modes' losses of a point
 RESULTS = Path(__file__).with_name("results.jsonl")
 CHILD = Path(__file__).with_name("sweep_engine_child.py")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The work: points that differ in their learning rate alone. Sizes in the units of
-    configs/base.py."""
+    """A workload: points that differ only in their learning rate; units as in configs/base.py."""
 
     points: int
     steps: int
     d_model: int
     num_layers: int
     d_head: int
-    vocab_size: int  # 256: a token is a byte; above: a pair of bytes, folded
+    vocab_size: int  # at 256 a token is a byte; above, a pair of bytes, folded
     batch_size: int
     seq_len: int
 
@@ -59,11 +58,11 @@ CASES = {
 
 
 def start(*args) -> dict:
-    """Runs a child to its end and returns what it has printed."""
-    # every child has jax's defaults
+    """Runs a child to its end and returns what it printed."""
+    # Every child has JAX's defaults.
     unset = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
     env = {key: value for key, value in os.environ.items() if key not in unset}
-    # of this checkout
+    # The mujax of this checkout.
     env |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(CHILD.parents[2])}
     command = [sys.executable, CHILD, *map(str, args)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
@@ -71,14 +70,14 @@ def start(*args) -> dict:
 
 
 def measure(name: str, modes: Sequence[str]) -> list[dict]:
-    """One result a mode.
+    """Returns one result per mode.
 
     Raises:
       RuntimeError: two modes disagree on a loss, so that they have not done the same work.
     """
     case, about, losses, results = CASES[name], start(), {}, []
     for mode in modes:
-        # Processes per point run one after the other, each with all cores
+        # The processes of points run one after the other, each with all cores.
         spans = [[i] for i in range(case.points)] if mode == "process" else [range(case.points)]
         began = time.perf_counter()
         parts = [start(mode, name, *span) for span in spans]
@@ -103,7 +102,7 @@ def measure(name: str, modes: Sequence[str]) -> list[dict]:
 
 
 def read_results() -> dict[tuple[str, str, str], dict]:
-    """(device, case, mode) -> result."""
+    """Returns {(device, case, mode): result}."""
     results = (
         [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     )
@@ -111,8 +110,7 @@ def read_results() -> dict[tuple[str, str, str], dict]:
 
 
 def keep(results: Sequence[dict]) -> None:
-    """Puts results in the place of older ones of the same device, case and mode; the file is
-    replaced whole."""
+    """Replaces older results of the same device, case and mode; the file is rewritten whole."""
     merged = read_results() | {(r["device"], r["case"], r["mode"]): r for r in results}
     temporary = RESULTS.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(result) + "\n" for result in merged.values()))
@@ -142,7 +140,7 @@ def table(device: str, cases: Mapping[str, Sequence[dict]]) -> str:
 
 
 def plot(devices: Mapping[str, Mapping[str, Sequence[dict]]], file: Path) -> None:
-    """Points per hour relative to a process per point: a panel a device, a group of bars a case."""
+    """Plots points per hour relative to one process per point: a panel per device."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -181,7 +179,7 @@ def plot(devices: Mapping[str, Mapping[str, Sequence[dict]]], file: Path) -> Non
 
 
 def report() -> None:
-    """Prints a table a device, and writes the figure, of the cases that all modes have finished."""
+    """Prints a table per device, and writes the figure, for cases that all modes finished."""
     results = read_results()
     devices: dict[str, dict[str, list[dict]]] = {}
     for device in dict.fromkeys(device for device, *_ in results):

@@ -1,7 +1,8 @@
-"""A process that sweep_engine.py starts and times: trains points of a case in one of the modes, or
-tells the device.
+"""The process that sweep_engine.py starts and times: trains a case's points, or tells the device.
 
-python sweep_engine_child.py [MODE CASE POINT ...]; prints one line of JSON.
+    python sweep_engine_child.py [MODE CASE POINT ...]
+
+Prints one line of JSON.
 """
 
 import dataclasses
@@ -25,9 +26,9 @@ from mujax.training.results import code_version
 from mujax.training.run import device_description, make_run
 from mujax.training.steps import init_options, make_train_fns
 
-# of the first and the last point; above, rounding grows over 100 steps
+# Learning rates of the first and the last point; above, rounding grows over 100 steps.
 LOG2_LEARNING_RATES = (-10, -8)
-EVAL_BATCHES = 4  # at step 0 and after the last
+EVAL_BATCHES = 4  # per evaluation, at step 0 and after the last step
 
 
 def make_runs(case: Case, indices: Sequence[int]) -> list:
@@ -52,8 +53,7 @@ def make_runs(case: Case, indices: Sequence[int]) -> list:
 
 
 def load_data(case: Case, seed: int):
-    """({seed: training batches}, validation batches [E, B, T + 1]) of the text of Python's standard
-    library."""
+    """Returns ({seed: training batches}, validation batches [E, B, T + 1]) of the embedded text."""
     bytes_per_token = 1 if case.vocab_size == 256 else 2
     row_bytes = bytes_per_token * (case.seq_len + 1)
     corpus = load_corpus("embedded", "", "", seq_len=row_bytes - 1, batch_size=case.batch_size)
@@ -69,8 +69,7 @@ def load_data(case: Case, seed: int):
 
 
 def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
-    """One run after the other, compiled once, in the loop of mujax.training.loop without its
-    files."""
+    """Trains one run after the other, compiled once, as mujax.training.loop but without files."""
     fns = make_train_fns(runs[0].program)
     init = jax.jit(fns.init, compiler_options=init_options())
     step_fn, evaluate = jax.jit(fns.step, donate_argnums=0), jax.jit(fns.evaluate)
@@ -84,14 +83,15 @@ def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
         first_loss, loss = mean_loss(run, state), 0.0
         for t in range(run.cfg.train.steps):
             state, metrics = step_fn(state, batches[run.cfg.seed][t], run.hps, run.scalings)
-            # of the step before: read, as for seeing a divergence, after this one is dispatched
+            # Metrics of the step before, read after this step is dispatched, as to see a
+            # divergence.
             float(loss)
             loss = metrics["loss"]
         yield first_loss, mean_loss(run, state)
 
 
 def train_in_engine(runs, batches, validation) -> Iterator[tuple[float, float]]:
-    from mujax.sweep.engine import train_runs  # here, because the other modes would not import it
+    from mujax.sweep.engine import train_runs  # here, as the other modes do not import it
 
     evals = {i: progress.evals for i, progress in train_runs(runs, batches, validation)}
     for i in range(len(runs)):
@@ -99,9 +99,9 @@ def train_in_engine(runs, batches, validation) -> Iterator[tuple[float, float]]:
 
 
 def train(mode: str, case: Case, indices: Sequence[int]) -> dict[str, list]:
-    """Validation losses of each point, at step 0 and after the last."""
+    """Returns the validation losses of each point, at step 0 and after the last step."""
     if mode == "engine":
-        # as `mujax sweep` does: a CPU device a core; accelerators are devices as they are
+        # As in `mujax sweep`: one CPU device per core; accelerators are devices already.
         jax.config.update("jax_num_cpu_devices", num_cores())
     runs = make_runs(case, indices)
     train_all = train_in_engine if mode == "engine" else train_in_a_loop
@@ -109,7 +109,7 @@ def train(mode: str, case: Case, indices: Sequence[int]) -> dict[str, list]:
 
 
 def describe() -> dict[str, str]:
-    """The fields of a result that tell where it was measured, and what."""
+    """Returns the fields of a result that tell where and what was measured."""
     device, cpuinfo = device_description(), Path("/proc/cpuinfo")
     if jax.default_backend() == "cpu":
         named = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None

@@ -1,11 +1,11 @@
-"""Measures what the loop of mujax train costs beside its compiled step.
+"""Measures the cost of mujax train's loop beside its compiled step.
 
 The loop reads batches and metrics, writes logs and checkpoints, and watches for signals.
 
-PYTHONPATH=. python experiments/benchmarks/train_loop.py
+    PYTHONPATH=. python experiments/benchmarks/train_loop.py
 
-In one process, 100 steps of the loop and 100 of the bare step in turn (rows read before, nothing
-looked at). The loop's time has checkpoints at the default interval in it (the first compiles what
+In one process, 100 steps of the loop alternate with 100 bare steps (rows read before, metrics not
+read). The loop's time includes checkpoints at the default interval (the first one compiles what
 they need), and no evaluation.
 """
 
@@ -40,8 +40,10 @@ def main() -> None:
         return jax.block_until_ready(jax.tree.map(jax.numpy.copy, state))
 
     class Between(Observer):
-        """Lets the loop's own steps be; every SEGMENT steps, not right after a checkpoint, come the
-        bare ones."""
+        """A function that is called between the loop's steps.
+
+        Every SEGMENT steps, but not right after a checkpoint, it runs the bare steps.
+        """
 
         def begin_step(self, t, state):
             nonlocal begun
@@ -50,7 +52,7 @@ def main() -> None:
                 if begun:
                     whole.append(time.perf_counter() - begun)
                 else:
-                    step(copied(state), rows[0], run.hps, run.scalings)  # compiles it
+                    step(copied(state), rows[0], run.hps, run.scalings)  # compiles the step
                 copy = copied(state)
                 start = time.perf_counter()
                 for x in rows:

@@ -1,10 +1,10 @@
-"""One training step of mujax against a plain functional one, of the same model, in one process, in
-turns.
+"""Speed of one training step of mujax and of a plain functional one, in turns in one process.
 
-python experiments/benchmarks/train_step.py --case=step-a,step-b
+    python experiments/benchmarks/train_step.py --case=step-a,step-b
+
 The plain step is what one would write by hand for this one model: dicts of arrays, Python numbers,
-no flax, no optax, no parameterization. Both take the same weights to the same weights, or nothing
-is timed. Results: README.md.
+no flax, no optax, no parameterization. Both must map the same weights to the same weights, or
+nothing is timed. README.md has the results.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from mujax.training.loss import _num_chunks
 from mujax.training.run import Run, make_run
 from mujax.training.steps import make_train_fns
 
-# Sizes in the units of configs/base.py; the model is the baseline of Lingle 2024 (2404.05728)
+# Sizes in the units of configs/base.py; the model is the baseline of Lingle 2024 (2404.05728).
 CASES = {
     "step-a": {"d_model": 128, "vocab_size": 8192, "seq_len": 128, "batch_size": 8},
     "step-b": {"d_model": 256, "vocab_size": 32128, "seq_len": 256, "batch_size": 4},
@@ -73,8 +73,11 @@ def block(x_BTD, w):
 
 
 def make_plain_step(num_chunks: int, recompute: bool) -> Callable:
-    """recompute: the logits of a part of the loss are computed again for its gradient, rather than
-    kept."""
+    """Makes the plain step.
+
+    recompute: computes the logits of a part of the loss again for its gradient, in place of keeping
+      them.
+    """
 
     def loss(params, rows):
         x_BTD, _ = jax.lax.scan(
@@ -114,8 +117,10 @@ def make_plain_step(num_chunks: int, recompute: bool) -> Callable:
 
 
 def make_stepper(name: str, run: Run, rows) -> tuple[Callable, Callable]:
-    """(a function that takes one step and returns its loss, one that tells the weights); all start
-    from the same."""
+    """Returns two functions: one takes a step and returns its loss, one returns the weights.
+
+    All steppers start from the same weights.
+    """
     fns = make_train_fns(run.program)
     state = jax.jit(fns.init)(np.uint32(0), run.hps, run.scalings)
     if name == "mujax":
@@ -141,7 +146,8 @@ def make_stepper(name: str, run: Run, rows) -> tuple[Callable, Callable]:
 def assert_same_update(start, *ends) -> None:
     """Asserts that one tensor ends where the others do, to 5e-3 of its update.
 
-    Not closer: Adam's first update is the sign of each gradient, also of those that are rounding.
+    Not closer: Adam's first update is the sign of each gradient, even of gradients that are
+    rounding.
     """
     for end in ends[1:]:
         assert np.linalg.norm(end - ends[0]) <= 5e-3 * np.linalg.norm(ends[0] - start)
@@ -151,7 +157,11 @@ MODES = ("plain", "plain, logits recomputed", "mujax")
 
 
 def measure(case: str, rounds: int, steps: int) -> list[dict]:
-    """Raises AssertionError if losses or weights differ."""
+    """Measures a case in rounds.
+
+    Raises:
+      AssertionError: losses or weights differ.
+    """
     sizes = CASES[case]
     run = mujax_run(**sizes)
     shape = sizes["batch_size"], sizes["seq_len"] + 1
@@ -161,7 +171,7 @@ def measure(case: str, rounds: int, steps: int) -> list[dict]:
     for k in range(3):
         losses = [float(step()) for step, _ in steppers.values()]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
-        if k == 0:  # later, rounding grows wherever ReLU's gradient jumps
+        if k == 0:  # in later steps rounding grows wherever ReLU's gradient jumps
             jax.tree.map(assert_same_update, start, *(tell() for _, tell in steppers.values()))
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for k in range(rounds):

@@ -1,13 +1,12 @@
-"""The tables and figures of Kalra & Barkeshli 2026 (2605.21486) from sweeps at desk scale, beside
-the published ones.
+r"""Tables and figures of Kalra & Barkeshli 2026 (2605.21486): small-scale sweeps beside the paper.
 
-python experiments/kalra2026/account.py experiments/kalra2026/desk
---out=experiments/kalra2026/figures
+    python experiments/kalra2026/account.py experiments/kalra2026/desk \
+        --out=experiments/kalra2026/figures
 
 The folder holds sweeps of configs/kalra2026/studies.py, each named as its study. Prints the account
-and leaves in --out account.txt, phase.png (ours above, the paper's below) and studies.png.
-Intervals are 68% ones, "?" marks what is flagged (too few widths, an exponent at its bound, an
-optimum that is not bracketed): no verdict rests on that.
+and writes account.txt, phase.png (ours above, the paper's below) and studies.png to --out.
+Intervals are 68% intervals. "?" marks a flagged value (too few widths, an exponent at its bound, an
+optimum that is not bracketed): no verdict rests on it.
 """
 
 import argparse
@@ -41,7 +40,7 @@ COLUMNS = "parameterization=display,R_inf=R_inf_unscaled"
 
 
 def load(folder: Path) -> dict[str, list[Measured]]:
-    """What each study that is there shows. R is above the lower envelope of the study it is in."""
+    """Returns the measurements of each study in the folder; R is relative to its envelope."""
     folders = {name: folder / name for name in STUDIES | REASONS if (folder / name).is_dir()}
     if not folders:
         raise UserError(f"{folder} holds no sweep that is named as one of {', '.join(STUDIES)}")
@@ -58,13 +57,15 @@ def published() -> list[PhasePoint]:
 
 
 def phase_points(measured: Sequence[Measured]) -> list[PhasePoint]:
-    """Of the studies that have all three metrics."""
+    """Returns the points of the studies that have all three metrics."""
     return [point for m in measured if (point := m.phase_point())]
 
 
 def paper_name(table: str) -> str:
-    """'factorial+embd' -> 'SP+Embd', as in the paper; muP and muP-X where three or four switches
-    are on."""
+    """Returns the paper's name of a table: 'factorial+embd' -> 'SP+Embd'.
+
+    With three or four switches on it is muP or muP-X.
+    """
     on = switches(table) or frozenset()
     if len(on) >= 3:
         return "-".join(["muP", *(WORDS[s] for s in WORDS if s not in on)])
@@ -72,7 +73,7 @@ def paper_name(table: str) -> str:
 
 
 def short(m: Measured) -> str:
-    """A study's name with the paper's word for its table."""
+    """Returns a study's name with the paper's word for its table."""
     table = m.study.facets["parameterization"]
     name = paper_name(table.replace("sqrt_embd", "embd").replace("+sqrt_decay", ""))
     name += " (Embd by sqrt n)" * ("sqrt_embd" in table) + " (hidden decay by sqrt n)" * (
@@ -87,13 +88,13 @@ def short(m: Measured) -> str:
 
 
 def study_table(measured: Sequence[Measured]) -> str:
-    """A line a study: where its optimum is and moves, and what that costs.
+    """Tabulates, one line per study, where its optimum is and moves, and what that costs.
 
-    noise: standard deviation of a run's loss that the intervals go by, "*" where the fitted curves
-    miss the points by more than seeds explain and it is widened to that. seeds: standard deviation
-    among them at the best learning rates.
-    optimum: standard deviation of a seed's own optimum, log2 LR, "b" where it is borrowed from
-      other studies.
+    noise: standard deviation of a run's loss behind the intervals; "*" if it is widened because the
+      fitted curves miss the points by more than seeds explain.
+    seeds: standard deviation between seeds at the best learning rates.
+    optimum: standard deviation of a seed's own optimum, log2 LR; "b" if it is borrowed from other
+      studies.
     """
     lines = [
         [
@@ -150,8 +151,7 @@ def seeds_apart(m: Measured) -> str:
 
 
 def has_seeds(m: Measured) -> bool:
-    """Whether at every width the best learning rate was tried with several seeds: no verdict is
-    told from one."""
+    """Tells whether the best learning rate of every width has several seeds, as a verdict needs."""
     return all(
         o is not None and curve.num_seeds[curve.log2_lrs.index(o.log2_lr)] > 1
         for curve, o in zip(m.study.curves, m.optima, strict=True)
@@ -159,8 +159,10 @@ def has_seeds(m: Measured) -> bool:
 
 
 def medians(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Medians over weight decay, ours beside the published ones; "?" where all of them are
-    flagged."""
+    """Tabulates medians over weight decay, ours beside the published ones.
+
+    "?" marks a median of flagged values alone.
+    """
     lines = [
         ["", "E", "published", "R(inf)", "published", "kappa", "published", "fits", "drift", "of"]
     ]
@@ -191,8 +193,10 @@ def median_text(estimates: Sequence[Estimate], form: str) -> str:
 
 
 def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
-    """Does more weight decay make for better fits? Over pairs that differ in it alone and have as
-    many seeds."""
+    """Tabulates whether more weight decay makes for better fits.
+
+    Pairs differ in the decay alone and have equally many seeds.
+    """
     by_key = {(m.study.facets["weight decay"], m.study.facets["parameterization"]): m for m in ours}
     paper = {(float(p.facets["weight decay"]), p.facets["parameterization"]): [p] for p in theirs}
     lines = [
@@ -231,7 +235,7 @@ def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
 
 
 def factor_text(logs: Sequence[float]) -> str:
-    """'0.57 (0.38 to 0.91)': geometric mean and its 68% interval, of natural logarithms."""
+    """Returns '0.57 (0.38 to 0.91)': geometric mean and 68% interval, from natural logarithms."""
     said = mean_interval(logs)
     bars = " ({:.2g} to {:.2g})".format(*map(math.exp, said.interval)) if said.interval else ""
     return f"{math.exp(said.value):.3g}{bars}"
@@ -294,11 +298,11 @@ def effects(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
 
 
 def embedding_share(ours: Sequence[Measured]) -> str:
-    """Is the embedding's learning rate most of what muP has over SP? By decay; intervals by draws
-    from the estimates'.
+    """Tabulates how much of muP's gain over SP comes from the embedding's learning rate, by decay.
 
-    share: of the way from SP to muP, in log E or in the loss at the widest width, that SP+Embd
-    goes; "-" where muP is not ahead by twice its error.
+    share: the part of the way from SP to muP, in log E or in the loss at the widest width, that
+      SP+Embd goes; "-" where muP is not ahead by twice its error. Intervals come from draws of the
+      estimates.
     """
     by_key = {
         (m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours
@@ -326,12 +330,12 @@ def embedding_share(ours: Sequence[Measured]) -> str:
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> str:
-    """Of a gain, which is below 0."""
+    """Returns the text of a share of a gain; a gain is below 0."""
     return spread(part / whole) if np.mean(whole) < -2 * np.std(whole) else "-"
 
 
 def draws(m: Measured, what: str, value: float, error: float) -> np.ndarray:
-    """Of a normal distribution, others for each study and quantity."""
+    """Draws from a normal distribution, with a seed of each study and quantity."""
     return np.random.default_rng(zlib.crc32(f"{m.study.name} {what}".encode())).normal(
         value, error, 10_000
     )
@@ -357,7 +361,7 @@ def loss_draws(m: Measured) -> np.ndarray:
 
 
 def spread(values: np.ndarray, digits: int = 2) -> str:
-    """'0.31 (0.20 to 0.48)': median and 68% interval."""
+    """Returns '0.31 (0.20 to 0.48)': median and 68% interval."""
     low, middle, high = np.percentile(values, (16, 50, 84))
     return (
         f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
@@ -424,8 +428,8 @@ def draw(found: Mapping[str, Sequence[Measured]], folder: Path) -> None:
 
 
 def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
-    """The three phase diagrams, ours above and the published below; color: Embd; marker: LN."""
-    from mujax.report import figures  # brings matplotlib
+    """Draws the phase diagrams, ours above and the published below; color: Embd; marker: LN."""
+    from mujax.report import figures  # imports matplotlib
 
     figure, axes = plt.subplots(
         2, 3, figsize=(12, 7), sharex="col", sharey="col", layout="constrained"
@@ -461,7 +465,7 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
 
 
 def draw_studies(plt, found: Mapping[str, Sequence[Measured]]):
-    """Draws the fitted optimum against width, a panel per question; flagged optima are hollow."""
+    """Draws the fitted optimum against width, one panel per question; flagged optima are hollow."""
     shown = {name: found[name] for name in ("factorial", *TITLES) if name in found}
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)

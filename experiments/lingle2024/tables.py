@@ -1,16 +1,15 @@
-"""The tables and figures of Lingle 2024 (2404.05728) from finished sweeps, beside the published
-numbers.
+r"""Tables and figures of Lingle 2024 (2404.05728): finished sweeps beside the published numbers.
 
-python experiments/lingle2024/tables.py experiments/lingle2024/desk/*
---out=experiments/lingle2024/figures python experiments/lingle2024/tables.py
-baseline=runs/lingle_baseline
+    python experiments/lingle2024/tables.py experiments/lingle2024/desk/* \
+        --out=experiments/lingle2024/figures
+    python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
 
 A folder holds a sweep of configs/lingle2024/ablations.py and is named as the ablation, or is given
-as NAME=FOLDER. Prints the tables and leaves in --out tables.txt, drift.png and losses.png. Losses
-are the best of a run's evaluations,
-as in the paper. Its verdict: Yes if one learning rate of the grid is best at every width. Ours: how
-the optimum moves with the width, and what the narrowest width's costs at the others, by 90%
-intervals (mujax.transfer.verdict.judge).
+as NAME=FOLDER. Prints the tables and writes tables.txt, drift.png and losses.png to --out. Losses
+are the best of a run's evaluations, as in the paper. The paper's verdict is Yes if one learning
+rate of the grid is best at every width. Ours is about how the optimum moves with the width, and
+what the narrowest width's optimum costs at the others, by 90% intervals
+(mujax.transfer.verdict.judge).
 """
 
 import argparse
@@ -36,25 +35,25 @@ from mujax.transfer.verdict import LEVEL, ArgminVerdict, Verdict, argmin_verdict
 
 HERE = Path(__file__).parent
 STUDIES = ABLATIONS | REASONS
-# Of one run's loss: gaps below 0.02 nats, so twice this, are called undecided in published.csv's
-# source
+# Noise of one run's loss, nats: the source of published.csv calls gaps below 0.02 nats, twice this,
+# undecided.
 NOISE = 0.01
 MISSING, DIVERGED = ".", "div"
-TOLERANCE = 0.25  # of the drift, log2 of the learning rate per doubling of width
-LOSS_TOLERANCE = 0.02  # of what the narrowest width's optimum costs at the others, nats
-# Learning rates go with the root of the batch, so these optima are shifted against the others'
+TOLERANCE = 0.25  # for the drift, log2 of the learning rate per doubling of width
+LOSS_TOLERANCE = 0.02  # for the cost of the narrowest width's optimum at the others, nats
+# Learning rates grow as the root of the batch, so these optima are shifted against the others.
 LR_NOTES = {"bsz_large": ", rates x 2", "bsz_small": ", rates / 2"}
-# The published tables' names of what the ablations call differently
+# name of an ablation -> its name in the published tables, if different
 PUBLISHED_NAME = {"wd_coupled": "wd_coupled_0.1", "combined": "combined_large_scale"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Losses of one ablation. cells: width -> log2 learning rate -> loss of each seed, None where
-    diverged.
+    """Losses of one ablation.
 
+    cells: width -> log2 learning rate -> loss of each seed, None if diverged.
     grid: the log2 learning rates that each width should have; a refinement adds more to some.
-    notes: what a reader must know of it.
+    notes: what a reader should know about it.
     """
 
     name: str
@@ -68,12 +67,12 @@ class Study:
         return sorted(self.cells)
 
     def curve(self, width: int) -> tuple[list[float], list[tuple[float | None, ...]]]:
-        """(log2 learning rates, losses of their seeds), of the cells that are there."""
+        """Returns (log2 learning rates, losses of their seeds) of the finished cells."""
         lrs = sorted(self.cells[width])
         return lrs, [self.cells[width][x] for x in lrs]
 
     def argmin(self) -> ArgminVerdict:
-        """The paper's verdict, on the grid that all widths share."""
+        """Returns the paper's verdict, on the grid that all widths share."""
         cells = [[x for x in self.grid if x in self.cells[width]] for width in self.widths]
         losses = [
             [self.cells[width][x] for x in lrs]
@@ -84,13 +83,13 @@ class Study:
         return verdict if complete else dataclasses.replace(verdict, word="undecided")
 
     def best(self) -> list[float | None]:
-        """log2 of the best learning rate of each width, of all that were tried."""
+        """Returns log2 of the best learning rate of each width, of all that were tried."""
         return [o.log2_lr if o else None for o in self.optima()]
 
     def optima(self) -> list[Optimum | None]:
         """Finds the optimum at each width, None where nothing was run.
 
-        The noise comes from the seeds where there are several, else it is NOISE.
+        The noise comes from the seeds if there are several, else it is NOISE.
         """
         there = [width for width in self.widths if self.cells[width]]
         lrs, losses = zip(*map(self.curve, there), strict=True) if there else ((), ())
@@ -99,7 +98,7 @@ class Study:
         return [found.get(width) for width in self.widths]
 
     def num_seeds(self) -> list[int]:
-        """Of each width, at its best learning rate."""
+        """Returns the number of seeds of each width at its best learning rate."""
         return [
             len(self.cells[width][o.log2_lr]) if o else 0
             for width, o in zip(self.widths, self.optima(), strict=True)
@@ -115,7 +114,7 @@ def mean(seeds: Sequence[float | None]) -> float | None:
 
 
 def published() -> dict[str, Study]:
-    """Ablation -> its published losses, of those that are at hand.
+    """Returns {ablation: its published losses}, as far as they are at hand.
 
     A run that diverged shows its initial loss there, ln(32100) + 1 / (2 width).
     """
@@ -137,7 +136,7 @@ def published_verdicts() -> dict[str, str]:
 
 
 def load_study(argument: str) -> Study:
-    """The sweep in a folder that is named as an ablation, or in FOLDER of NAME=FOLDER.
+    """Loads the sweep in a folder named as an ablation, or in FOLDER of NAME=FOLDER.
 
     Raises:
       UserError: no such ablation, or no finished points.
@@ -162,8 +161,10 @@ def load_study(argument: str) -> Study:
 def _closest_config(
     name: str, config: Mapping[str, Any]
 ) -> tuple[list[float], Sequence[int], tuple[str, ...]]:
-    """(log2 learning rates, widths, notes) of the shipped profile and scale that a sweep's config
-    is nearest to."""
+    """Returns (log2 learning rates, widths, notes) of the shipped config closest to a sweep's.
+
+    Shipped configs differ in profile and scale.
+    """
     found = []
     for profile in ("paper", "head"):
         for scale in ("desk",) if name in REASONS else ("full", "desk"):
@@ -183,8 +184,7 @@ def _closest_config(
 
 
 def study_table(studies: Sequence[Study]) -> str:
-    """The losses of one ablation, ours and published, with the optima and what is wrong with
-    them."""
+    """Tabulates the losses of one ablation, ours and published, with optima and flags."""
     grid = sorted(
         set().union(
             *(study.grid for study in studies), *(c for s in studies for c in s.cells.values())
@@ -233,20 +233,19 @@ def cell_text(seeds: Sequence[float | None] | None) -> str:
     return DIVERGED if loss is None else f"{loss:.3f}"
 
 
-# Published word, ours -> do they agree?
+# (published verdict, ours) -> whether they agree
 AGREEMENT = {
     ("Yes", "transfers"): "yes",
     ("No", "drifts"): "yes",
     ("Yes", "drifts"): "no",
     ("No", "transfers"): "no",
 }
-# One learning rate that serves at all widths is what the paper asks for
+# The paper asks for one learning rate that serves at all widths.
 AGREEMENT |= {("Yes", "moves at no cost"): "yes", ("No", "moves at no cost"): "no"}
 
 
 def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
-    """A line an ablation: the verdict and the best learning rate of each width, published and
-    ours."""
+    """Tabulates, per ablation, verdict and best learning rate of each width, published and ours."""
     verdicts = published_verdicts()
     header = [
         "ablation",
@@ -304,8 +303,7 @@ def drift_text(study: Study) -> str:
 
 
 def cost_text(study: Study) -> str:
-    """The most that the narrowest width's optimum costs at another, nats, and the highest end of
-    the intervals."""
+    """Returns the largest cost of the narrowest optimum, nats, and the highest interval end."""
     costs = [cost for cost in penalties(study.widths, study.optima())[1:] if cost]
     ends = [end for cost in costs if (end := cost.within(LEVEL))]
     if not ends or study.verdict().cost is None:
@@ -314,7 +312,7 @@ def cost_text(study: Study) -> str:
 
 
 def draw(ours: Mapping[str, Study], folder: Path) -> None:
-    """drift.png: of each ablation; losses.png: our curves, a panel per ablation."""
+    """Draws drift.png (drift of each ablation) and losses.png (a panel of curves per ablation)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -399,7 +397,7 @@ def draw_losses(plt, ours: Mapping[str, Study]):
                     *min(points, key=lambda point: point[1]), "*", ms=11, color=shade, mec="white"
                 )
         axis.grid(alpha=0.25)
-    axes[0][0].set_ylim(best - 0.05, best + 0.8)  # what is above is no optimum
+    axes[0][0].set_ylim(best - 0.05, best + 0.8)  # no optimum is above
     for axis in axes[:, 0]:
         axis.set_ylabel("best loss, nats")
     for axis in axes.flat[max(len(names) - columns, 0) : len(names)]:

@@ -1,9 +1,8 @@
-"""Names the tensor or activation that is wrong, and the power of the width it is wrong by, from
-slopes alone.
+"""The wrong tensors and activations, and the power of the width by which they are wrong.
 
-What is wrong at one place shows everywhere behind it, so places are judged by what they are made
-of: an activation is to blame only if it misses while all its sources pass (mujax.check.dataflow).
-Initialization comes first: after a forward pass that is wrong, training says little.
+What is wrong at one place shows everywhere behind it, so an activation is judged by its sources: it
+is to blame only if it misses while all its sources pass (mujax.check.dataflow). Initialization
+comes first: after a wrong forward pass, training tells little.
 """
 
 import dataclasses
@@ -14,27 +13,27 @@ from mujax.check.coordinates import Slope
 from mujax.check.dataflow import Origin
 from mujax.check.findings import LEVELS, Finding, power, worst
 
-# How far a slope may be off. The mildest bugs are off by 1/2; what a right model of width 32 to 256
-# shows after 10 steps is at most 0.21 (measured on mup, five optimizers, three seeds). Weights and
+# How far a slope may be off. The mildest bugs are off by 1/2; right models of width 32 to 256 are
+# off by at most 0.21 after 10 steps (measured on mup, five optimizers, three seeds). Weights and
 # activations at initialization are almost exact.
 INITIAL_TOLERANCE = 0.2
 TOLERANCE = 0.3
-# By which the slope of a size at initialization must certainly rise without the narrowest width,
-# where it is steeper
-# than without the widest: what finite width does to right models gets less with width
+# A slope at initialization counts as growing if it is certainly steeper, by this much, without the
+# narrowest width than without the widest. In right models effects of finite width shrink with
+# width.
 GROWTH = 0.03
 
-# Changes that may decline, up to this exponent, though all is right; a wrong scale shows at
-# initialization too.
+# Some changes may decline down to this exponent in a right model. A wrong scale shows at
+# initialization, too.
 LARGEST_DECLINE = -0.6
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One tensor or activation: its exponents at initialization and at each horizon, measured and
-    wanted.
+    """Measured and wanted exponents of one tensor or activation, initially and at each horizon.
 
-    first_initial, first_later: of an activation of several layers, those of its first layer alone.
+    first_initial, first_later: exponents of the first layer alone, for an activation of several
+      layers.
     """
 
     name: str
@@ -49,11 +48,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """All that coordinate_findings goes by.
+    """The input of coordinate_findings.
 
     activations: in the order of the forward pass.
-    declining: activation -> why its change may decline with width though all is right.
-    degrees: as in judge. frozen: tensors that are never updated.
+    declining: activation -> why its change may decline with width in a right model.
+    degrees: as in verdict.judge.
+    frozen: tensors that are never updated.
     """
 
     tensors: tuple[Line, ...]
@@ -67,10 +67,9 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Miss:
-    """The amount a slope is off by, and whether that is certain: fail, or undecided and why.
+    """The amount by which a slope is off, and its level: fail, or undecided with a reason.
 
-    by_seeds: whether it is the interval over seeds that leaves it undecided, not the choice of
-      widths.
+    by_seeds: whether the interval over seeds leaves it undecided, not the choice of widths.
     """
 
     level: str
@@ -80,12 +79,12 @@ class Miss:
 
 
 def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss | None:
-    """How a slope misses; None if it passes.
+    """Returns how a slope misses; None if it passes.
 
-    Near the tolerance, between two thirds and four thirds of it, it passes or fails only if the
-    whole interval does, and the slopes without the widest and without the narrowest width with it.
-    Beyond, it fails unless the interval reaches halfway into the tolerance. Below, it passes unless
-    it certainly fails without one of these widths.
+    Near the tolerance, between two thirds and four thirds of it, a slope passes or fails only if
+    its whole interval does, and so do the slopes without the widest and without the narrowest
+    width. Beyond, it fails unless the interval reaches halfway into the tolerance. Below, it passes
+    unless it certainly fails without one of these widths.
     """
     if slope is None or wants is None:
         return None
@@ -115,8 +114,10 @@ def assess(slope: Slope | None, wants: float | None, tolerance: float) -> Miss |
 
 
 def grows_late(slope: Slope | None, wants: float | None) -> Miss | None:
-    """A size within tolerance that grows, the faster the wider: something in it starts small and
-    will outgrow it."""
+    """Returns the miss of a size within tolerance that grows faster the wider the model is.
+
+    A part of the size starts small and will outgrow the rest.
+    """
     if slope is None or wants is None or slope.bend is None:
         return None
     end = slope.ends[1]
@@ -130,7 +131,10 @@ def grows_late(slope: Slope | None, wants: float | None) -> Miss | None:
 
 
 def coordinate_findings(case: Case, earlier: Sequence[Finding], eps: float) -> list[Finding]:
-    """Findings from slopes alone, beside what `earlier` says; eps is the optimizer's."""
+    """Returns findings from slopes alone, beside `earlier` ones.
+
+    eps: the optimizer's eps.
+    """
     findings: list[Finding] = []
     for line in case.tensors:
         findings += _initial_tensor(
@@ -138,7 +142,7 @@ def coordinate_findings(case: Case, earlier: Sequence[Finding], eps: float) -> l
         )
     forward = _activation_findings(case, "starts", [*earlier, *findings])
     findings += forward
-    if worst(forward) == "fail":  # gradients are of wrong sizes too, and every change
+    if worst(forward) == "fail":  # gradients, and so every change, have wrong sizes too
         return findings
     for line in case.tensors:
         own = [finding for finding in earlier if finding.subject == line.name]
@@ -179,8 +183,10 @@ def _initial_tensor(line: Line, earlier: Sequence[Finding], widths: Sequence[int
 def _updates(
     line: Line, earlier: Sequence[Finding], is_frozen: bool, eps: float, widths: Sequence[int]
 ) -> list[Finding]:
-    """Finds wrong updates that the static part cannot see: it reads the table, training shows how
-    it is applied."""
+    """Finds wrong updates that the static part cannot see.
+
+    The static part reads the table; training shows how it is applied.
+    """
     if is_frozen:
         fix = "look at masks and stopped gradients"
         return [Finding(line.name, "fail", "coordinates", "update", "is never updated", fix)]
@@ -214,8 +220,10 @@ def _largest(misses: Sequence[Miss]) -> Miss:
 
 
 def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence[int]) -> Finding:
-    """With the widths that would decide it: four times as wide what finite width does is smaller,
-    and seeds differ less."""
+    """Returns a finding with the widths that would decide it.
+
+    At four times the width, effects of finite width are smaller and seeds differ less.
+    """
     decides = f"--widths={','.join(str(4 * width) for width in widths)}"
     if miss.by_seeds:
         decides = f"more seeds (--seeds), or {decides}"
@@ -223,11 +231,11 @@ def _undecided(subject: str, about: str, text: str, miss: Miss, widths: Sequence
 
 
 def _misses(line: Line, when: str, is_first: bool) -> Miss | None:
-    """How an activation misses at initialization (`starts`) or in its change (`changes`), of all
-    layers or the first.
+    """Returns how an activation misses, in all layers or in the first.
 
-    Growth of a change counts at any horizon, decline at the last alone: before that a change still
-    carries what initialization leaves, which vanishes with width.
+    when: at initialization (`starts`) or in its change (`changes`). A change that grows counts at
+      any horizon, a decline at the last horizon only: earlier changes still carry a part from
+      initialization, which vanishes with width.
     """
     if when == "starts":
         slope = line.first_initial if is_first else line.initial
@@ -240,10 +248,10 @@ def _misses(line: Line, when: str, is_first: bool) -> Miss | None:
 
 
 def _activation_findings(case: Case, when: str, earlier: Sequence[Finding]) -> list[Finding]:
-    """The activations that miss while all that they are made of passes.
+    """Returns findings on the activations that miss while all their sources pass.
 
-    Where the first of several layers misses, it is the first that counts: what is read by all
-    layers but the first, the layers before, has not been made yet.
+    Where the first of several layers misses, it alone counts, as the sources of the later layers
+    include the layers before them.
     """
     stacked = {line.name for line in case.activations if line.first_initial is not None}
     whole = {line.name: miss for line in case.activations if (miss := _misses(line, when, False))}
@@ -252,7 +260,7 @@ def _activation_findings(case: Case, when: str, earlier: Sequence[Finding]) -> l
         for line in case.activations
         if (miss := _misses(line, when, line.name in stacked))
     }
-    # What is not of a layer may read the last one, whatever the first is like
+    # An activation outside the stack may read the last layer, whether the first misses or not.
     of_sources = {name: first if name in stacked else {**whole, **first} for name in first}
     findings = _blamed(case, when, first, of_sources, earlier)
     return findings or _blamed(case, when, whole, dict.fromkeys(whole, whole), earlier)
@@ -265,8 +273,7 @@ def _blamed(
     of_sources: Mapping[str, Mapping[str, Miss]],
     earlier: Sequence[Finding],
 ) -> list[Finding]:
-    """A finding for each miss that neither the misses of its sources, of_sources[name], nor failed
-    tensors explain."""
+    """Returns a finding per miss that neither of_sources[name] nor failed tensors explain."""
     of_training = ("learning rate", "eps", "decay", "update")
     failed = {
         finding.subject
@@ -310,7 +317,7 @@ def _blamed(
 
 
 def _fix(case: Case, line: Line, origin: Origin, when: str, miss: Miss) -> str:
-    """A forward scale if the activation is proportional to a power of one, else where to look."""
+    """Returns the forward scale to change, if a power of one fits, else where to look."""
     for scale in sorted(origin.scales):
         if degree := case.degrees.get((line.name, scale)):
             return f"{scale} x {power(-miss.exponent / degree)}"

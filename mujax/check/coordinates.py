@@ -1,5 +1,4 @@
-"""The coordinate check's measurement: how big weights, their updates, activations and their changes
-are.
+"""The coordinate check: sizes of weights, updates, activations and their changes.
 
 After Yang et al. 2022 (2203.03466, appendix D.1), but two-sided, per tensor, and over a short and a
 longer horizon. All points of one width train side by side in one compiled program.
@@ -24,11 +23,11 @@ from mujax.training.steps import make_train_fns
 
 @functools.cache
 def quick_compilation() -> dict[str, Any] | None:
-    """XLA options for a check, which runs a few steps of many programs: on CPU most of its time
-    would go to LLVM.
+    """Returns XLA options that compile fast, for a check's few steps of many programs.
 
-    Measured on the quickstart transformer with jax 0.10: a training step compiles 4 to 5 times as
-    fast. An option that this XLA does not know is left out. None on accelerators.
+    On CPU most of a check's time would go to LLVM. Measured on the quickstart transformer with jax
+    0.10, a training step compiles 4 to 5 times as fast. Options that this XLA does not know are
+    left out, and accelerators get none (None).
     """
     if jax.default_backend() != "cpu":
         return None
@@ -50,7 +49,7 @@ def quick_compilation() -> dict[str, Any] | None:
 class Quantity(NamedTuple):
     """A measured size: a root mean square over all entries, or a spectral norm.
 
-    The spectral norm is that of updates that the optimizer orthogonalizes.
+    The spectral norm is used for updates that the optimizer orthogonalizes.
 
     kind: weight (effective, at initialization), update (of the effective weight, since
       initialization), activation (at initialization), change (of an activation, since
@@ -69,12 +68,12 @@ Measurements = dict[Quantity, np.ndarray]
 
 
 class Batches(Protocol):
-    """batches[t]: integer rows [B, T + 1] of step t."""
+    """Training batches: batches[t] holds the integer rows [B, T + 1] of step t."""
 
     def __getitem__(self, t: int, /) -> np.ndarray: ...
 
 
-# What is measured at initialization too, with how many draws of each run: they cost next to nothing
+# Kinds measured at initialization, and draws per run: further draws cost next to nothing.
 AT_INIT = ("weight", "activation", "first activation")
 NUM_DRAWS = 5
 SEEDS_APART = 100003
@@ -95,13 +94,12 @@ def measure(
       batches: seed -> Batches.
       probe: integer rows [B, T + 1] on which activations and loss are taken.
       horizons: increasing numbers of steps.
-      stacked: the activations whose first axis counts layers; their first layer is measured by
-        itself too.
-      num_draws: of the weights of each run; all but the first are not trained.
+      stacked: activations whose first axis counts layers; their first layer is also measured alone.
+      num_draws: draws of the weights of each run; only the first is trained.
 
     Returns:
-      {Quantity: float64 [N], or [num_draws N] of AT_INIT, all runs of one draw together, the
-      trained ones first; inf or NaN where a run diverged}.
+      {Quantity: float64 [N], or [num_draws N] for AT_INIT, grouped by draw, the trained draw first;
+        inf or NaN where a run diverged}.
     """
     program = runs[0].program
     num_devices = min(jax.device_count(), len(runs))
@@ -143,7 +141,7 @@ def measure(
         }
 
     measure_lanes = over_lanes(measure_lane, layout, not is_cpu, options)
-    # The last run is repeated until the devices have equal shares.
+    # The last run is repeated until all devices have equal shares.
     num_runs = len(runs)
     num_lanes = -(-num_runs // num_devices) * num_devices
     runs = [*runs, *[runs[-1]] * (num_lanes - num_runs)]
@@ -165,11 +163,11 @@ def measure(
                     [values, *([measured[quantity]] if quantity in measured else ())]
                 )
 
-    for draw in reversed(range(num_draws)):  # the last of them is trained
+    for draw in reversed(range(num_draws)):  # draw 0, which comes last, is trained
         lanes = fns.init(np.asarray(seeds, np.uint32) + SEEDS_APART * draw, hps, scalings)
         if draw:
             add(measure_lanes(lanes.train.params, lanes.train.params, hps, scalings), AT_INIT, 0)
-    first = jax.tree.map(jnp.copy, lanes.train.params)  # training donates its own
+    first = jax.tree.map(jnp.copy, lanes.train.params)  # training donates the original
     num_rows = max(np.diff([0, *horizons]))
     for begin, end in zip([0, *horizons], horizons, strict=False):
         steps = [min(begin + k, end - 1) for k in range(num_rows)]
@@ -183,26 +181,25 @@ def measure(
 
 
 def spectral_norm(x, meta: ParamMeta, iterations: int = 20):
-    """Root mean square over the copies of a matrix of the largest singular value, by power
-    iteration."""
+    """Returns the largest singular value by power iteration, as RMS over the copies of a matrix."""
     x_RIO = x.reshape(-1, meta.fan_in, meta.fan_out)
     v_RO = jax.random.normal(jax.random.key(0), x_RIO.shape[::2])
 
     def iterate(_, v_RO):
         v_RO = jnp.einsum("RIO,RI->RO", x_RIO, jnp.einsum("RIO,RO->RI", x_RIO, v_RO))
         norm_R1 = jnp.linalg.norm(v_RO, axis=-1, keepdims=True)
-        return v_RO / jnp.where(norm_R1 > 0, norm_R1, 1.0)  # a matrix of zeros has norm zero
+        return v_RO / jnp.where(norm_R1 > 0, norm_R1, 1.0)  # no 0 / 0 for a zero matrix
 
     v_RO = jax.lax.fori_loop(0, iterations, iterate, v_RO)
     return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(jnp.einsum("RIO,RO->RI", x_RIO, v_RO)), axis=-1)))
 
 
 class Slope(NamedTuple):
-    """d log(quantity) / d log(width): mean over seeds, and half-width of its 95% interval.
+    """The slope d log(quantity) / d log(width): mean over seeds, half-width of its 95% interval.
 
-    ends: the same without the widest width, and without the narrowest; empty where that leaves
-      fewer than three.
-    bend: by how much the second of these is larger than the first; None where there are none.
+    ends: slopes without the widest and without the narrowest width; empty if fewer than three
+      remain.
+    bend: the second of these less the first; None if there are none.
     """
 
     mean: float
@@ -216,10 +213,9 @@ class Slope(NamedTuple):
 
 
 def fit_slope(widths: Sequence[int], values_WS) -> Slope | None:
-    """Least-squares slope of log2 values [widths, seeds] for each seed, and their mean with
-    Student's interval.
+    """Fits log2 values [widths, seeds] per seed; returns the mean slope with Student's interval.
 
-    None where a value is zero or not finite: there is nothing to fit.
+    None if a value is zero or not finite.
     """
     values_WS = np.asarray(values_WS, np.float64)
     if not np.all(np.isfinite(values_WS)) or np.any(values_WS <= 0):
@@ -247,6 +243,6 @@ def _mean(slopes_S: np.ndarray) -> Slope:
     )
 
 
-# 97.5% quantiles of Student's t with n - 1 degrees of freedom, n = 1, 2, ...; the last serves
-# beyond
+# 97.5% quantiles of Student's t with n - 1 degrees of freedom, n = 1, 2, ...; the last one also
+# serves larger n.
 _STUDENT = (np.nan, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -1,10 +1,9 @@
-"""The sources of each recorded activation, read off the traced forward pass, so that a fork
-declares nothing.
+"""The sources of each recorded activation, read off the traced forward pass.
 
-`self.record(name, x)` names a place in the computation. The sources of x are what the model
-computes it from without
-passing another such place: recorded activations, tensors and forward scales. Of a stack of layers
-the first is looked at, whose input is what stands before the stack.
+A fork declares nothing: `self.record(name, x)` names a place in the computation. The sources of x
+are the recorded activations, tensors and forward scales that the model computes it from, without
+passing another recorded place. For a stack of layers they are those of its first layer, which reads
+what stands before the stack.
 """
 
 import dataclasses
@@ -26,10 +25,10 @@ class Origin:
     """The place of an activation in the computation.
 
     activations, tensors, scales: its sources, by name.
-    readouts: the tensors that it is a product with, where only factors, biases and masks follow the
+    readouts: the tensors that it is a product with, if only factors, biases and masks follow the
       product.
-    summed: the size of the axis over which activations were multiplied by activations, as queries
-      by keys, where only factors and masks follow; None if it is made otherwise.
+    summed: size of the axis over which activations were multiplied by activations, as queries by
+      keys, if only factors and masks follow; else None.
     is_stacked: whether its first axis counts the layers of a scan.
     """
 
@@ -45,8 +44,9 @@ class Origin:
 class _Value:
     """An array of the forward pass: its sources and the last products on the paths to it.
 
-    sources: (kind, name) each. products: the name of a tensor or the size of an axis; OTHER for a
-    path that does not end in a product. Constants have neither.
+    sources: (kind, name) each; constants have none.
+    products: per path, the name of a tensor or the size of an axis; OTHER for a path that does not
+      end in a product. Constants have none.
     """
 
     sources: frozenset[tuple[str, str]] = frozenset()
@@ -61,7 +61,7 @@ class _Value:
 
 
 OTHER = ""
-# What leaves a product a product: factors, biases, masks, other shapes, and a soft cap
+# After these a product still counts as one: factors, biases, masks, other shapes, and a soft cap
 LINEAR = frozenset(
     "add sub mul div neg add_any convert_element_type reshape transpose squeeze broadcast_in_dim "
     "expand_dims copy "
@@ -72,7 +72,7 @@ LINEAR = frozenset(
 
 
 def origins(run: Run) -> dict[str, Origin]:
-    """Recorded name -> Origin, in the order of the forward pass. Compiles nothing."""
+    """Returns {recorded name: Origin} in the order of the forward pass; compiles nothing."""
     forward = make_train_fns(run.program).activations
     rows = jax.ShapeDtypeStruct((2, run.program.seq_len + 1), jnp.int32)
     params = abstract_state(run.program).params
@@ -99,7 +99,7 @@ def origins(run: Run) -> dict[str, Origin]:
 
 
 class _Record(NamedTuple):
-    """The names under which an output is recorded, and whether nothing else is done with it."""
+    """The names under which an output is recorded, and whether recording is its only use."""
 
     names: Sequence[str] = ()
     is_alone: bool = False
@@ -108,8 +108,7 @@ class _Record(NamedTuple):
 def _walk(
     jaxpr: Jaxpr, values: Sequence[_Value], records: Sequence[_Record], is_stacked: bool, found
 ) -> list[_Value]:
-    """The values of the outputs; adds to `found` an Origin for each name under which one of them is
-    recorded."""
+    """Returns the values of the outputs; adds to `found` an Origin for each recorded name."""
     known: dict[Any, _Value] = {}
     recorded, alone = _places(jaxpr, records)
 
@@ -142,9 +141,11 @@ def _walk(
 
 
 def _places(jaxpr: Jaxpr, records: Sequence[_Record]) -> tuple[dict[Any, list[str]], set]:
-    """(variable -> the names it is recorded under, variables with which nothing else is done). What
-    is made for the record alone, a copy in another type say, counts as recorded where it was taken:
-    the model goes on from there."""
+    """Returns ({variable: its recorded names}, variables used for records alone).
+
+    A value made for the record alone, such as a copy in another type, counts as recorded where it
+    was taken, since the model goes on from there.
+    """
     used = {variable for eqn in jaxpr.eqns for variable in _variables(eqn)}
     places: dict[Any, list[str]] = {}
     alone = set()
@@ -169,8 +170,7 @@ def _variables(eqn: JaxprEqn) -> list:
 
 
 def _inner(eqn: JaxprEqn) -> Jaxpr | None:
-    """The jaxpr that an equation calls, or one iteration of its scan; None where there is none or
-    several."""
+    """Returns the jaxpr that an equation calls, or one iteration of a scan; None if not one."""
     inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
     inner = [value for value in inner if isinstance(value, Jaxpr)]
     if (

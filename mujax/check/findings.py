@@ -1,4 +1,4 @@
-"""What a check finds, and how it is said."""
+"""The findings of a check, and their wording."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ LEVELS = ("pass", "benign", "undecided", "fail")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is not as the maximal-update limit wants it.
+    """One deviation from the maximal-update limit.
 
-    subject: the tensor, forward scale ('attention scale') or activation it is about.
+    subject: the tensor, forward scale ('attention scale') or activation that deviates.
     level: benign (with the reason in `text`), undecided (by these widths and seeds) or fail.
-    part: static, oracle, causality, coordinates or loss: which part of the check found it.
-    about: which of its numbers: role, init, learning rate, eps, decay, update, or empty.
+    part: the part of the check that found it: static, oracle, causality, coordinates or loss.
+    about: the number that deviates: role, init, learning rate, eps, decay, update, or empty.
     text: what is measured or read from the table, and what would be right.
-    fix: what to change, by which power of the width ratio m; empty where the check cannot know.
+    fix: what to change, by which power of the width ratio m; empty if the check cannot know.
     """
 
     subject: str
@@ -28,12 +28,15 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The most severe level, 'pass' if there is no finding."""
+    """Returns the most severe level, 'pass' if there is no finding."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="pass")
 
 
 def power(exponent: float) -> str:
-    """'m^-1/2', 'm', '1'; rounded to a half where one is near, as in every table of the field."""
+    """Formats an exponent as 'm^-1/2', 'm' or '1', rounded to a half if one is near.
+
+    All tables of the field have multiples of a half.
+    """
     half = round(2 * exponent) / 2
     if abs(half - exponent) > 0.2:
         return f"m^{exponent:.2f}"

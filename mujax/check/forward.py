@@ -1,8 +1,7 @@
-"""Probes one small model by forward passes in float64: is it causal, and what do its forward scales
-multiply?
+"""Probes of a small model by float64 forward passes: causality, and reach of forward scales.
 
-A model that predicts each next token must not read the tokens after a position: then its loss is no
-loss.
+A model that predicts each next token must not read the tokens after a position: otherwise its loss
+means nothing.
 """
 
 import dataclasses
@@ -17,18 +16,21 @@ from mujax.check.findings import Finding
 from mujax.params import named_leaves
 from mujax.training.run import Run
 
-# relative; float64 rounds at 1e-16, and a norm over the sequence changes everything by 1e-2
+# Relative change that counts. float64 rounds at 1e-16; a norm over the sequence changes values by
+# 1e-2.
 TOLERANCE = 1e-6
 
 
 class Forward(NamedTuple):
-    """is_causal: None for a model that does not predict every next token, as one of images.
+    """The result of the probes.
 
-    first_leak: of a model that is not causal, the first recorded activation that changes, '' if
-      none does.
+    is_causal: None for a model that does not predict every next token, such as one of images.
+    first_leak: the first recorded activation that changes, if the model is not causal; '' if none
+      does.
     position, after: the logits at `position` change with the tokens after the later position
       `after`.
-    degrees: (activation, forward scale) -> the power of the scale that it is proportional to.
+    degrees: (activation, forward scale) -> the power of the scale that the activation is
+      proportional to.
     """
 
     is_causal: bool | None
@@ -41,7 +43,7 @@ class Forward(NamedTuple):
 def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None) -> Forward:
     """Compares passes with other tokens after each position, and with each forward scale doubled.
 
-    Weights are of order 1 by their fan-in, also those that a table starts at zero, so that nothing
+    Weights are of order 1 by their fan-in, even where a table starts them at zero, so that nothing
     is hidden.
     """
     cfg, rng = run.program.model, np.random.default_rng(0)
@@ -49,7 +51,7 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
     length = run.program.seq_len
     changes: dict[str, object] = {"dtype": "float64"}
     if reads_text and length > 2:
-        length -= 1  # so that no width has this size, and the axis of positions is known by it
+        length -= 1  # no width has this size, so it identifies the axis of positions
         if hasattr(cfg, "seq_len"):
             changes["seq_len"] = length
     module = run.program.model_class(dataclasses.replace(cfg, **changes))
@@ -101,7 +103,7 @@ def probe_forward(run: Run, origins: Mapping[str, Origin], compiler_options=None
 
 
 def _weights(shapes, rng: np.random.Generator):
-    """Boxed shapes -> arrays."""
+    """Draws arrays for boxed shapes."""
 
     def draw(box):
         size = rng.normal(size=box.meta.sizes) * max(box.meta.fan_in, 1) ** -0.5
@@ -111,8 +113,7 @@ def _weights(shapes, rng: np.random.Generator):
 
 
 def _degree(x, doubled) -> float:
-    """The power of a factor that x is proportional to, by what doubling the factor does; 0 if to
-    none."""
+    """Returns the power of a factor that x is proportional to, from doubling the factor; else 0."""
     size = np.sqrt(np.mean(np.square(x)))
     if not size > 0:
         return 0.0
@@ -122,8 +123,10 @@ def _degree(x, doubled) -> float:
 
 
 def _leaks(x, other, is_seen_BT) -> np.ndarray:
-    """[B, T]: whether something at a position changes though only tokens after it have. Axes are
-    known by their sizes; none where rows or positions are not among them."""
+    """Returns [B, T]: whether x changes at a position where only later tokens have changed.
+
+    Axes are identified by their sizes; all False without axes of rows and positions.
+    """
     num_rows, length = is_seen_BT.shape
     rows = [axis for axis, size in enumerate(x.shape) if size == num_rows]
     positions = [axis for axis, size in enumerate(x.shape) if size == length]
@@ -133,7 +136,7 @@ def _leaks(x, other, is_seen_BT) -> np.ndarray:
     limit = TOLERANCE * max(np.max(changes), np.max(np.abs(x)) * TOLERANCE)
     found = np.moveaxis(changes > limit, rows[0], 0)
     positions = [axis + (axis < rows[0]) for axis in positions]
-    for axis in positions:  # of queries and keys: what both were seen
+    for axis in positions:  # queries and keys: both positions must be unchanged
         shape = np.ones(found.ndim, int)
         shape[[0, axis]] = is_seen_BT.shape
         found = found & is_seen_BT.reshape(shape)

@@ -2,8 +2,8 @@
 
 With every number scaled to match (init and learning rate x theta, forward and eps / theta, in the
 optimizer's gauge), effective weights are equal at every step. Code that treats a stored weight as
-if it were the effective one (a clip, a decay, an eps, a schedule that overwrites per-tensor rates)
-breaks the equality, by ten orders of magnitude more than float64 rounds.
+if it were the effective one (a clip, a decay, an eps, a schedule that overwrites per-tensor
+learning rates) breaks the equality, by ten orders of magnitude more than float64 rounding.
 """
 
 import dataclasses
@@ -18,21 +18,25 @@ from mujax.params import named_leaves
 from mujax.training.run import Run
 from mujax.training.steps import make_train_fns
 
-# of the loss, relative; right code stays below 1e-13, a bug above 1e-8 (tests/test_check.py)
+# Relative difference of losses. Right code stays below 1e-13, bugs are above 1e-8
+# (tests/test_check.py).
 TOLERANCE = 1e-10
 LARGEST_THETA = 8.0
 
 
 class Symmetry(NamedTuple):
-    """difference: the largest relative one of a loss, over all steps; broken_by: the tensors that
-    cause it."""
+    """The result of the oracle.
+
+    difference: the largest relative difference of a loss, over all steps.
+    broken_by: the tensors that cause it.
+    """
 
     difference: float
     broken_by: tuple[str, ...]
 
 
 def stretch(scalings, thetas, gauge: int):
-    """The numbers of a run that stores theta times each weight."""
+    """Returns the scalings of a run that stores theta times each weight."""
 
     def stretched(s, theta):
         return s._replace(
@@ -44,12 +48,12 @@ def stretch(scalings, thetas, gauge: int):
 
 
 def symmetry(run: Run, rows, seed: int = 0, compiler_options=None) -> Symmetry:
-    """Trains a run twice in float64, plainly and with a random theta for each tensor.
+    """Trains a run twice in float64, unchanged and with a random theta per tensor.
 
     Args:
       run: any run; its weights are kept and computed in float64 here.
       rows: integer batches [steps, B, T + 1].
-      seed: of the thetas, log-uniform between 1 / LARGEST_THETA and LARGEST_THETA.
+      seed: seed of the thetas, which are log-uniform between 1 / LARGEST_THETA and LARGEST_THETA.
     """
     with jax.enable_x64(True):
         model = dataclasses.replace(run.program.model, dtype="float64")
@@ -68,7 +72,7 @@ def symmetry(run: Run, rows, seed: int = 0, compiler_options=None) -> Symmetry:
 
         plain = losses(scalings)
         if not np.all(np.isfinite(plain)):
-            return Symmetry(np.nan, ())  # diverged: nothing to compare
+            return Symmetry(np.nan, ())  # diverged, so there is nothing to compare
 
         def difference(thetas) -> float:
             relative = np.abs(losses(stretch(scalings, thetas, gauge)) / plain - 1)

@@ -1,4 +1,4 @@
-"""A check's report as text, as JSON and as the coordinate-check plot."""
+"""The report of a check as text, as JSON and as the coordinate-check plot."""
 
 import math
 import textwrap
@@ -18,13 +18,13 @@ from mujax.training.run import device_description
 
 
 def format_report(report: Report) -> str:
-    """Tensors, activations, forward scales, findings and the verdict; at most COLUMNS wide."""
+    """Returns tensors, activations, forward scales, findings and verdict; at most COLUMNS wide."""
     verdict, cfg = report.verdict, report.cfg
     horizons = report.plan.horizons
     widths = " ".join(map(str, report.widths))
     tensors = [_line(line, verdict.level(line.name)) for line in verdict.tensors]
     activations = [_line(line, verdict.level(line.name)) for line in verdict.activations]
-    # No role; and no "pass" of what may be off because of something before it
+    # Without a role, and without "pass" where an earlier fault may be the cause.
     activations = [[*line[:1], *line[2:-1], line[-1].replace("pass", "")] for line in activations]
     at = [f"@{horizon}" for horizon in horizons]
     blocks = [
@@ -84,7 +84,7 @@ def _slope(slope: Slope | None) -> str:
 def _fraction(exponent: float | None) -> str:
     if exponent is None:
         return ""
-    return f"{round(exponent, 2) + 0.0:g}"  # + 0.0: no minus zero
+    return f"{round(exponent, 2) + 0.0:g}"  # + 0.0 avoids minus zero
 
 
 def _scales(report: Report) -> str:
@@ -113,8 +113,7 @@ def _wrap(text: str, indent: int) -> str:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Everything in the report, as JSON values; quantities as [widths][seeds], null where a run
-    diverged."""
+    """Returns the report as JSON values; quantities as [widths][seeds], null for diverged runs."""
 
     def slope(value: Slope | None):
         return None if value is None else {"mean": value.mean, "half_width_95": value.half_width}
@@ -176,8 +175,9 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def write_report(report: Report, workdir: str) -> Path:
-    """Writes check.json and check.png; those of an earlier check are moved to earlier/N. Returns
-    the folder.
+    """Writes check.json and check.png, and returns their folder.
+
+    Files of an earlier check are moved to earlier/N.
 
     Raises:
       UserError: the folder cannot be written.
@@ -194,8 +194,7 @@ def _finite(value) -> float | None:
 
 
 def save_plot(report: Report, file: Path) -> None:
-    """Size against width, a panel an activation and a tensor; dashed: the exponent that the limit
-    wants."""
+    """Plots size against width, a panel per activation and tensor; dashed: the wanted exponent."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -225,7 +224,7 @@ def save_plot(report: Report, file: Path) -> None:
             color = "#d1495b" if line.name in failed else "black"
             ax.set_title(f"{short} ({later})", fontsize=8, color=color)
         for ax in axes.flat[max(len(panels) - columns, 0) : len(panels)]:
-            # the lowest of each column
+            # the lowest panel of each column
             ax.set_xlabel("width")
             ax.tick_params(labelbottom=True)
         handles, labels = axes.flat[0].get_legend_handles_labels()

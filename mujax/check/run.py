@@ -1,4 +1,4 @@
-"""`check`: the verdict on a model, a parameterization and an optimizer."""
+"""The verb `check`: a verdict on a model, a parameterization and an optimizer."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,8 +19,9 @@ from mujax.training.run import Run, make_run
 class Plan(NamedTuple):
     """The extent of a check.
 
-    multiples: widths, over the base width. horizons: steps at which updates are measured.
-    batch_size, seq_len: the most sequences per batch, and tokens per sequence.
+    multiples: widths, over the base width.
+    horizons: steps at which updates are measured.
+    batch_size, seq_len: at most so many sequences per batch, and tokens per sequence.
     """
 
     multiples: tuple[int, ...]
@@ -36,8 +37,11 @@ ORACLE_STEPS = 10
 
 
 class Report(NamedTuple):
-    """A verdict and what it rests on; runs: width -> one of its runs, measured: width -> {Quantity:
-    [seeds]}."""
+    """A verdict and its evidence.
+
+    runs: width -> one of its runs.
+    measured: width -> {Quantity: [seeds]}.
+    """
 
     cfg: RunConfig
     widths: tuple[int, ...]
@@ -51,8 +55,7 @@ class Report(NamedTuple):
 
 
 def at_width(cfg: RunConfig, width: int) -> RunConfig:
-    """The config at another width: heads grow if the config says at which size they start
-    (base_d_head).
+    """Returns the config at another width; heads grow with it if base_d_head is given.
 
     Raises:
       UserError: there is no such model.
@@ -69,13 +72,12 @@ def at_width(cfg: RunConfig, width: int) -> RunConfig:
 
 
 def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
-    """The config as it is checked: constant learning rate from the first step, small batches, no
-    clip.
+    """Returns the config that is checked: constant learning rate, small batches, no clip.
 
-    A clip that bites rescales every update by the gradient's norm, which is not constant in width,
-    and would hide what each tensor does by itself. The oracle keeps it.
+    An active clip rescales every update by the gradient's norm, which is not constant in width, and
+    would hide each tensor's own behaviour. The oracle keeps the clip.
     """
-    is_text = DATASETS[cfg.data.name] == "text"  # which can be cut
+    is_text = DATASETS[cfg.data.name] == "text"  # sequences of text can be shortened
     batch_size = min(cfg.train.batch_size, plan.batch_size)
     return dataclasses.replace(
         cfg,
@@ -89,7 +91,7 @@ def check_config(cfg: RunConfig, plan: Plan) -> RunConfig:
 
 
 def static_runs(cfg: RunConfig, widths: Sequence[int]) -> dict[int, Run]:
-    """Runs at the widths, and at odd ratios between them where there is such a model."""
+    """Returns runs at the widths, and at odd ratios between them where such a model exists."""
     runs = {width: make_run(at_width(cfg, width)) for width in widths}
     for width in (3 * widths[0] // 2, 3 * widths[0], 5 * widths[0]):
         try:
@@ -106,14 +108,14 @@ def check(
     num_seeds: int = 0,
     progress=lambda text: None,
 ) -> Report:
-    """Checks one config; see the module's parts for what is measured.
+    """Checks one config; the modules of mujax.check say what is measured.
 
     Args:
       cfg: the config; its width does not matter.
       plan: FAST or FULL.
       widths: in place of the plan's, at least four.
       num_seeds: in place of the plan's.
-      progress: is told what is being done.
+      progress: called with a text about each stage.
 
     Raises:
       UserError: fewer than four widths, or one that the model cannot have.

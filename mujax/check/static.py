@@ -1,9 +1,8 @@
-"""Exponents of the resolved table against those that the maximal-update limit asks for.
+"""Exponents of the resolved table compared with those that the maximal-update limit asks for.
 
 No training shows a wrong attention exponent at one head size, a gain that learns too slowly, or a
-decay whose timescale grows: these are read off the numbers. The numbers are
-taken from `make_run` at several widths, as training would, so a wrong resolver is seen like a wrong
-table.
+decay whose timescale grows, but the numbers do. They are taken from `make_run` at several widths,
+as for training, so a wrong resolver is found like a wrong table.
 """
 
 import dataclasses
@@ -19,8 +18,8 @@ from mujax.parameterization.table import BASIC_ROLES
 from mujax.params import ParamMeta, named_leaves
 from mujax.training.run import Run, make_run
 
-TOLERANCE = 0.02  # of exponents fitted to exact numbers; the mildest bug of the field is m^1/2
-EXACT = 1e-4  # relative; numbers are float32
+TOLERANCE = 0.02  # for exponents fitted to exact numbers; the mildest known bug is m^1/2
+EXACT = 1e-4  # relative error of equal numbers, which are float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +34,11 @@ class Growth:
 class Wanted:
     """Exponents in the width that keep every update maximal (2203.03466; 2310.17813, Condition 1).
 
-    All are of the effective weight. init and update: root mean square, but the spectral norm of
-    orthogonalized updates; lr: in the optimizer's own unit; eps: as the gradient of the weight
-    falls.
+    All are for the effective weight.
+
+    init, update: of the root mean square, or of the spectral norm for orthogonalized updates.
+    lr: in the optimizer's own unit.
+    eps: of the weight's gradient.
     """
 
     init: float
@@ -54,13 +55,15 @@ def growth(narrow: ParamMeta, wide: ParamMeta, width_ratio: float) -> Growth:
 
 
 def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
-    """With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update
-    must be of order 1, hence n^-i; random terms of the weight, n^-i/2, but for the readout n^-i
-    (its logits vanish).
+    """Returns the wanted exponents of a tensor.
+
+    With fan_in and fan_out growing as n^i and n^o: a sum over fan_in aligned terms of the update
+    must be of order 1, hence n^-i; a sum over random terms of the weight, hence n^-i/2, but n^-i
+    for the readout, whose logits vanish. A gradient falls as the readout does, n^-o, or n^-o/2 in a
+    table that means its initial logits to be of order 1.
 
     initial: the exponent that the weight really has, see initial_exponent, for updates that are
-    relative to it. A gradient falls as the readout does, n^-o, or n^-o/2 in a table that means its
-    initial logits to be of order 1.
+      relative to the weight.
     """
     optimizer = run.program.optimizer
     intended = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("initial logits")
@@ -68,21 +71,23 @@ def wanted(meta: ParamMeta, grows: Growth, run: Run, initial: float) -> Wanted:
     init = -grows.fan_in if is_readout else -grows.fan_in / 2
     update = -grows.fan_in
     gradient = 0.0 if is_readout else grows.fan_out * (intended.exponent if intended else -1.0)
-    # what an update of rate 1 is as large as
+    # the size of an update at learning rate 1
     lr = update - {0: initial, 1: 0.0, 2: gradient}[optimizer.gauge]
     if optimizer.orthogonalizes(meta):
         update = lr = (grows.fan_out - grows.fan_in) / 2
-    return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0: no minus zero
+    return Wanted(init + 0.0, update + 0.0, lr + 0.0, gradient + 0.0)  # + 0.0 avoids minus zero
 
 
 def initial_exponent(widths: Sequence[int], scalings: Sequence[Scaling]) -> float:
-    """Exponent of the effective weight's size; 0 for ones, and for zeros, in whose place updates
-    that are relative to the weight take a constant."""
+    """Returns the exponent of the effective weight's size; 0 for ones and zeros.
+
+    For zeros, updates relative to the weight use a constant in its place.
+    """
     sizes = [float(s.init * s.forward) for s in scalings]
     return fit_power(widths, sizes)[0] if all(sizes) else 0.0
 
 
-ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where either will do
+ROLE_GROWTH = {  # role -> whether fan_in and fan_out grow with width; None if either may
     "input": (False, True),
     "hidden": (True, True),
     "output": (True, False),
@@ -93,8 +98,7 @@ ROLE_GROWTH = {  # role -> does fan_in, does fan_out grow with width; None where
 
 
 def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
-    """Findings from the resolved numbers of runs at several widths, which differ in nothing
-    else."""
+    """Returns findings from the resolved numbers of runs that differ in width alone."""
     widths = sorted(runs)
     narrow = runs[widths[0]]
     table = PARAMETERIZATIONS[narrow.cfg.parameterization.name]
@@ -105,7 +109,7 @@ def static_findings(runs: Mapping[int, Run]) -> list[Finding]:
         metas = [metas[name] for metas in metas_by_width]
         grows = growth(meta, metas[-1], widths[-1] / widths[0])
         scalings = [scalings[name] for scalings in by_width]
-        # Under a wrong role every number is wrong: no use in listing them
+        # Under a wrong role every number is wrong, so they are not listed.
         findings += _role(name, meta, grows) or _tensor(
             name, metas, grows, narrow, widths, scalings
         )
@@ -159,13 +163,13 @@ def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
     decay = [s.weight_decay for s in scalings]
     if float(run.hps.weight_decay) > 0 and any(decay):
         form = run.cfg.optim.decay_form
-        if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # in SGD they are one
+        if form == "decoupled" or form == "l2" and optimizer.gauge == 2:  # equal in SGD
             gauges = [optimizer.decay_gauge(at, s) for at, s in zip(metas, scalings, strict=True)]
             sizes["decay"] = (
                 [s.lr * g * s.weight_decay for s, g in zip(scalings, gauges, strict=True)],
                 0.0,
             )
-        elif form == "l2":  # as large beside the gradient at every width
+        elif form == "l2":  # keeps its size relative to the gradient
             sizes["decay"] = (decay, want.eps - (want.init if meta.dist == "normal" else 0.0))
         else:
             sizes["decay"] = (decay, 0.0)
@@ -173,7 +177,7 @@ def _tensor(name, metas, grows, run: Run, widths, scalings) -> list[Finding]:
     findings = []
     for what, (values, target) in sizes.items():
         if what == "init" and not any(values):
-            continue  # zero-init
+            continue  # zero init
         if not all(value > 0 for value in values):
             findings.append(
                 Finding(name, "fail", "static", what, f"{what} is zero at width {widths[0]}")
@@ -217,8 +221,10 @@ def _wrong_exponent(name, meta: ParamMeta, run: Run, what: str, exponent, target
 
 
 def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
-    """attention: 1/d_head where heads grow. logits: 1/m if tied. The others do not depend on
-    width."""
+    """Returns findings on the forward scales.
+
+    attention: 1/d_head if heads grow. logits: 1/m if tied. The others do not depend on width.
+    """
     widths = sorted(runs)
     run = runs[widths[0]]
     is_tied = any(meta.role == "tied" for meta in named_leaves(run.metas).values())
@@ -232,7 +238,7 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
     ):
         subject = f"{scale} scale"
         values = [float(getattr(runs[width].scales, scale)) for width in widths]
-        if sizes[0] == sizes[-1]:  # heads of one size at every width
+        if sizes[0] == sizes[-1]:  # heads have one size at every width
             rule = run.rules.attention
             exponent = rule.fan_in + rule.ratio_in
             if "head_dim" in run.cfg.model.dims and exponent != target:
@@ -257,8 +263,10 @@ def _scales(table: Parameterization, runs: Mapping[int, Run]) -> list[Finding]:
 
 
 def _base_constants(run: Run) -> list[Finding]:
-    """A relative table equals sp at the base width, or a learning rate tuned there means something
-    else."""
+    """Returns findings where a relative table differs from sp at the base width.
+
+    A learning rate tuned there would mean something else.
+    """
     base, sp = (_at_base(run, name) for name in (run.cfg.parameterization.name, "sp"))
     if base is None or sp is None:
         return []
@@ -299,8 +307,7 @@ def _base_constants(run: Run) -> list[Finding]:
 
 
 def _at_base(run: Run, table: str) -> Run | None:
-    """The run at the base sizes under a table without overrides; None where it has no rule for a
-    tensor."""
+    """Returns the run at the base sizes under a plain table; None if a tensor has no rule."""
     cfg = run.cfg
     plain = dataclasses.replace(cfg.parameterization, name=table, override=())
     try:
@@ -310,8 +317,10 @@ def _at_base(run: Run, table: str) -> Run | None:
 
 
 def fit_power(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """(exponent, largest relative error) of the power law through positive values at distinct
-    sizes."""
+    """Returns (exponent, largest relative error) of the power law through positive values.
+
+    sizes: distinct.
+    """
     x, y = np.log(np.asarray(sizes, float)), np.log(np.asarray(values, float))
     exponent, constant = np.polyfit(x, y, 1)
     return float(exponent), float(np.max(np.abs(np.expm1(y - exponent * x - constant))))

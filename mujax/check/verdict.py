@@ -1,5 +1,4 @@
-"""From measurements to a verdict: slopes, what the maximal-update limit wants of them, and who is
-to blame."""
+"""The verdict, from measurements: slopes, the wanted exponents, and who is to blame."""
 
 import dataclasses
 import math
@@ -16,9 +15,9 @@ from mujax.parameterization import PARAMETERIZATIONS
 from mujax.params import named_leaves
 from mujax.training.run import Run
 
-LOSS_TOLERANCE = 0.02  # relative
+LOSS_TOLERANCE = 0.02  # relative rise of the loss with width
 
-# Why a change may decline though all is right
+# Reasons why a change may decline in a right model
 SUM_DECLINES = "at finite width what it multiplies, which passes, lines up less in larger models"
 READOUT_DECLINES = (
     "after few or small steps the initial readout, of size width^-1/2, has most of a part in "
@@ -28,7 +27,7 @@ READOUT_DECLINES = (
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """tensors, activations: a Line each; findings: of every part of the check."""
+    """The verdict: a Line per tensor and activation, and the findings of all parts of a check."""
 
     tensors: tuple[Line, ...]
     activations: tuple[Line, ...]
@@ -43,13 +42,16 @@ class Verdict:
 
     @property
     def culprits(self) -> tuple[str, ...]:
-        """What failed, each once, in the order found; the loss only if nothing else explains it."""
+        """The subjects that failed, without repetition, in the order found.
+
+        The loss is among them only if nothing else explains it.
+        """
         failed = self._subjects("fail")
         return tuple(subject for subject in failed if subject != "loss" or len(failed) == 1)
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """What these widths and seeds do not decide, each once."""
+        """The subjects that these widths and seeds do not decide, without repetition."""
         return tuple(self._subjects("undecided"))
 
     def _subjects(self, level: str) -> dict[str, None]:
@@ -63,10 +65,10 @@ def judge(
     origins: Mapping[int, Mapping[str, Origin]],
     degrees: Mapping[tuple[str, str], float] | None = None,
 ) -> Verdict:
-    """The verdict.
+    """Judges the measurements of a check.
 
     Args:
-      runs: width -> a run (of any seed) of the table at hand.
+      runs: width -> a run (of any seed) of the checked table.
       measured: width -> {Quantity: values [seeds]} of that table.
       earlier: findings of the static part, of the oracle and of the forward pass.
       origins: width -> the Origin of each activation, at the narrowest and the widest width.
@@ -96,7 +98,7 @@ def judge(
     wide_metas = named_leaves(wide.metas)
     scalings = [named_leaves(runs[width].scalings) for width in widths]
     tensors = []
-    outputs: dict[str, float | None] = {}  # output tensor -> how what it makes starts
+    outputs: dict[str, float | None] = {}  # output tensor -> initial exponent of its product
     for name, meta in named_leaves(run.metas).items():
         grows = growth(meta, wide_metas[name], widths[-1] / widths[0])
         starts_as = initial_exponent(widths, [by_name[name] for by_name in scalings])
@@ -104,7 +106,7 @@ def judge(
         if meta.role == "output":
             outputs[name] = starts_as + grows.fan_in / 2  # a random sum over width
         elif meta.role == "tied":
-            outputs[name] = None  # a token's own logit is no random sum
+            outputs[name] = None  # a token's own logit is not a random sum
         is_drawn = meta.dist == "normal"
         later = tuple(slope("update", name, horizon) for horizon in horizons)
         initial = (slope("weight", name), want.init) if is_drawn else (None, None)
@@ -140,17 +142,19 @@ def judge(
         [measured[width][Quantity("loss", "loss", horizons[-1])] for width in widths]
     )
     findings = list(earlier)
-    if np.all(np.isfinite(losses_WS)):  # else nothing can be said of the training
+    if np.all(np.isfinite(losses_WS)):  # otherwise training tells nothing
         findings += coordinate_findings(case, earlier, float(run.cfg.optim.eps))
     findings += _loss_findings(widths, losses_WS)
-    if worst(findings) == "fail":  # what may be a consequence is left until that is mended
+    if worst(findings) == "fail":  # leaves out findings that may be its consequences
         findings = [finding for finding in findings if finding.level != "undecided"]
     return Verdict(tuple(tensors), activations, tuple(findings))
 
 
 def _growth_of_sum(narrow: Origin, wide: Origin | None, widths: Sequence[int]) -> float:
-    """The exponent by which an axis grows over which activations are multiplied by activations, as
-    of heads; else 0."""
+    """Returns the exponent of the axis over which activations are multiplied by activations.
+
+    Such an axis is that of a head; 0 if there is none.
+    """
     if wide is None or not narrow.summed or not wide.summed:
         return 0.0
     return math.log(wide.summed / narrow.summed) / math.log(widths[-1] / widths[0])
@@ -159,16 +163,22 @@ def _growth_of_sum(narrow: Origin, wide: Origin | None, widths: Sequence[int]) -
 def _initial_activation(
     origin: Origin, outputs: Mapping[str, float | None], sum_grows: float
 ) -> float | None:
-    """A product with an output tensor starts as that lets it; a mean over an axis that grows, as
-    q.k / d_head, as a random sum; all others are of order 1. None where it cannot be said."""
+    """Returns the wanted exponent of an activation at initialization; None if it is unknown.
+
+    A product with an output tensor starts as that tensor lets it; a mean over an axis that grows,
+    as q.k / d_head, starts as a random sum; all others are of order 1.
+    """
     if origin.readouts and origin.readouts <= outputs.keys():
         starts = [outputs[name] for name in origin.readouts]
         return None if None in starts else max(start for start in starts if start is not None)
-    return -sum_grows / 2 + 0.0  # + 0.0: no minus zero
+    return -sum_grows / 2 + 0.0  # + 0.0 avoids minus zero
 
 
 def _change(origin: Origin, roles: Mapping[str, str], run: Run) -> float:
-    """Of order 1, but of the embedded tokens, which change at the rate their table means."""
+    """Returns the wanted exponent of a change: order 1, except for the embedded tokens.
+
+    Embedded tokens change at the learning rate that their table means.
+    """
     meant = PARAMETERIZATIONS[run.cfg.parameterization.name].intends.get("embedding rate")
     embeds = not origin.activations and {roles[name] for name in origin.tensors} in (
         {"input"},

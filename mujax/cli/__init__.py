@@ -1,2 +1,4 @@
-"""The verbs of the command line, a module each. What is heavy (jax, the figures) is imported inside
-their functions."""
+"""The verbs of the command line, one module each.
+
+Slow imports (jax, the figures) stand inside their functions.
+"""

@@ -6,11 +6,11 @@
   mujax check --config=configs/base.py --workdir=runs/check-sgd \\
       --config.optim.name=sgd --config.optim.learning_rate=0.5
 
-Reads the exponents of the resolved table; rescales stored weights, which must change nothing
-(float64); changes the tokens after each position, which must change nothing at it or before; and
-trains small models of several widths, at the config's learning rate held constant and without
-clipping, to compare how every weight, update and activation grows with width with what the
-maximal-update limit wants. Blames the first that is off while all that it is made of is right.
+Reads the exponents of the resolved table. Rescales stored weights, which must change nothing
+(float64). Changes the tokens after each position, which must change nothing up to that position.
+Trains small models of several widths, with a constant learning rate and without clipping, and
+compares how every weight, update and activation grows with width with the maximal-update limit.
+Blames the first one that is off while everything it is computed from is right.
 
 Flags
 {config}
@@ -20,9 +20,9 @@ Flags
   --seeds=N                another number of seeds, at least 3
 
 With parameterization.base_d_head set, heads grow with width and their number stays.
-A workdir that holds an earlier check keeps it, in earlier/N.
+An earlier check in the workdir is kept in earlier/N.
 Exit codes: 0 pass (benign deviations included), 1 fail or undecided (by these widths and seeds;
-widths that would decide are named), 2 something to fix in the command or config."""
+widths that would decide are named), 2 a mistake in the command or config."""
 
 import sys
 from typing import Any

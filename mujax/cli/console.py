@@ -1,5 +1,7 @@
-"""Standard output and error, whose failure ends no work: a pipe that nobody reads, a full disk, an
-ASCII console."""
+"""Standard output and error that never end the work by failing.
+
+Causes are a pipe that nobody reads, a full disk, and an ASCII console.
+"""
 
 import contextlib
 import io
@@ -8,7 +10,7 @@ import sys
 
 
 class _Tolerant(io.RawIOBase):
-    """A file descriptor whose first failed write is noted, and drops what follows."""
+    """A file descriptor that keeps its first write error and drops all later output."""
 
     def __init__(self, fd: int):
         self._fd = fd
@@ -33,13 +35,13 @@ class _Tolerant(io.RawIOBase):
 
 
 def make_tolerant() -> None:
-    """Puts streams that cannot fail in the place of sys.stdout and sys.stderr; for the start of a
-    process."""
+    """Replaces sys.stdout and sys.stderr by streams that cannot fail, at the start of a process."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            # closed: the next file opened would get its number, and all that is printed
+            # This descriptor is closed. The next opened file would get its number, and all printed
+            # text.
             with contextlib.suppress(OSError):
                 os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdout, sys.stderr = _tolerant(sys.stdout, 1), _tolerant(sys.stderr, 2)
@@ -52,15 +54,17 @@ def _tolerant(stream, fd: int) -> io.TextIOWrapper:
         or getattr(stream, "line_buffering", False)
         or getattr(stream, "write_through", False)
     )
-    # A character that the encoding lacks is written as its number, like \\u2014
+    # A character that the encoding lacks is written as its number, like \\u2014.
     return io.TextIOWrapper(
         io.BufferedWriter(_Tolerant(fd)), encoding, "backslashreplace", line_buffering=is_live
     )
 
 
 def output_error() -> OSError | None:
-    """Flushes standard output, and returns why something of it was not written. A reader that has
-    closed its pipe has seen enough, which is no error."""
+    """Flushes standard output, and returns the error that lost a part of it.
+
+    A reader that closed its pipe has seen enough, so that is no error.
+    """
     sys.stdout.flush()
     error = getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "error", None)
     return None if isinstance(error, BrokenPipeError) else error

@@ -1,5 +1,7 @@
-"""The devices of JAX: each core of this machine one, no TPU where there is none, and a line where
-one is missing."""
+"""The devices of JAX: one per core of this machine, and no TPU where there is none.
+
+A missing device is one line of error.
+"""
 
 import glob
 import importlib.util
@@ -10,7 +12,7 @@ from pathlib import Path
 from mujax.errors import UserError
 
 GOOGLE_PCI_VENDOR = "0x1ae0"
-# What a TPU is asked for by, or described to the runtime. JAX itself sets TPU_SKIP_MDS_QUERY where
+# Variables that request a TPU, or describe it to the runtime. JAX itself sets TPU_SKIP_MDS_QUERY if
 # it sees no chip.
 TPU_VARIABLES = (
     *(
@@ -37,15 +39,14 @@ TPU_VARIABLES = (
 
 
 def num_cores() -> int:
-    """Cores this process may use; macOS cannot tell, so all of them there."""
+    """Returns how many cores this process may use; macOS cannot tell, so all of them there."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_cores_devices() -> None:
-    """Lanes of a sweep are split over devices, so each core is made one, unless the number is set
-    already.
+    """Makes each core a device, as lanes of a sweep are split over devices, unless a number is set.
 
-    Accelerators are devices as they are.
+    Accelerators are devices already.
     """
     import jax
 
@@ -58,7 +59,7 @@ def make_cores_devices() -> None:
 
 
 def has_tpu() -> bool:
-    """Whether this machine has a TPU, as far as devices tell."""
+    """Tells whether this machine has a TPU, by its device files."""
 
     def is_googles(file: str) -> bool:
         try:
@@ -72,34 +73,32 @@ def has_tpu() -> bool:
 
 
 def hide_absent_tpu() -> None:
-    """Keeps JAX from looking for a TPU that is neither there nor asked for; for the start of a
-    process.
+    """Keeps JAX from looking for an absent TPU that nobody requested, at the start of a process.
 
-    JAX tries every platform that is installed, and libtpu reports in five lines of errors that it
-    has found nothing.
+    JAX tries every installed platform, and libtpu would report in five lines of errors that it has
+    found nothing.
     """
     found = importlib.util.find_spec("libtpu")
     if found and os.environ.get("TPU_LIBRARY_PATH") == str(
         Path(found.origin or "").parent / "libtpu.so"
     ):
-        # left by the import of libtpu in a process that has started this one
+        # The import of libtpu in a parent process has left this variable.
         del os.environ["TPU_LIBRARY_PATH"]
     if not (has_tpu() or {"JAX_PLATFORMS", "JAX_PLATFORM_NAME", *TPU_VARIABLES} & set(os.environ)):
-        # JAX then does without. Platforms named in its config would not do: all of them must be
-        # there.
+        # Without the module JAX skips the TPU. Naming platforms in JAX's config would not do, as
+        # all named platforms must be present.
         sys.modules.setdefault("libtpu", None)  # pyright: ignore[reportArgumentType]
 
 
 def find_devices() -> None:
-    """Has JAX find its devices, so that one that is missing is told before any work."""
+    """Makes JAX find its devices, so that a missing one is reported before any work."""
     import jax
 
     jax.devices()
 
 
 def explained(e: Exception) -> Exception:
-    """The error that says what a user can do, where JAX found no device of a platform; else the
-    same one."""
+    """Returns an error that says what to do, if JAX found no device of a platform, else `e`."""
     text = " ".join(str(e).split())
     if not (
         isinstance(e, RuntimeError) and "Unable to initialize backend" in text or _is_of_backends(e)
@@ -118,12 +117,11 @@ def explained(e: Exception) -> Exception:
         return UserError(
             f"{wanted}: that is not on this machine{why}; leave it out, or set it to cpu"
         )
-    return ConnectionError(f"{wanted}: {text}")  # as while another process holds the device
+    return ConnectionError(f"{wanted}: {text}")  # may pass, e.g. another process holds the device
 
 
 def _is_of_backends(e: Exception) -> bool:
-    """Whether this is the assertion that JAX ends with where it has skipped all platforms that were
-    named."""
+    """Tells whether this is JAX's assertion error after it skipped all named platforms."""
     traceback = e.__traceback__
     while traceback and traceback.tb_next:
         traceback = traceback.tb_next

@@ -9,7 +9,7 @@
 Flags
 {config}
   --widths=W,W,...         the numbers at several widths side by side
-  --diff=TABLE             only what differs from another table
+  --diff=TABLE             only the differences from another table
   --json                   JSON on stdout, with everything
 
 Overrides (config.parameterization.override, a tuple of strings) are TARGET=VALUE or
@@ -22,7 +22,7 @@ TARGET.NUMBER=VALUE
 
 Tables
 {tables}
-Exit codes: 0 printed, 2 something to fix in the command or config."""
+Exit codes: 0 printed, 2 a mistake in the command or config."""
 
 import textwrap
 from typing import Any

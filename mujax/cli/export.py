@@ -7,23 +7,23 @@ Flags
   --shapes=FILE            sizes of every tensor as torch stores them, JSON or YAML:
                            {{name: list(p.shape) for name, p in model.named_parameters()}}
   --base_shapes=FILE       the same at the base width, null where a size does not grow with it: a
-                           file of microsoft/mup's save_base_shapes, or JSON; where it is the
-                           model itself, null may be missing
+                           file of microsoft/mup's save_base_shapes, or JSON; if they are the
+                           model's own shapes, null may be missing
   --parameterization=NAME  a table (mujax explain --help lists them)
-  --optimizer=NAME         adamw (the default), sgd, lion, adafactor or muon: which learning rates
-                           (muon: of hidden matrices, without a factor of its own for their shape)
-  --learning_rate=X        of a tensor whose factor is 1
-  --eps=X                  Adam's, likewise (1e-8)
-  --weight_decay=X         likewise (0)
-  --roles=PATTERN=ROLE,... what the sizes cannot tell: an embedding [rows, width] and a readout
-                           [classes, width] look alike, input or output
+  --optimizer=NAME         adamw (the default), sgd, lion, adafactor or muon
+                           (muon: for hidden matrices, without its own factor for their shape)
+  --learning_rate=X        learning rate of a tensor whose factor is 1
+  --eps=X                  eps of Adam for such a tensor (1e-8)
+  --weight_decay=X         weight decay of such a tensor (0)
+  --roles=PATTERN=ROLE,... roles that sizes do not show, input or output: an embedding [rows, width]
+                           and a readout [classes, width] look alike
 
 Prints JSON: `groups`, each with the names of its `params` and their lr, eps and weight_decay;
-`roles`, what each tensor was taken for; `init`, the standard deviation that each matrix is drawn
-with; `forward`, the factor that the model multiplies it by; `readout`, that on the logits of a tied
-embedding. docs/pytorch.md gives them to an optimizer.
+`roles`, the role of each tensor; `init`, the standard deviation of each matrix's draw; `forward`,
+the factor by which the model multiplies the matrix; `readout`, the factor on the logits of a tied
+embedding. docs/pytorch.md passes them to an optimizer.
 
-Exit codes: 0 printed, 2 something to fix in the command or a file."""
+Exit codes: 0 printed, 2 a mistake in the command or a file."""
 
 import json
 

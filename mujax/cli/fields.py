@@ -11,7 +11,7 @@ INDENT = " " * 6
 
 
 def fields_text() -> str:
-    """Returns every field of a config: its name, default and meaning, a section after the other."""
+    """Returns every field of a config with its name, default and meaning, section after section."""
     lines = [
         "Fields of a config, with their defaults",
         f"  seed = {SEED.default}",

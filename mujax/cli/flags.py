@@ -1,4 +1,4 @@
-"""From the words of a command line to the values of a verb's flags."""
+"""The flags of a verb, parsed from the words of a command line."""
 
 import re
 import signal
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from mujax.cli.verb import Verb
 from mujax.errors import UserError, cut, suggest
 
-DEEPEST = 16  # sections in sections; mujax has 2
+DEEPEST = 16  # levels of nested sections; mujax has 2
 PLACEHOLDERS = {
     "workdir": "DIR", "sources": "DIR,DIR", "shapes": "FILE", "base_shapes": "FILE",
     "learning_rate": "X",
@@ -21,7 +21,7 @@ PLACEHOLDERS = {
 
 
 def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
-    """The keyword arguments of a verb's function.
+    """Returns the keyword arguments of a verb's function.
 
     Raises:
       UserError: an unknown or missing flag, a config file that fails, or a field that does not
@@ -39,7 +39,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     if takes_config:
         _check_overrides(_load_config(verb.name, argv), argv)
     try:
-        if takes_config:  # here, because it already reads the files that --flagfile names
+        if takes_config:  # inside `try`, because it already reads the files that --flagfile names
             config_flags.DEFINE_config_file(
                 "config", None, "", flag_values=values, sys_argv=["mujax", *argv]
             )
@@ -50,7 +50,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
             f"unknown flag --{name}{suggest(name, names)}; see mujax {verb.name} --help"
         ) from e
     except BaseException as e:
-        # of the config file, which is read once more, or of what reads the text of a value
+        # An error of the config file, which is read again, or of parsing a value.
         _raise_interrupt(e)
         raise UserError(f"{cut(_text(e), 300)}; see mujax {verb.name} --help") from e
     if rest:
@@ -65,7 +65,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
     if takes_config:
         try:
             kwargs["config"] = kwargs["config"].to_dict()
-        except Exception as e:  # a placeholder that was not filled, a section in itself
+        except Exception as e:  # an unfilled placeholder, or a section that contains itself
             raise UserError(f"--config: {type(e).__name__}: {cut(_text(e), 300)}") from e
         _check_nesting(kwargs["config"])
     if verb.takes_argv:
@@ -74,8 +74,7 @@ def parse(verb: Verb, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """-name and --name value -> --name=value, the one form in which config_flags and we look for a
-    config."""
+    """Rewrites -name and --name value as --name=value, the only form in which configs are found."""
     joined: list[str] = []
     for arg in argv:
         if not arg.startswith("-") or re.match(r"-\.?\d", arg):  # a negative number is a value
@@ -88,8 +87,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
-    """The config file alone, without overrides, so that its own errors are told apart from
-    theirs."""
+    """Loads the config file alone, to tell its own errors apart from those of overrides."""
     found = [arg for arg in argv if arg.startswith("--config=")]
     if not found:
         raise UserError(f"{verb} needs --config=FILE.py, for example --config=configs/base.py")
@@ -102,7 +100,7 @@ def _load_config(verb: str, argv: Sequence[str]) -> ConfigDict:
     )
     try:
         values(["mujax", found[-1]])
-    except BaseException as e:  # a config file is the user's code and may raise anything
+    except BaseException as e:  # a config file is user code and may raise anything
         _raise_interrupt(e)
         cause = _cause(e)  # config_flags wraps what get_config raised
         raise UserError(f"--config={path}: {type(cause).__name__}: {cut(_text(cause), 300)}") from e
@@ -125,7 +123,7 @@ def _check_nesting(tree: dict[str, Any], depth: int = 0) -> None:
 
 
 def _cause(e: BaseException) -> BaseException:
-    """What an exception was raised because of, in the end."""
+    """Returns the exception at the start of the chain that led to this one."""
     seen = {id(e)}
     while inner := e.__cause__ or (None if e.__suppress_context__ else e.__context__):
         if id(inner) in seen:
@@ -138,13 +136,16 @@ def _cause(e: BaseException) -> BaseException:
 def _text(e: BaseException) -> str:
     try:
         return str(e)
-    except Exception:  # an exception's class may be the user's too
+    except Exception:  # the exception's class may be user code, too
         return "without a message"
 
 
 def _raise_interrupt(e: BaseException) -> None:
-    """Raises what the user has interrupted the command by. The command's own handler raises a class
-    of its own, so that KeyboardInterrupt itself comes from a config file then."""
+    """Raises the exception by which the user interrupted the command.
+
+    The command's own handler raises its own class; with it, a KeyboardInterrupt comes from a config
+    file.
+    """
     is_interrupt = isinstance(e, KeyboardInterrupt)
     if is_interrupt and (
         type(e) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is _PYTHONS
@@ -180,8 +181,7 @@ KINDS = {int: (int, "a whole number"), float: (float, "a number")}
 
 
 def _check_value(flag: str, text: str, before: Any) -> None:
-    """That a field's new value is of the type of the one before, as far as a section or a number
-    goes."""
+    """Raises UserError unless a field's new value fits the old type (sections and numbers)."""
     given = f"{flag}={cut(text)}"
     if isinstance(before, ConfigDict) and len(before):
         raise UserError(
@@ -196,14 +196,14 @@ def _check_value(flag: str, text: str, before: Any) -> None:
         raise UserError(f"{given} is not {words}") from None
 
 
-LARGEST = {int: 2**31 - 1, float: sys.float_info.max}  # of a flag; far more than any means
+LARGEST = {int: 2**31 - 1, float: sys.float_info.max}  # of a flag; far above any real value
 
 
 def number(flag: str, text: str | None, default, least, most=None):
-    """The value of a flag, a number of the kind of its default.
+    """Returns the value of a flag, a number of the type of its default.
 
     Raises:
-      UserError: it is no such number, or out of range.
+      UserError: it is not such a number, or out of range.
     """
     kind = type(default)
     if text is None:
@@ -222,10 +222,10 @@ def number(flag: str, text: str | None, default, least, most=None):
 
 
 def numbers(flag: str, text: str | None, most: int = LARGEST[int]) -> list[int]:
-    """'32,64' -> [32, 64].
+    """Parses '32,64' into [32, 64].
 
     Raises:
-      UserError: not whole numbers, or one below 1, or above `most`.
+      UserError: not whole numbers, or one below 1 or above `most`.
     """
     given = f"--{flag}={cut(text or '')}"
     try:

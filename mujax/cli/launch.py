@@ -9,40 +9,39 @@
   mujax launch --config=configs/quickstart.py --workdir=/work/me/slurm --engine=slurm --shards=8 \\
       --partition=gpu --time=04:00:00 --out=runs/slurm-launch
 
-A job is one shard of the sweep with a workdir of its own, DIR/shard-I: narrow points are never
-queued one by one, they share a job's devices. Engine local runs the jobs; the others write
-scripts or manifests into a folder and say what to run. Each engine honours the exit codes: 0
-and 3 have finished, 1 and 2 are never run again, 75 is run again, and anything else too, up to
---retries times.
+A job is one shard of the sweep with a workdir of its own, DIR/shard-I: narrow points share a
+job's devices, they are not queued one by one. Engine local runs the jobs; the others write scripts
+or manifests into a folder and print what to run. Each engine honours the exit codes: 0 and 3 mean
+finished, 1 and 2 are never run again, 75 is run again, and any other code up to --retries times.
 
 Flags
 {config}
-  --workdir=DIR            where results end up, DIR/shard-I of each job; for slurm and jobset
-                           a folder that all jobs share
+  --workdir=DIR            where results end up, DIR/shard-I per job; for slurm and jobset a folder
+                           that all jobs share
   --engine=ENGINE          local, tpu_vm, jobset or slurm
   --shards=N               jobs to split the sweep into (1)
-  --name=NAME              what jobs are called: lower-case letters, digits, hyphens, at most 28
+  --name=NAME              name of the jobs: lower-case letters, digits, hyphens, at most 28
                            with the job's number; the workdir's name if not given
-  --retries=N              runs again of a job that was killed (5)
+  --retries=N              how often a killed job is run again (5)
   --out=DIR                where scripts and manifests are written; a new folder
   --parallel=N             local, slurm, jobset: jobs that run at once (local: 1)
 tpu_vm and jobset
   --topology=T             the slice of each job: v4:2x2x1, v5p:2x2x1, v5e:2x4, v6e:2x4; for
                            tpu_vm also v4-8 and the like
-  --spot                   capacity that may be taken away
+  --spot                   spot capacity, which may be preempted
 tpu_vm
-  --zone=ZONE              and --project=PROJECT, if not gcloud's own
-  --runtime_version=V      the VM image, if not that of the generation for JAX
+  --zone=ZONE              and --project=PROJECT, if not gcloud's default
+  --runtime_version=V      the VM image, if not the generation's image for JAX
 jobset
   --image=IMAGE            a container with mujax and the config in its working directory
   --mount=CLAIM:/PATH      the PersistentVolumeClaim that holds --workdir
-  --queue=QUEUE            Kueue's LocalQueue; without it, nothing waits
+  --queue=QUEUE            LocalQueue of Kueue; without it, jobs start at once
 slurm
-  --partition=P            and --time=T of each go; more options: sbatch's command line
+  --partition=P            and --time=T of each job; more options: sbatch's command line
 
-docs/tpu.md goes from a grant of TPUs to a finished sweep.
-Exit codes: 0 written (local: all finished), 2 something to fix in the command or config; nothing
-was written. Of local also 75, interrupted, and the code of a job that was given up."""
+docs/tpu.md leads from a grant of TPUs to a finished sweep.
+Exit codes: 0 written (local: all finished), 2 a mistake in the command or config, nothing written;
+local also: 75 interrupted, and the code of a job that was given up."""
 
 from collections.abc import Sequence
 from typing import Any

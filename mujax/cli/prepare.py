@@ -11,31 +11,31 @@
 Flags
   --source=WHERE           embedded: Python's standard library
                            text:PATTERN: a file is a document, in a folder or by a pattern
-                           jsonl:PATTERN, parquet:PATTERN: a line or a row is one, .gz too
-                           tfds:NAME/CONFIG:VERSION: a dataset of TensorFlow's, through seqio
+                           jsonl:PATTERN, parquet:PATTERN: a line or row is a document; also .gz
+                           tfds:NAME/CONFIG:VERSION: a TensorFlow dataset, through seqio
                            seqio:TASK, or seqio:MODULE:TASK: a Task, with its own tokenizer
   --tokenizer=WHICH        sentencepiece:FILE[,extra_ids=N], byte_vocabulary[,extra_ids=N] and
-                           ids:N[,eos_id=I], as seqio's; huggingface:tokenizer.json[,eos=NAME];
-                           bytes: the 256, ended by 0; train:N: SentencePiece of N pieces, trained
-                           on the source
-  --layout=LAYOUT          document: one a row, cut or padded to --seq_len, for data.eos_id;
-                           packed: one after the other, for rows of any data.seq_len
-  --seq_len=N              tokens of a row of layout document
-  --validation=RULE        head:N: the first N documents; hash:SHARE: those whose SHA-256 is low;
-                           own:WHERE: a split, or a pattern of files, of the source; own (the
-                           default): what embedded and text set aside, one file in twenty
-  --field=NAME             of a record, that holds its text (text)
-  --data_dir=DIR           where TFDS has its data
-  --processes=N            (all cores)
+                           ids:N[,eos_id=I], as in seqio; huggingface:tokenizer.json[,eos=NAME];
+                           bytes: 256 ids, 0 is the end; train:N: SentencePiece of N pieces,
+                           trained on the source
+  --layout=LAYOUT          document: one document per row, cut or padded to --seq_len, for
+                           data.eos_id; packed: one after the other, for any data.seq_len
+  --seq_len=N              tokens per row of layout document
+  --validation=RULE        head:N: the first N documents; hash:SHARE: those with the lowest
+                           SHA-256; own:WHERE: a split, or a pattern of files, of the source; own
+                           (the default): one file in twenty of embedded and text
+  --field=NAME             field of a record that holds its text (text)
+  --data_dir=DIR           data folder of TFDS
+  --processes=N            number of processes (all cores)
   --workdir=DIR            where the shards go
 
 Leaves in DIR
-  dataset.json             counts, tokenizer, tokens a byte, files with their SHA-256, fingerprint
+  dataset.json             counts, tokenizer, tokens per byte, files with SHA-256, fingerprint
   tokenizer.model or .json what the text was encoded with
   train-*.bin, validation-*.bin
-Killed at any time, the same command goes on and leaves the same bytes; finished, it is left alone,
-and the command says if files of the source have changed since.
-Exit codes: 0 finished, 2 something to fix in the command or the source, 75 interrupted."""
+Killed at any time, the same command resumes and writes the same bytes. A finished dataset stays as
+it is, and the command prints if files of the source have changed since.
+Exit codes: 0 finished, 2 a mistake in the command or the source, 75 interrupted."""
 
 import os
 

@@ -7,38 +7,38 @@
 
 Flags
   --workdir=DIR            a folder that mujax sweep or mujax train has written; with --sources or
-                           --input the folder to write the report into
+                           --input the folder that the report is written to
   --sources=DIR,DIR,...    workdirs, or patterns of them, to compare with each other, and with DIR's
-                           own rows if it has any; a run of mujax train joins the sweep among them
-                           whose point it is or could be
-  --input=FILE             results from elsewhere instead: a .csv or .tsv file, divided by commas,
+                           own rows if it has any; a run of mujax train joins the sweep whose point
+                           it is or could be
+  --input=FILE             results from elsewhere instead: a .csv or .tsv file, separated by commas,
                            semicolons or tabs (which allow decimal commas), or .jsonl
-  --columns=NAME=COL,...   what its columns are. Needed are width, learning_rate or
-                           log2_learning_rate, and loss; further study, parameterization,
+  --columns=NAME=COL,...   what its columns are. Required: width, learning_rate or
+                           log2_learning_rate, and loss. Optional: study, parameterization,
                            weight_decay, seed (numbers or words), tokens, steps, n_params, status.
-                           Or E, R_inf and kappa, for the phase diagrams alone. A column that bears
-                           one of these names need not be named; NAME= leaves it out. study=A+B is
-                           a study for each pair; a name with a comma stands in quotes:
+                           Or E, R_inf and kappa, for the phase diagrams alone. A column with one
+                           of these names need not be given; NAME= leaves it out. study=A+B is one
+                           study per pair; a name with a comma is quoted:
                            --columns='loss="loss, val",study=optimizer+depth,tokens='
-  --noise=NATS             standard deviation of the loss of one run over seeds; without it, it is
-                           estimated from the seeds, else from what the fitted curves leave
-  --target_width=N         a width beyond the widest that was trained: the verdict then also asks
-                           what the narrowest width's optimum costs there, if it moves on as it does
+  --noise=NATS             standard deviation of one run's loss over seeds; if not given, it is
+                           estimated from the seeds, else from the residuals of the fitted curves
+  --target_width=N         a width beyond the widest trained one: the verdict then also asks what
+                           the narrowest width's optimum costs there, if the trend continues
 
-In a table from elsewhere a loss of nan or inf, or a status of diverged, is a run that diverged; a
-row whose loss is empty, NA or the like is left out, with a warning. Runs of one width that differ
-in weight decay, tokens, steps or n_params are studies of their own; those that differ in the seed
-are averaged.
+In a table from elsewhere, a loss of nan or inf, or a status of diverged, means a diverged run. A
+row with an empty loss, NA or the like is left out, with a warning. Runs of one width that differ in
+weight decay, tokens, steps or n_params are separate studies; those that differ in the seed are
+averaged.
 
-Runs whose configs differ in nothing but the seed are averaged; what else differs, but for width and
-learning rate, makes a study of its own and stands in its name.
+Runs whose configs differ only in the seed are averaged. Any other difference, except in width and
+learning rate, makes a separate study and is in its name.
 
 Prints the table of optima, drifts and verdicts, and leaves in DIR
   report.html              loss against learning rate, laws of optimum, loss and curvature in width,
                            phase diagrams, training curves, tables; one file, needs no network
   figures/*.png, *.pdf     transfer, optimum, loss, curvature and phase, for papers
-  transfer.json            all of it as numbers
-Exit codes: 0 written, 2 something to fix in the command, the folder or the file."""
+  transfer.json            all of these as numbers
+Exit codes: 0 written, 2 a mistake in the command, the folder or the file."""
 
 from mujax.cli.flags import number
 from mujax.cli.verb import FINISHED, Verb

@@ -5,19 +5,19 @@
 
 Flags
   --workdir=DIR            a folder, or gs://BUCKET/PATH, that mujax train has written
-  --checkpoint=WHICH       latest (the default), or best: of the lowest validation loss
-  --prompt=TEXT            what the text begins with; without it, a new document
-  --prompts=FILE           prompts instead, one a line, continued side by side
+  --checkpoint=WHICH       latest (the default), or best, with the lowest validation loss
+  --prompt=TEXT            the beginning of the text; without it, a new document
+  --prompts=FILE           prompts instead, one per line, continued side by side
   --num_samples=N          continuations of each prompt (1)
-  --num_tokens=N           tokens to add at most (256); a document may end before
-  --temperature=X          the logits are divided by it (1); 0 takes the most likely token
-  --top_k=N                draws from the N most likely tokens only (0: all)
-  --top_p=P                and of these from the fewest that make up probability P (1: all)
-  --window=N               tokens that attention looks back on (data.seq_len of the run)
-  --seed=N                 other draws (0)
+  --num_tokens=N           tokens to add at most (256); a document may end earlier
+  --temperature=X          divides the logits (1); 0 takes the most likely token
+  --top_k=N                draws only from the N most likely tokens (0: all)
+  --top_p=P                draws only from the fewest tokens with total probability P (1: all)
+  --window=N               tokens that attention reads back (data.seq_len of the run)
+  --seed=N                 seed of the draws (0)
 
 Prints each prompt with its continuation.
-Exit codes: 0 printed, 2 something to fix in the command or the folder."""
+Exit codes: 0 printed, 2 a mistake in the command or the folder."""
 
 import logging
 from pathlib import Path
@@ -43,7 +43,7 @@ def run(
 ) -> int:
     from mujax.sample import Sampling, sample
 
-    # Orbax warns that it only reads, as it was told to
+    # Orbax warns that it is read-only, as intended.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     which = checkpoint or "latest"
     if which not in ("latest", "best"):

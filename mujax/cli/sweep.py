@@ -9,16 +9,16 @@
       --config.refine.log2_step=0.5 --config.refine.num_seeds=3
 
 The points are the product of the axes in config.sweep, and of config.sweep.points, built with
-mujax.sweep.grid. Points that differ in numbers alone (parameterization, learning rate, decay,
+mujax.sweep.grid. Points that differ only in numbers (parameterization, learning rate, decay,
 multipliers, warm-up, seed, ...) share one compiled program and train side by side; those that
-differ in width, depth, batch, steps, model options or optimizer are other groups. With
+differ in width, depth, batch, steps, model options or optimizer form other groups. With
 config.refine.log2_step, points are added around the best value of each curve until it is bracketed,
-and with config.refine.num_seeds more seeds where the optimum is decided.
+and with config.refine.num_seeds more seeds around the optimum.
 
 Flags
 {config}
-  --workdir=DIR            where the sweep is written; one sweep a folder, one process at a time
-  --dry_run                only says what would run: groups, programs, tokens, FLOPs, memory,
+  --workdir=DIR            where the sweep is written; one sweep per folder, one process at a time
+  --dry_run                only prints what would run: groups, programs, tokens, FLOPs, memory,
                            and for each point the command that trains it alone
   --shard=I/N              every N-th point, from the I-th on (0 is the first); each shard needs a
                            workdir of its own, and mujax merge joins them
@@ -27,14 +27,14 @@ Flags
 
 Leaves in DIR
   manifest.json            the config, and the fields that each point overrides
-  results.jsonl            one row a finished point; only one that came through has a loss
+  results.jsonl            one row per finished point; only points that succeeded have a loss
   points/ID/metrics.jsonl  the training curve of a point
-  in_flight/               points that have not finished, while there are any
+  in_flight/               points that have not finished, if any
   earlier/N/in_flight/     such points that were damaged, or saved by other code
 
-Stopped by Ctrl-C or SIGTERM, it saves what is in flight; the same command goes on from there.
-Exit codes: 0 all points finished (diverged ones included), 2 something to fix in the command
-or config, 70 crashed, 75 interrupted."""
+Stopped by Ctrl-C or SIGTERM, the sweep saves its unfinished points; the same command resumes them.
+Exit codes: 0 all points finished (diverged ones included), 2 a mistake in the command or
+config, 70 crashed, 75 interrupted."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,30 +7,30 @@
 
 Flags
 {config}
-  --workdir=DIR            where the run is written; one run a folder, which all hosts see. Or
+  --workdir=DIR            where the run is written; one run per folder, which all hosts see. Or
                            gs://BUCKET/PATH, with pip install 'mujax[gcs]': metrics.jsonl is then
                            written at evaluations and checkpoints, and after a kill without a
                            warning the same command first waits half a minute
-  --allow_config_change=F  fields or sections, between commas, in which the config may differ from
-                           the one that the workdir was begun with; `table` and `data` stand for
+  --allow_config_change=F  fields or sections, separated by commas, in which the config may differ
+                           from the one that the workdir was begun with; `table` and `data` allow
                            another resolved parameterization and other data
-  --coordinator=HOST:PORT  of process 0, with --num_processes=N and --process_id=I: for several
-                           hosts where neither Cloud TPU, GKE nor Slurm says who they are
+  --coordinator=HOST:PORT  address of process 0, with --num_processes=N and --process_id=I: for
+                           several hosts without Cloud TPU, GKE or Slurm
 
 Leaves in DIR
   config.json              every field of the run
-  metrics.jsonl            a line every train.log_interval steps, one an evaluation, and one every
+  metrics.jsonl            a line every train.log_interval steps, one per evaluation, and one every
                            monitor.tensor_interval steps
-  performance.jsonl        tokens/s, MFU, step times and memory, a line an evaluation
-  heartbeat.json           time and step, while it runs
-  checkpoints/latest/STEP/ state to go on from, every checkpoint.interval steps
+  performance.jsonl        tokens/s, MFU, step times and memory, a line per evaluation
+  heartbeat.json           time and step, while the run lives
+  checkpoints/latest/STEP/ state to resume from, every checkpoint.interval steps
   checkpoints/best/STEP/   the weights with the lowest validation loss
   result.json              the result row, when the run has finished
 
-The same command goes on from the latest checkpoint; a workdir that holds the finished run is left
-alone. Stopped by Ctrl-C or SIGTERM, it saves first. A damaged checkpoint is noticed, and the one
-before it taken.
-Exit codes: 0 finished, 2 something to fix in the command, config or workdir, 3 the run diverged,
+The same command resumes from the latest checkpoint; the workdir of a finished run stays as it is.
+Stopped by Ctrl-C or SIGTERM, the command saves first. A damaged checkpoint is detected, and the one
+before it is used.
+Exit codes: 0 finished, 2 a mistake in the command, config or workdir, 3 the run diverged,
 70 crashed, lost another host, or a bucket did not answer, 75 interrupted, state saved."""
 
 import logging
@@ -65,10 +65,10 @@ def run(
     from mujax.training.distributed import initialize, is_primary, leaving_at_once
     from mujax.training.loop import train
 
-    # Orbax logs the errors that it raises, with tracebacks
+    # Orbax also logs the errors that it raises, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if make_run_config(config).mesh.num_devices > 1:
-        # a mesh of cores, where there is nothing better
+        # A mesh of cores, if there are no accelerators.
         make_cores_devices()
     initialize(coordinator, total, own)
     find_devices()

@@ -1,4 +1,4 @@
-"""What a verb is, and how it may end."""
+"""A verb of the command line, and its exit codes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,13 +16,14 @@ CONFIG_FLAGS = """\
 class Verb:
     """A command and its flags.
 
-    help: what `mujax NAME --help` prints, the docstring of the verb's module (None under python
-      -OO). It begins 'mujax NAME - summary.'; {config} stands for the flags that set the config,
-      {tables} for what `tables` returns.
+    help: the text of `mujax NAME --help`, which is the docstring of the verb's module (None under
+      python -OO). It begins 'mujax NAME - summary.'; {config} stands for the flags that set the
+      config, {tables} for what `tables` returns.
     run: returns the exit code. Its keyword arguments are the flags: the config as a dict, switches
-      as booleans, and all others as text, or None where an optional one is not given.
+      as booleans, all others as text, or None if an optional one is not given.
     switches: the optional flags that take no value.
-    takes_argv: `run` takes the command line too, as `argv`, with every flag written --name=value.
+    takes_argv: whether `run` also takes the command line as `argv`, with every flag as
+      --name=value.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""mujax version - the versions of mujax and what it stands on, and the devices: for a bug report.
+"""mujax version - the versions of mujax and its dependencies, and the devices, for a bug report.
 
   mujax version
 
@@ -38,7 +38,7 @@ def run() -> int:
     try:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as e:
-        # one that another process holds, a driver that is missing
+        # Another process holds a device, or a driver is missing.
         print(f"no devices: {' '.join(str(explained(e)).split())}")
     else:
         print(f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})")

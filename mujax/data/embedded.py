@@ -1,5 +1,4 @@
-"""Text in pieces of a SentencePiece vocabulary, which is trained on that text the first time it is
-asked for."""
+"""Text in pieces of a SentencePiece vocabulary that is trained on that text at first use."""
 
 import contextlib
 import hashlib
@@ -19,14 +18,15 @@ from mujax.errors import UserError
 
 
 def cache_folder() -> Path:
-    """MUJAX_CACHE, or mujax where the system keeps caches."""
+    """Returns MUJAX_CACHE, or mujax in the system's folder for caches."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mujax"
     return Path(os.environ.get("MUJAX_CACHE") or default)
 
 
 def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
-    """The folder of a packed dataset of this text in so many pieces; made once, then found by what
-    it is made of.
+    """Returns the folder of a packed dataset of this text with so many pieces, made at first use.
+
+    It is found again by what it was made from.
 
     Raises:
       UserError: see mujax.data.prepare.dataset.
@@ -50,7 +50,7 @@ def load_pieces(name: str, path: str, glob: str, vocab_size: int) -> Path:
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever is first; others that make the same meanwhile have worked in vain
+        # The first process to finish counts; others that make the same dataset discard theirs.
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError as e:
         raise UserError(

@@ -13,7 +13,7 @@ from mujax.storage.records import check_regular
 
 COLORS = 3
 NUM_SYNTHETIC = 20_000
-# One image in so many is for validation
+# One image in so many is for validation.
 VALIDATION_PERIOD = 10
 
 
@@ -22,11 +22,11 @@ def load_images(name: str, path: str, seq_len: int, num_classes: int, batch_size
     """Reads or makes images of seq_len = side * side * 3 bytes; every tenth is for validation.
 
     Args:
-      name: images, of a .npz file with `images` uint8 [N, side, side, 3] and `labels` [N] in [0,
+      name: images, for a .npz file with `images` uint8 [N, side, side, 3] and `labels` [N] in [0,
         num_classes); or synthetic_images.
 
     Raises:
-      UserError: no such file, or arrays of other shapes, types or numbers; or less than a batch.
+      UserError: no such file, arrays of other shapes, types or numbers, or less than a batch.
     """
     side = round((seq_len / COLORS) ** 0.5)
     if name == "synthetic_images":
@@ -51,9 +51,9 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
     try:
         check_regular(file)
         with open(file, "rb") as stream, np.load(stream) as content:
-            # NumPy leaves a damaged file open
+            # NumPy would leave a damaged file open.
             images, labels = content["images"], content["labels"]
-    except Exception as e:  # whatever NumPy and zipfile make of what they read
+    except Exception as e:  # NumPy and zipfile raise many types for damaged files
         reason = " ".join(str(e).split())
         raise UserError(
             f"data.path = {path!r} is no .npz file with arrays `images` and `labels`: {reason}"
@@ -73,10 +73,10 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
 
 
 def synthetic_images(num_images: int, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [N, side, side, 3], labels [N]); the same at every call.
+    """Makes (uint8 [N, side, side, 3], labels [N]); the same at every call.
 
-    A class is a smooth pattern. An image is that of its class anywhere (the pattern wraps around),
-    at some contrast, under another of no class and noise.
+    A class is a smooth pattern. An image shows the pattern of its class at any position (wrapped
+    around) and some contrast, under a pattern of no class and noise.
     """
     rng = np.random.default_rng(0)
     patterns = np.stack([_pattern(rng, side) for _ in range(2 * num_classes)])
@@ -98,7 +98,7 @@ def synthetic_images(num_images: int, side: int, num_classes: int) -> tuple[np.n
 
 
 def _pattern(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Waves of up to 3 periods a side, of unit variance in each color."""
+    """Draws waves of up to 3 periods per side, of unit variance in each color."""
     y, x = np.meshgrid(*2 * [np.arange(side) / side], indexing="ij")
     waves = np.zeros((side, side, COLORS))
     for _ in range(4):

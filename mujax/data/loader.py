@@ -17,17 +17,16 @@ from mujax.errors import UserError
 from mujax.fields import NUM_BYTES
 
 T = TypeVar("T")
-# Of reads ahead, which wait for a disk more than they compute
+# Threads and batches of read-ahead, which waits for a disk more than it computes
 NUM_THREADS, NUM_AHEAD = 2, 4
 
 
 class TrainBatches:
-    """Shuffled rows, reshuffled every epoch; `batches[t]` is [batch_size, seq_len + 1], of any
-    unsigned type."""
+    """Shuffled rows, reshuffled every epoch; `batches[t]` is unsigned [batch_size, seq_len + 1]."""
 
     def __init__(self, rows: Rows, batch_size: int, seed: int):
-        # Of numbers: an array as grain's source takes three times as long a row. Beyond its length
-        # comes a new epoch.
+        # Row numbers: rows as grain's source take three times as long per row. An index beyond the
+        # length is in a later epoch.
         self._order = grain.MapDataset.range(len(rows)).seed(seed).shuffle()
         self._rows, self._batch_size = rows, batch_size
 
@@ -35,7 +34,7 @@ class TrainBatches:
         return self.rows(t, slice(0, self._batch_size))
 
     def rows(self, t: int, which: slice) -> np.ndarray:
-        """Some rows of batch t; no others are read."""
+        """Reads some rows of batch t, and no others."""
         first = t * self._batch_size
         return self._rows[
             np.asarray([self._order[first + i] for i in range(which.start, which.stop)])
@@ -43,15 +42,15 @@ class TrainBatches:
 
 
 def ahead(read: Callable[[int], T], first: int, end: int) -> Iterator[T]:
-    """read(t) for each t from `first` to before `end`, done by threads before it is asked for."""
+    """Yields read(t) for each t in [first, end), read ahead by threads."""
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=NUM_AHEAD)
     return iter(grain.MapDataset.range(first, end).map(read).to_iter_dataset(options))
 
 
 def validation_batches(rows: Rows, batch_size: int, num_batches: int) -> np.ndarray:
-    """[num_batches, batch_size, seq_len + 1], spread evenly over the split; the same for every run.
+    """Returns [num_batches, batch_size, seq_len + 1], evenly spread over the split, for all runs.
 
-    Fewer batches if the split is smaller than asked for.
+    Fewer batches if the split is smaller than requested.
     """
     num_batches = min(num_batches, len(rows) // batch_size)
     picks = np.linspace(0, len(rows) - 1, num_batches * batch_size).astype(int)
@@ -61,8 +60,9 @@ def validation_batches(rows: Rows, batch_size: int, num_batches: int) -> np.ndar
 def load_batches(
     cfg: RunConfig, seeds: Iterable[int]
 ) -> tuple[dict[int, TrainBatches], np.ndarray, Corpus]:
-    """({seed: training batches}, validation batches [E, B, T + 1], corpus) of a config; a source is
-    read once.
+    """Returns ({seed: training batches}, validation batches [E, B, T + 1], corpus) of a config.
+
+    A source is read once.
 
     Raises:
       UserError: the source is missing or damaged, or does not fit the config.
@@ -89,8 +89,7 @@ def _load(cfg: RunConfig) -> Corpus:
 
 
 def shards_folder(data: DataConfig) -> Path:
-    """Where the token shards of a config are, made first where they are of text that comes with no
-    tokenizer.
+    """Returns the folder of a config's token shards, made first for text without a tokenizer.
 
     Raises:
       UserError: they cannot be made, or are not on a local disk.

@@ -1,10 +1,9 @@
-"""Token shards: files of token ids and the dataset.json that says what is in them. mujax prepare
-writes them; here they are read.
+"""Token shards: files of token ids with a dataset.json that describes them, read here.
 
-A file is a stream of uint16 or uint32, little-endian, train-00000.bin and so on. Layout `document`:
-rows of seq_len + 1, a document each, cut or padded. Layout `packed`: documents one after the other,
-each with its end; rows of any length are cut from all files of a split as one stream, and overlap
-by one token, so that each is a target once.
+`mujax prepare` writes them. A file is a stream of uint16 or uint32, little-endian, named
+train-00000.bin and so on. Layout `document`: rows of seq_len + 1, one document each, cut or padded.
+Layout `packed`: documents one after the other, each with its end. Rows of any length are cut from
+all files of a split as one stream, and overlap by one token, so that each token is a target once.
 """
 
 import concurrent.futures
@@ -26,23 +25,22 @@ FORMAT = 1
 LAYOUTS = ("document", "packed")
 SPLITS = ("train", "validation")
 DESCRIPTION, VERIFIED = "dataset.json", ".verified.json"
-# A model's vocabulary may be rounded up to a multiple of this: matmuls of such sizes are faster
+# A model's vocabulary may be rounded up to a multiple of this, for faster matmuls.
 VOCAB_MULTIPLE = 128
 HASH_BYTES = 2**20
 
 
 class StreamRows:
-    """Rows of `length` tokens, the next one `stride` tokens further, in streams that follow each
-    other.
+    """Rows of `length` tokens, each `stride` tokens after the one before, in a sequence of streams.
 
-    rows[indices] is an array [len(indices), length]; nothing else is read.
+    rows[indices] reads an array [len(indices), length] and nothing else.
     """
 
     def __init__(self, streams: Sequence[np.ndarray], length: int, stride: int):
         self._streams, self._length, self._stride = streams, length, stride
         self._ends = np.cumsum([len(stream) for stream in streams], dtype=np.int64)
         self._num_rows = max(0, (int(self._ends[-1]) - length) // stride + 1) if streams else 0
-        # Views; one of a stream that is shorter than a row is never used
+        # Views of the streams; that of a stream shorter than a row is never used.
         self._windows = [
             np.lib.stride_tricks.sliding_window_view(stream, length)
             if len(stream) >= length
@@ -76,8 +74,7 @@ class StreamRows:
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:
-    """First 12 hex of the SHA-256 of what is trained on: layout, tokenizer and the content of all
-    files."""
+    """Returns 12 hex digits of the SHA-256 of layout, tokenizer and content of all files."""
     parts = {
         key: description[key]
         for key in ("format", "layout", "seq_len", "dtype", "tokenizer", "shards")
@@ -86,7 +83,7 @@ def fingerprint(description: Mapping[str, Any]) -> str:
 
 
 def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
-    """With a SHA-256 of all of it, by which an edit is seen."""
+    """Returns the description with its own SHA-256, which reveals an edit."""
     content = {key: value for key, value in description.items() if key != "sha256"}
     return {
         **content,
@@ -95,10 +92,10 @@ def sealed(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The dataset.json of a folder.
+    """Reads the dataset.json of a folder.
 
     Raises:
-      UserError: there is none, or it is not what mujax prepare wrote.
+      UserError: there is none, or mujax prepare did not write it so.
     """
     file = folder / DESCRIPTION
     try:
@@ -120,7 +117,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} was edited: its SHA-256 is not that of its content; restore it from a copy"
         )
-    _check_fields(f"{file}", description, _CHECKS)  # an edit may have been sealed again
+    _check_fields(f"{file}", description, _CHECKS)  # someone may have edited and sealed it
     _check_fields(f"{file}, tokenizer", description["tokenizer"], _TOKENIZER_CHECKS)
     for i, shard in enumerate(description["shards"]):
         _check_fields(f"{file}, shard {i}", shard, _SHARD_CHECKS)
@@ -142,7 +139,7 @@ def _is_name(x) -> bool:
     return isinstance(x, str) and x not in ("", ".", "..") and Path(x).name == x and "\0" not in x
 
 
-# What is read of a dataset.json, of its tokenizer, and of a shard
+# checks of what is read of a dataset.json, of its tokenizer, and of a shard
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "layout": lambda x: x in LAYOUTS,
     "seq_len": _is_count,
@@ -187,13 +184,12 @@ def _check_fields(
 
 
 def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError, which names the file, if one is missing, cut short or has other content
-    than it was given.
+    """Raises UserError, which names the file, if a file is missing, cut short or changed.
 
-    What was read once is not read again while its size and time of change are the same.
+    A file is read only once, as long as its size and time of change stay the same.
     """
     verified, found = {}, {}
-    with contextlib.suppress(OSError, UserError):  # then all is read
+    with contextlib.suppress(OSError, UserError):  # on an error all files are read
         verified = read_json(folder / VERIFIED)
     unread = []
     for shard in shards:
@@ -229,7 +225,7 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
                     f"{folder / shard['file']} was changed since it was prepared: restore it from "
                     "a copy"
                 )
-    with contextlib.suppress(OSError):  # a folder that is only read is read whole each time
+    with contextlib.suppress(OSError):  # in a read-only folder all files are read each time
         temporary = folder / f"{VERIFIED}.{os.getpid()}"
         temporary.write_text(json.dumps(found))
         temporary.replace(folder / VERIFIED)
@@ -238,8 +234,7 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
 def load_shards(
     folder: Path, seq_len: int, vocab_size: int, eos_id: int, boundary_id: int, batch_size: int
 ) -> Corpus:
-    """The rows of a dataset, [., seq_len + 1] of memory-mapped files, checked against the config
-    that reads them.
+    """Returns the rows of a dataset, memory-mapped [., seq_len + 1], checked against a config.
 
     Raises:
       UserError: no dataset, a damaged one, or one that does not fit the config.

@@ -1,7 +1,7 @@
 """Text without a network: the running interpreter's standard library, or any text file or folder.
 
-Bytes are the vocabulary (256 ids); documents are joined by a zero byte and cut into rows of
-seq_len + 1, each overlapping the next by one, so that every byte is a target exactly once.
+Bytes are the vocabulary (256 ids). Documents are joined by a zero byte and cut into rows of seq_len
++ 1, each overlapping the next by one, so that every byte is a target exactly once.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ DOCUMENT_END = 0
 VALIDATION_SHARE = 0.05
 # A folder of at least this many files is split by file; fewer files are each split by position.
 MIN_FILES_TO_SPLIT_BY_FILE = 20
-# First bytes of compressed files
+# first bytes of compressed files
 COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -32,7 +32,7 @@ COMPRESSIONS = {
     b"PK\x03\x04": "zip",
 }
 
-# Tests are not prose anybody wrote to be read; encodings/ is generated tables; the others vary by
+# Tests are not written to be read, encodings/ holds generated tables, and the others vary by
 # machine.
 _EMBEDDED_SUFFIXES = (".py", ".txt")
 _EMBEDDED_SKIP = {
@@ -47,7 +47,7 @@ _EMBEDDED_SKIP = {
 
 
 class Rows(Protocol):
-    """An array [num_rows, seq_len + 1], or what is read like one."""
+    """An array [num_rows, seq_len + 1], or an object that is indexed like one."""
 
     def __len__(self) -> int: ...
 
@@ -58,8 +58,8 @@ class Rows(Protocol):
 class Corpus:
     """Rows of tokens [num_rows, seq_len + 1] of both splits, and what identifies them.
 
-    fingerprint: first 12 hex of a SHA-256 of all that is trained on. tokens_per_byte: of the text
-      of the validation split; None where that is not known, or there is no text.
+    fingerprint: first 12 hex digits of a SHA-256 of all training data.
+    tokens_per_byte: of the validation split's text; None if it is unknown or there is no text.
     """
 
     train: Rows
@@ -68,13 +68,15 @@ class Corpus:
     tokens_per_byte: float | None
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """A loss in nats a token as bits a byte of text."""
+        """Converts a loss in nats per token to bits per byte of text."""
         return None if self.tokens_per_byte is None else loss * self.tokens_per_byte / math.log(2)
 
 
 def embedded_files() -> list[Path]:
-    """The standard library's own .py and .txt files, about 11 MB, sorted; empty if it is not on
-    disk."""
+    """Returns the standard library's own .py and .txt files, about 11 MB, sorted.
+
+    Empty if the standard library is not on disk.
+    """
     found = []
     for folder, subfolders, names in os.walk(sysconfig.get_paths()["stdlib"]):
         subfolders[:] = [name for name in subfolders if name not in _EMBEDDED_SKIP]
@@ -88,7 +90,7 @@ def embedded_files() -> list[Path]:
 
 
 def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
-    """(root, files) of a source.
+    """Returns (root, files) of a source.
 
     Raises:
       UserError: the source is missing or holds no file.
@@ -121,8 +123,8 @@ def find_files(name: str, path: str, glob: str) -> tuple[Path, list[Path]]:
 def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) -> Corpus:
     """Reads a source and splits it.
 
-    By file: the 5% of files whose paths hash lowest are validation, so the split is fixed, whatever
-    the order on disk. With fewer than 20 files, the last 5% of each file instead.
+    The 5% of files with the lowest hash of their paths are for validation, so the split does not
+    depend on the order on disk. With fewer than 20 files, it is the last 5% of each file instead.
 
     Raises:
       UserError: missing, empty, not UTF-8, or less than one batch of rows in either split.
@@ -153,7 +155,7 @@ def _describe(name: str, path: str) -> str:
 
 
 def compression_of(head: bytes) -> str:
-    """How a file that begins so is compressed, whatever its name says; '' where it is not."""
+    """Returns the compression of a file with these first bytes, whatever its name; '' if none."""
     return next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), "")
 
 
@@ -175,8 +177,7 @@ def _read_utf8(file: Path) -> bytes:
 
 
 def held_out_files(keys: Sequence[str]) -> set[str] | None:
-    """Those of the files, by their paths from the root, that are for validation; None: the end of
-    each of them."""
+    """Returns the validation files by their paths from the root; None: the end of each file."""
     if len(keys) < MIN_FILES_TO_SPLIT_BY_FILE:
         return None
     by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
@@ -184,7 +185,7 @@ def held_out_files(keys: Sequence[str]) -> set[str] | None:
 
 
 def cut_of(text: bytes) -> int:
-    """Where the end of a document for validation begins; a character stays whole."""
+    """Returns where the validation part at the end of a document begins, between characters."""
     cut = int(len(text) * (1 - VALIDATION_SHARE))
     while cut < len(text) and text[cut] & 0xC0 == 0x80:
         cut += 1

@@ -1,5 +1,4 @@
-"""Text to token ids and back: the ids of seqio's vocabularies, without TensorFlow; and Hugging
-Face's tokenizers."""
+"""Tokenizers: the ids of seqio's vocabularies without TensorFlow, and Hugging Face's tokenizers."""
 
 import dataclasses
 import hashlib
@@ -17,7 +16,7 @@ from mujax.storage.records import is_name, read_bytes
 Options = Mapping[str, str]
 Ids = Sequence[int] | np.ndarray
 
-# Names that Hugging Face's tokenizers give to the end of a text
+# names of the end of a text in Hugging Face's tokenizers
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 TRAINING_SEED = 0
 MAX_LINE_BYTES = 16_384
@@ -25,11 +24,13 @@ MAX_LINE_BYTES = 16_384
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """encode: documents -> their ids, without an end. decode: ids -> text, without what is no text.
+    """A tokenizer: text to token ids and back.
 
-    eos_id: ends a document, and pads its row. start_id: what a row begins with where a document
-      begins.
-    file: what it was made of, as name and content; ("", b"") where there is none.
+    encode: documents -> their ids, without an end.
+    decode: ids -> text, special tokens removed.
+    eos_id: ends a document, and pads its row.
+    start_id: the first id of a row that begins with a document.
+    file: (name, content) that the tokenizer was made from; ("", b"") if none.
     """
 
     kind: str
@@ -42,7 +43,7 @@ class Tokenizer:
     file: tuple[str, bytes] = ("", b"")
 
     def as_dict(self) -> dict[str, Any]:
-        """What dataset.json says of it."""
+        """Returns the tokenizer's entry in dataset.json."""
         return {
             "kind": self.kind,
             "options": dict(self.options),
@@ -55,8 +56,9 @@ class Tokenizer:
 
 
 def parse(text: str) -> tuple[str, str, dict[str, str]]:
-    """'sentencepiece:t5.model,extra_ids=100' -> ('sentencepiece', 't5.model', {'extra_ids':
-    '100'}).
+    """Parses a description into (kind, value, options).
+
+    'sentencepiece:t5.model,extra_ids=100' -> ('sentencepiece', 't5.model', {'extra_ids': '100'}).
 
     Raises:
       UserError: no such kind or option.
@@ -92,10 +94,10 @@ def parse(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def read(kind: str, value: str, options: Options) -> Tokenizer:
-    """The tokenizer of a parsed description, its file read.
+    """Makes the tokenizer of a parsed description from its file.
 
     Raises:
-      UserError: the file is missing or is none, or a number is wrong.
+      UserError: the file is missing or not a tokenizer, or a number is wrong.
     """
     if kind not in FILES:
         return make(kind, b"", {**options, **({"vocab_size": value} if value else {})})
@@ -108,7 +110,7 @@ def read(kind: str, value: str, options: Options) -> Tokenizer:
 
 
 def of_dataset(folder: Path, recorded: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that a dataset.json names.
+    """Makes the tokenizer that a dataset.json names.
 
     Raises:
       UserError: it cannot be made here, or its file is missing or not the one that the text was
@@ -134,10 +136,10 @@ def of_dataset(folder: Path, recorded: Mapping[str, Any]) -> Tokenizer:
 
 
 def make(kind: str, model: bytes, options: Options) -> Tokenizer:
-    """A tokenizer of its kind, the content of its file, and options.
+    """Makes a tokenizer from its kind, the content of its file, and options.
 
     Raises:
-      UserError: the file is none of that kind, or an option is wrong.
+      UserError: the file is not of that kind, or an option is wrong.
     """
     return KINDS[kind](model, options)
 
@@ -152,7 +154,7 @@ def _whole(options: Options, name: str, default: int, least: int, most: int) -> 
 
 
 def _bytes(model: bytes, options: Options) -> Tokenizer:
-    """The bytes of UTF-8; 0 ends a document. What configs with data.vocab_size = 256 train on."""
+    """Makes the tokenizer of UTF-8 bytes, for data.vocab_size = 256; 0 ends a document."""
     return Tokenizer(
         "bytes", 256, 0, 0, _encode_bytes, lambda ids: bytes(ids).decode(errors="replace")
     )
@@ -163,8 +165,7 @@ def _encode_bytes(texts: Sequence[str]) -> Sequence[Ids]:
 
 
 def _byte_vocabulary(model: bytes, options: Options) -> Tokenizer:
-    """seqio.ByteVocabulary (ByT5, 2105.13626): 0 pads, 1 ends, 2 is unknown, and byte b is b +
-    3."""
+    """Makes seqio.ByteVocabulary (ByT5, 2105.13626): pad 0, end 1, unknown 2; byte b is b + 3."""
     extra = _whole(options, "extra_ids", 0, 0, 2**20)
 
     def decode(ids: Sequence[int]) -> str:
@@ -177,8 +178,7 @@ def _byte_vocabulary(model: bytes, options: Options) -> Tokenizer:
 
 
 def _sentencepiece(model: bytes, options: Options) -> Tokenizer:
-    """seqio.SentencePieceVocabulary: the ids of a model, and extra_ids after them, which no text
-    becomes (T5's 100)."""
+    """Makes seqio.SentencePieceVocabulary: a model's ids, then extra_ids that no text uses."""
     extra = _whole(options, "extra_ids", 0, 0, 2**20)
     processor = sentencepiece.SentencePieceProcessor()
     try:
@@ -207,8 +207,7 @@ def _sentencepiece(model: bytes, options: Options) -> Tokenizer:
 
 
 def _huggingface(model: bytes, options: Options) -> Tokenizer:
-    """A tokenizer.json of Hugging Face's `tokenizers`; eos=NAME where the end of a text has an
-    unusual name."""
+    """Makes a tokenizer from a tokenizer.json; eos=NAME gives an unusual end of a text."""
     try:
         import tokenizers
     except ImportError as e:
@@ -217,7 +216,7 @@ def _huggingface(model: bytes, options: Options) -> Tokenizer:
         ) from e
     try:
         tokenizer = tokenizers.Tokenizer.from_str(model.decode())
-    except Exception as e:  # the library raises plain Exception
+    except Exception as e:  # the library raises Exception itself
         raise UserError(
             f"--tokenizer: this file is no tokenizer.json: {' '.join(str(e).split())[:120]}"
         ) from e
@@ -230,7 +229,7 @@ def _huggingface(model: bytes, options: Options) -> Tokenizer:
         )
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # text that spells the name of a special id is text
+    tokenizer.encode_special_tokens = True  # the name of a special id in a text is text
 
     def encode(texts: Sequence[str]) -> Sequence[Ids]:
         return [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -246,7 +245,7 @@ def _huggingface(model: bytes, options: Options) -> Tokenizer:
 
 
 def _ids(model: bytes, options: Options) -> Tokenizer:
-    """seqio.PassThroughVocabulary: documents are lists of ids already."""
+    """Makes seqio.PassThroughVocabulary: documents are lists of ids already."""
     size = _whole(options, "vocab_size", 0, 1, 2**31)
     eos = _whole(options, "eos_id", 0, 0, size - 1)
 
@@ -270,12 +269,10 @@ OPTIONS = {
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model (unigram, 1804.10959) of this text; the same bytes whenever the text is
-    the same.
+    """Trains a SentencePiece model (unigram, 1804.10959); equal text gives equal bytes.
 
-    Nothing is lost but U+2581, which SentencePiece takes for a space: what it has no piece for is
-    bytes, and it normalizes nothing. Ids as T5's: 0 pads, 1 ends a
-    text, 2 is unknown.
+    Only U+2581 is lost, which SentencePiece reads as a space: characters without a piece become
+    bytes, and nothing is normalized. Ids are T5's: 0 pads, 1 ends a text, 2 is unknown.
 
     Raises:
       UserError: the text does not give so many pieces.

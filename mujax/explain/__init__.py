@@ -1,1 +1,1 @@
-"""What a table says of a model: every number, and its source."""
+"""Every number that a table gives a model, and the source of each."""

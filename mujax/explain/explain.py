@@ -1,5 +1,4 @@
-"""`explain`: every number of a parameterization, tensor by tensor, with the rule and the source it
-came from."""
+"""The verb `explain`: every number of a parameterization per tensor, with its rule and source."""
 
 import dataclasses
 import json
@@ -21,12 +20,12 @@ SHORT = {"learning_rate": "lr", "weight_decay": "decay", "decay_steps": "steps"}
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Everything `explain` says of one run, as JSON values.
+    """Returns everything that `explain` says about one run, as JSON values.
 
     Per tensor: role, signature, shape, fans, draw; init (standard deviation of the stored weight),
     forward multiplier, learning rate, eps and decay coefficient as the optimizer uses them (null
-    where it reads none); decay_steps, the steps in which decay alone shrinks the weight by e at
-    peak rate (null: never); the rule of each number; and the source.
+    where it reads none); decay_steps, the steps in which decay alone shrinks the weight by a factor
+    e at the peak learning rate (null: never); the rule of each number; and the source.
     """
     metas, rows = named_leaves(run.metas), named_leaves(run.rows)
     scalings = named_leaves(run.scalings)
@@ -86,18 +85,18 @@ def _tensor(run: Run, meta: ParamMeta, row: Row, scaling: Scaling) -> dict[str, 
 
 
 def _scale_rule(name: str, rule: str) -> str:
-    """Of attention the size is d_head, of the others the width."""
+    """Returns the rule of a forward scale, with the name of its size: d_head or the width."""
     size = "d_head" if name == "attention" else "width"
     ratio = f"({size} / base {size})" if name == "attention" else "m"
     return rule.replace("fan_in", size).replace("m_in", ratio)
 
 
 def explain(cfgs: Sequence[RunConfig], diff: str = "", as_json: bool = False) -> str:
-    """The text, at most COLUMNS wide, or JSON, for one config or the same config at several widths.
+    """Returns the text (at most COLUMNS wide) or JSON for one config at one or several widths.
 
     Args:
       cfgs: configs that differ in width alone.
-      diff: name of a table; only what differs from it is shown.
+      diff: name of a table; only the differences from it are shown.
 
     Raises:
       UserError: `diff` names no table, or a config cannot be resolved.
@@ -212,7 +211,7 @@ def _cell(tensor: Mapping[str, Any], number: str) -> str:
 
 
 def _several(descriptions: Sequence[Mapping[str, Any]]) -> str:
-    """Each number that varies with width: a line a tensor, a column a width."""
+    """Tabulates each number that varies with width: one line per tensor, one column per width."""
     blocks = [_heading(descriptions[0], one_width=False)]
     widths = [f"{d['width']}" for d in descriptions]
     names = list(descriptions[0]["tensors"])
@@ -245,7 +244,7 @@ def _several(descriptions: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Only what differs, theirs -> ours."""
+    """Tabulates only the numbers that differ, theirs -> ours."""
     rows = []
     for name, tensor in ours["tensors"].items():
         other = theirs["tensors"][name]
@@ -276,13 +275,12 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 
 def _same(a: float | None, b: float | None) -> bool:
-    """Equal as float32 numbers are, or both absent."""
+    """Tells whether two numbers are equal as float32 numbers, or both absent."""
     return a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6))
 
 
 def format_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Aligns columns to the left; where a table is wider than COLUMNS, the longest names lose their
-    middle."""
+    """Aligns columns to the left; the longest names lose their middle where COLUMNS is exceeded."""
     others = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
     first = max(COLUMNS - sum(others) - 2 * len(others), 12)
 

@@ -1,9 +1,9 @@
-"""A table applied to the tensors of another framework: parameter groups for torch.optim, from
-shapes and base shapes.
+"""Parameter groups for torch.optim: a table applied to the tensors of another framework.
 
-Shapes are written as torch stores them: [out, in, ...] for linear layers and convolutions, [rows,
-width] for embeddings. Base shapes are files of microsoft/mup (github.com/microsoft/mup,
-save_base_shapes), where null marks a size that does not grow, or JSON of the same content.
+Tensors are given by shapes and base shapes, as torch stores them: [out, in, ...] for linear layers
+and convolutions, [rows, width] for embeddings. Base shapes are files of microsoft/mup
+(github.com/microsoft/mup, save_base_shapes), where null marks a size that does not grow, or JSON of
+the same content.
 """
 
 import json
@@ -26,7 +26,7 @@ BaseShape = tuple[int | None, ...]
 
 
 def read_shapes(file: str, flag: str) -> dict[str, BaseShape]:
-    """Name -> sizes, from YAML or JSON.
+    """Reads {name: sizes} from YAML or JSON; `flag` is named in errors.
 
     Raises:
       UserError: the file is missing, or holds anything but lists of sizes and nulls.
@@ -35,7 +35,7 @@ def read_shapes(file: str, flag: str) -> dict[str, BaseShape]:
     if not path.is_file():
         raise UserError(f"--{flag}={file}: no such file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # which JSON is, too
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise UserError(
             f"--{flag}={file} is neither YAML nor JSON: {' '.join(str(e).split())}"
@@ -54,10 +54,10 @@ def read_shapes(file: str, flag: str) -> dict[str, BaseShape]:
 
 
 def parse_roles(text: str | None) -> dict[str, str]:
-    """'embed.*=input,head.weight=output' -> {pattern: role}.
+    """Parses 'embed.*=input,head.weight=output' into {pattern: role}.
 
     Raises:
-      UserError: it is something else, or no role.
+      UserError: the text is of another form, or a role is unknown.
     """
     roles = {}
     for part in text.split(",") if text else ():
@@ -72,7 +72,7 @@ def parse_roles(text: str | None) -> dict[str, str]:
 
 
 def role_of(name: str, base: BaseShape, roles: Mapping[str, str]) -> str:
-    """The role that a pattern gives, or the one that a shape has by what grows of it.
+    """Returns the role that a pattern gives, or else the role that follows from which sizes grow.
 
     Raises:
       UserError: an embedding [rows, width] and a readout [classes, width] grow alike; a role must
@@ -114,19 +114,22 @@ def export(
     hyperparameters: Mapping[str, float],
     roles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """{"groups": parameter groups of torch.optim, by names; and by tensor "roles", "init" (standard
-    deviations), "forward" (factors on weights) and "readout" (factor on the logits of a tied
-    embedding)}.
+    """Returns parameter groups for torch.optim, with the roles and factors of each tensor.
+
+    Returns:
+      {"groups": parameter groups with tensor names; and by tensor "roles", "init" (standard
+        deviations), "forward" (factors on weights) and "readout" (factor on the logits of a tied
+        embedding)}.
 
     Args:
-      base_shapes: at the base width, None where a size does not grow.
+      base_shapes: shapes at the base width, with None where a size does not grow.
       optimizer: one of mujax's, whose learning-rate column is used.
       hyperparameters: lr, eps and weight_decay, each of a tensor whose factor is 1.
 
     Raises:
       UserError: an unknown table or optimizer, a table with rules that shapes cannot follow,
-        tensors that are not in both, shapes that do not fit, a missing role, a pattern of no
-        tensor.
+        tensors that are not in both, shapes that do not fit, a missing role, or a pattern that
+        matches no tensor.
     """
     for flag, value, known in (
         ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer,
@@ -158,8 +161,8 @@ def export(
     scalings = resolve(rows, metas, base_metas, column)
     groups: dict[tuple, list[str]] = {}
     for name, s in scalings.items():
-        # torch decays a stored weight by its own rate; a table means that of the effective weight,
-        # see mujax.optimizers
+        # torch decays a stored weight by its own learning rate; a table means the effective
+        # weight's, see mujax.optimizers.
         decay = s.weight_decay * OPTIMIZERS[optimizer].decay_gauge(metas[name], s)
         factors = {"lr": s.lr, "eps": s.eps, "weight_decay": decay}
         numbers = tuple(
@@ -170,7 +173,7 @@ def export(
     def init(name: str) -> float:
         meta, std = metas[name], scalings[name].init
         # The tables' inputs are one-hot; a layer that sums over its inputs starts at fan_in^-1/2
-        # (2203.03466, Table 3)
+        # (2203.03466, Table 3).
         return std * meta.fan_in**-0.5 if meta.role == "input" and name not in embeddings else std
 
     return {
@@ -189,7 +192,7 @@ def export(
 
 
 def _check_table(table: Parameterization, column: str, optimizer: str) -> None:
-    """That its rules can be followed from roles and shapes alone."""
+    """Raises UserError unless the table's rules follow from roles and shapes alone."""
     here = f"--parameterization={table.name}"
     if table.tensors:
         raise UserError(
@@ -242,12 +245,11 @@ def _check_names(
 def _with_nulls(
     shapes: Mapping[str, BaseShape], base_shapes: Mapping[str, BaseShape], roles: Mapping[str, str]
 ) -> Mapping[str, BaseShape]:
-    """The base shapes; null where a size cannot grow, if they are those of the model itself and
-    mark none.
+    """Returns the base shapes, with nulls added if they are the model's own shapes and have none.
 
-    Nothing grows from a model to itself, so nothing but the null that is missing would tell an
-    embedding from a layer. A size that grows is the output of one matrix and the input of another;
-    a vocabulary or an image's channels are not.
+    Nothing grows from a model to itself, so without nulls an embedding looks like a layer. A size
+    that grows is the output of one matrix and the input of another; a vocabulary or an image's
+    channels are not.
     """
     matrices = [sizes for sizes in base_shapes.values() if len(sizes) > 1]
     if shapes != base_shapes or any(None in sizes for sizes in base_shapes.values()):

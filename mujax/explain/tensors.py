@@ -1,5 +1,4 @@
-"""The tensors of a sweep, as tables for its report: what `explain` says of one point a
-parameterization."""
+"""The tensors of a sweep as tables for its report: one point of each parameterization."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,11 @@ MAX_TABLES = 20
 
 
 def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:
-    """By title, a table of each parameterization's widest point; those that today's code cannot
-    make are left out."""
-    # here, as runs bring JAX, and a table from elsewhere has no tensors
+    """Returns {title: table of tensors} for the widest point of each parameterization.
+
+    Tables that today's code cannot make are left out.
+    """
+    # Imported here because runs import JAX, and a table from elsewhere has no tensors.
     from mujax.config import make_run_config
     from mujax.explain.explain import describe
     from mujax.training.run import make_run
@@ -44,7 +45,8 @@ def tensor_tables(manifest: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]
             cfg = make_run_config(_with(config, overrides))
             told = describe(make_run(cfg))
         except Exception:
-            # of another version of mujax, or edited: whatever is wrong, the rows have been read
+            # The manifest may be edited or of another version: its rows can be reported without
+            # tables.
             continue
         title = (
             f"{told['parameterization']}, width {told['width']} (base width "

@@ -1,5 +1,7 @@
-"""A sweep as jobs of an existing engine: this machine, TPU VMs, GKE or Slurm. mujax has no
-scheduler of its own."""
+"""A sweep as jobs of an existing engine: this machine, TPU VMs, GKE or Slurm.
+
+mujax has no scheduler of its own.
+"""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from mujax.launch import jobset, local, slurm, tpu_vm
 from mujax.launch.job import Launch, make_launch, write_folder
 from mujax.launch.slices import Slice, parse_topology
 
-# Engine -> the flags that must be given, and those that may be
+# engine -> (required flags, optional flags)
 FLAGS = {
     "local": ((), ("parallel",)),
     "tpu_vm": (("out", "topology", "zone"), ("project", "runtime_version", "spot")),
@@ -30,15 +32,16 @@ def launch(
     retries: int,
     flags: Mapping[str, Any],
 ) -> int:
-    """Writes what `engine` needs to run the sweep, and says what to do with it; engine local runs
-    it.
+    """Writes the files that `engine` needs to run the sweep, and prints what to do with them.
+
+    Engine local runs the sweep.
 
     Args:
       config_flags: see make_launch.
-      flags: the flags of engines by name, None or False where not given.
+      flags: flag of an engine -> its value, None or False if not given.
 
     Returns:
-      The exit code: of the jobs for engine local, else 0.
+      The exit code: that of the jobs for engine local, else 0.
 
     Raises:
       UserError: a flag, config, name or folder is not right; nothing has been run or written.

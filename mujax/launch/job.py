@@ -1,5 +1,4 @@
-"""What an engine is given to run: shards of a sweep, each one idempotent command with a workdir of
-its own."""
+"""The jobs of a sweep: shards, each one idempotent command with a workdir of its own."""
 
 import dataclasses
 import glob
@@ -16,19 +15,22 @@ from mujax.errors import UserError
 from mujax.hardware import check_devices
 from mujax.storage.files import local_path, read_json, write_json
 
-# Exit codes of mujax (docs/commands.md): of all others the same command is run again, of these
-FINISHED = (0, 3)  # 3: finished, and a run diverged
-NEVER_AGAIN = (1, 2)  # a failed check; something to fix in the command or config
-SAVED = 75  # interrupted with its state saved; running the same command again costs no retry
+# Exit codes of mujax (docs/commands.md). After any other code, the same command is run again.
+FINISHED = (0, 3)  # 3: finished, but a run diverged
+NEVER_AGAIN = (1, 2)  # a failed check; a mistake in the command or config
+SAVED = 75  # interrupted with its state saved; running the same command costs no retry
 
-MAX_NAME = 28  # characters; engines append to it, and what they make of it must stay a DNS label
+MAX_NAME = 28  # characters; engines append to a name, and it must remain a DNS label
 _LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command. `name` is a DNS label; `workdir` is where its results end up, for mujax merge to
-    find."""
+    """One command.
+
+    name: a DNS label.
+    workdir: where the results end up, for mujax merge.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -37,17 +39,17 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """The jobs of a sweep, and what every engine needs to know of them."""
+    """The jobs of a sweep, and what every engine needs to know about them."""
 
     name: str
     workdir: str
     jobs: tuple[Job, ...]
-    retries: int  # of a job that was killed; those after exit code 75 do not count
-    source: str  # the folder that the commands are run in
+    retries: int  # allowed per killed job; runs after exit code 75 do not count
+    source: str  # folder in which the commands run
 
     @property
     def next_steps(self) -> str:
-        """What there is to do once all jobs have finished."""
+        """The instructions for when all jobs have finished."""
         report = shlex.join(["mujax", "report", f"--workdir={self.workdir}"])
         if len(self.jobs) == 1:
             return report
@@ -67,19 +69,19 @@ def make_launch(
     retries: int,
     num_devices: int | None = None,
 ) -> Launch:
-    """The jobs of a config's sweep.
+    """Makes the jobs of a config's sweep.
 
     Args:
-      config_flags: --config=FILE and the fields that the command line sets; they reach each job as
-        they are.
-      name: what the jobs are called; None takes the last part of the workdir.
-      num_devices: of the one TPU slice that each job gets; None where that is not known.
+      config_flags: --config=FILE and the fields that the command line sets; each job gets them
+        unchanged.
+      name: name of the jobs; None for the last part of the workdir.
+      num_devices: devices of the one TPU slice that each job gets; None if unknown.
 
     Raises:
-      UserError: the sweep would be refused, has fewer points than shards, or a point that takes
-        more devices than a job gets, or the name is no DNS label.
+      UserError: the sweep would be refused, has fewer points than shards, or has a point that takes
+        more devices than a job gets; or the name is not a DNS label.
     """
-    from mujax.sweep.points import Shard, make_points  # here, as they bring JAX
+    from mujax.sweep.points import Shard, make_points  # imported here because they import JAX
     from mujax.sweep.refine import refine_config
 
     grid = make_points(tree)
@@ -138,8 +140,9 @@ def _label(name: str | None, folder: str, shards: int) -> str:
 
 
 def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) -> Path:
-    """Writes a launch's files and, as the mark of whose folder it is, launch.json; the same launch
-    again is no change.
+    """Writes a launch's files, and launch.json, by which a later call recognizes the folder.
+
+    The same launch may be written again.
 
     Raises:
       UserError: the folder holds anything else; nothing has been written.
@@ -163,11 +166,11 @@ def write_folder(out: str, record: Mapping[str, Any], files: Mapping[str, str]) 
 
 
 def as_child(signal: str) -> str:
-    """POSIX sh that runs "$@" and leaves its exit code in $code.
+    """Returns POSIX sh that runs "$@" and leaves its exit code in $code.
 
-    As a child, because a shell that waits would keep signals from it: it gets SIGTERM when the
-    shell gets `signal`. A `wait` that a signal has ended says nothing of the child, so it is asked
-    again.
+    The command runs as a child, because a shell that waits would keep signals from it: it gets
+    SIGTERM when the shell gets `signal`. A `wait` that a signal ended does not tell the child's
+    code, so the child is waited for again.
     """
     return f"""\
 child='' stop=0

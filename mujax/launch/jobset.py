@@ -1,5 +1,4 @@
-"""GKE: a JobSet a shard, through Kueue if a queue is named, or the same jobs through Cluster
-Toolkit."""
+"""GKE: one JobSet per shard, through Kueue if a queue is named, or through Cluster Toolkit."""
 
 import re
 import shlex
@@ -13,8 +12,8 @@ from mujax.launch.slices import Slice
 
 _SECONDS_TO_SAVE = 120  # between SIGTERM and SIGKILL; spot nodes get less from their host
 
-# Kubernetes knows only 0 as finished. The command comes as arguments of this script, never as a
-# part of it.
+# Only exit code 0 means finished to Kubernetes. The command is passed as arguments of this script,
+# never inserted into it.
 _WRAPPER = f"""\
 {as_child("TERM")}[ "$code" != 3 ] || exit 0
 exit "$code"
@@ -30,16 +29,16 @@ def render(
     spot: bool,
     parallel: int | None,
 ) -> dict[str, str]:
-    """The manifests, and a script that hands the same jobs to gcluster.
+    """Returns the manifests, and a script that hands the same jobs to gcluster.
 
     Args:
-      mount: CLAIM:/PATH, the volume that holds the workdirs; without one they would go with the
+      mount: CLAIM:/PATH, the volume that holds the workdirs; without it they would vanish with the
         pods.
-      queue: a LocalQueue of Kueue's.
-      parallel: slices that kueue.yaml has room for; None: one a job.
+      queue: a LocalQueue of Kueue.
+      parallel: slices that kueue.yaml has room for; None: one per job.
 
     Raises:
-      UserError: a name that Kubernetes would refuse, or a workdir that lies on no volume.
+      UserError: a name that Kubernetes would refuse, or a workdir that is not on a volume.
     """
     if not tpu.shape:
         raise UserError(
@@ -96,7 +95,7 @@ def _jobset(
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": launch.name}}
     if queue:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = queue
-    if tpu.hosts > 1:  # such a slice is a node pool of its own, and all its hosts must be of one
+    if tpu.hosts > 1:  # a slice of several hosts is a node pool of its own: all hosts must be in it
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
@@ -112,12 +111,12 @@ def _jobset(
         "completionMode": "Indexed",
         "parallelism": tpu.hosts,
         "completions": tpu.hosts,
-        # anything that no rule names fails the job, and the JobSet starts it again
+        # A failure that no rule names fails the job, and the JobSet starts it again.
         "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [
                 {"action": "FailJob", "onExitCodes": _exit_codes(*NEVER_AGAIN)},
-                # a new pod, and no retry is counted
+                # a new pod, without counting a retry
                 {"action": "Ignore", "onExitCodes": _exit_codes(SAVED)},
                 {
                     "action": "Ignore",
@@ -127,7 +126,7 @@ def _jobset(
         },
         "template": {
             "spec": {
-                "restartPolicy": "Never",  # podFailurePolicy allows no other
+                "restartPolicy": "Never",  # required by podFailurePolicy
                 "terminationGracePeriodSeconds": _SECONDS_TO_SAVE,
                 "nodeSelector": selector,
                 "tolerations": tolerations,
@@ -164,12 +163,12 @@ def _exit_codes(*codes: int) -> dict[str, Any]:
 
 
 def _unexpanded(arg: str) -> str:
-    """Kubernetes replaces $(NAME) in commands and arguments, and $$ by $."""
+    """Escapes an argument: Kubernetes would replace $(NAME) in it, and $$ by $."""
     return arg.replace("$", "$$")
 
 
 def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
-    """A queue with room for so many slices, for a cluster that has none yet."""
+    """Returns a queue with room for `slices` slices, for a cluster that has none yet."""
     flavor = f"{tpu.cloud.gke}-{tpu.shape}"
     quota = {"name": "google.com/tpu", "nominalQuota": slices * tpu.chips}
     groups = [
@@ -204,7 +203,7 @@ def _kueue(queue: str, tpu: Slice, slices: int) -> list[dict]:
 def _gcluster(
     launch: Launch, tpu: Slice, image: str, mount: str, queue: str | None, spot: bool
 ) -> str:
-    """gcluster takes the command as one string, for bash -c in the container."""
+    """Returns the script for gcluster, which takes a command as one string for bash -c."""
     lines = [
         "#!/usr/bin/env bash",
         "# Rendered by mujax launch: the jobs of jobsets.yaml for Cluster Toolkit. Its arguments "
@@ -235,7 +234,7 @@ def _gcluster(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Scripts as blocks of lines."""
+    """A YAML dumper that writes scripts as blocks of lines."""
 
     def represent_text(self, text: str):
         return self.represent_scalar(

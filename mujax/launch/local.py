@@ -1,4 +1,4 @@
-"""This machine: a pool of processes that honours exit codes."""
+"""The engine on this machine: a pool of processes that honours exit codes."""
 
 import concurrent.futures
 import subprocess
@@ -11,12 +11,14 @@ from mujax.storage.files import make_writable
 
 
 def run(launch: Launch, parallel: int) -> int:
-    """Runs the jobs, `parallel` at a time, each with a log in the workdir; returns the exit code of
-    the whole.
+    """Runs the jobs, `parallel` at a time, each with a log in the workdir.
 
-    That is 0 if all have finished, and otherwise the code of a job that has not: one never to be
-    retried first. Interrupted, it has every running job save its state, waits for them, and raises
+    Interrupted, it has every running job save its state, waits for them, and raises
     KeyboardInterrupt.
+
+    Returns:
+      The exit code: 0 if all jobs have finished; else that of an unfinished job, preferably of one
+        that must not be retried.
 
     Raises:
       UserError: the workdir cannot be written.
@@ -28,7 +30,7 @@ def run(launch: Launch, parallel: int) -> int:
         try:
             codes = list(executor.map(pool.run, launch.jobs))
         except BaseException:
-            pool.stop()  # and leaving the executor waits for what is running
+            pool.stop()  # leaving the executor then waits for the running jobs
             raise
     bad = sorted(
         (code for code in codes if code not in FINISHED), key=lambda code: code not in NEVER_AGAIN
@@ -44,8 +46,11 @@ class _Pool:
         self._is_stopping = False
 
     def run(self, job: Job) -> int:
-        """Runs a job until it has finished, is never to be run again, or no retry is left; returns
-        its last code."""
+        """Runs a job until it has finished, must not be run again, or has no retry left.
+
+        Returns:
+          Its last exit code.
+        """
         log = self._logs / f"{job.name}.log"
         argv = [sys.executable, "-m", "mujax", *job.argv[1:]]
         retries = 0
@@ -53,8 +58,8 @@ class _Pool:
             with open(log, "ab") as stream, self._lock:
                 if self._is_stopping:
                     return SAVED
-                # In a session of its own, so that Ctrl-C reaches it once: as the SIGTERM that
-                # stop() sends
+                # In a session of its own, so that Ctrl-C reaches the job once: as the SIGTERM from
+                # stop().
                 process = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
@@ -65,7 +70,7 @@ class _Pool:
                 self._running.add(process)
             print(f"{job.name}: started, its log is {log}", flush=True)
             code = process.wait()
-            code = code if code >= 0 else 128 - code  # killed by a signal, as shells count it
+            code = code if code >= 0 else 128 - code  # killed by a signal: a shell's exit code
             with self._lock:
                 self._running.discard(process)
                 if self._is_stopping:
@@ -87,7 +92,7 @@ class _Pool:
             )
 
     def stop(self) -> None:
-        """Has running jobs save their state; no further one starts."""
+        """Makes running jobs save their state; no further job starts."""
         with self._lock:
             self._is_stopping = True
             for process in self._running:

@@ -1,5 +1,4 @@
-"""TPU slices by the names that people give them: v4:2x2x1 (a shape, as JAX has it) or v4-8 (as
-gcloud has it)."""
+"""TPU slices by their common names: v4:2x2x1 (a shape, as in JAX) or v4-8 (as in gcloud)."""
 
 import dataclasses
 import math
@@ -11,7 +10,7 @@ from mujax.hardware import MOST_CHIPS, TPUS, Cloud
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice; `shape` is None where only a number of chips was asked for."""
+    """A TPU slice; `shape` is None if only a number of chips is known."""
 
     cloud: Cloud
     chips: int
@@ -19,7 +18,7 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        """Larger slices than a host's have four chips a host, on every generation."""
+        """The number of hosts; slices of several hosts have four chips per host."""
         return 1 if self.chips <= self.cloud.most_chips_per_host else self.chips // 4
 
     @property
@@ -28,14 +27,14 @@ class Slice:
 
     @property
     def gcloud_flags(self) -> list[str]:
-        """gcloud takes a shape on v4 alone; elsewhere the number of chips has one shape."""
+        """The flags of gcloud: a shape on v4, elsewhere the number of chips."""
         if self.shape and self.cloud.accelerator == "v4":
             return ["--type=v4", f"--topology={self.shape}"]
         return [f"--accelerator-type={self.accelerator_type}"]
 
 
 def parse_topology(text: str) -> Slice:
-    """'v4:2x2x1' or 'v4-8' -> the slice.
+    """Parses 'v4:2x2x1' or 'v4-8' into a slice.
 
     Raises:
       UserError: it names no slice.

@@ -1,4 +1,4 @@
-"""Slurm: a job array with one task a shard, that queues itself again as exit codes demand."""
+"""Slurm: a job array with one task per shard, which queues itself again as exit codes demand."""
 
 import re
 import shlex
@@ -6,16 +6,17 @@ import shlex
 from mujax.errors import UserError
 from mujax.launch.job import FINISHED, NEVER_AGAIN, SAVED, Launch, as_child
 
-_SECONDS_TO_SAVE = 120  # before the time limit
+_SECONDS_TO_SAVE = 120  # between the signal to save and the time limit
 
 
 def render(
     launch: Launch, partition: str | None, time: str | None, parallel: int | None
 ) -> dict[str, str]:
-    """The batch script.
+    """Returns the batch script.
 
     Args:
-      time: the limit of one go, in Slurm's words; the script goes on from where it was stopped.
+      time: the limit of one job, as Slurm writes it; the script continues from where it was
+        stopped.
       parallel: tasks that run at once; None leaves it to Slurm.
 
     Raises:

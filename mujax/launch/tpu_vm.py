@@ -19,13 +19,13 @@ def render(
     runtime_version: str | None,
     spot: bool,
 ) -> dict[str, str]:
-    """A NAME.env for each job: bash, to be sourced, every value quoted.
+    """Returns a NAME.env per job: bash to be sourced, with every value quoted.
 
-    On the slice the job works on the first worker's own disk; fetch.sh brings it to the job's
-    workdir here.
+    On the slice the job works on the first worker's own disk; fetch.sh brings the results to the
+    job's workdir here.
 
     Raises:
-      UserError: a zone, project or version that is no such name, or a config that would not be on
+      UserError: a zone, project or version with an invalid name, or a config that would not be on
         the slice.
     """
     version = runtime_version or tpu.cloud.runtime
@@ -47,7 +47,7 @@ def render(
     create = [*tpu.gcloud_flags, f"--runtime-version={version}", *(["--spot"] if spot else [])]
     files = {}
     for job in launch.jobs:
-        # ~/NAME on each worker holds source, where the command is run, and beside it work
+        # On each worker ~/NAME holds `source`, where the command runs, and beside it `work`.
         command = [
             arg if arg != f"--workdir={job.workdir}" else "--workdir=../work" for arg in job.argv
         ]

@@ -1,5 +1,4 @@
-"""Parameterizations as tables of data; see `table` for what they mean and `resolve` for how they
-become numbers."""
+"""Parameterizations as tables of data: `table` defines their form, `resolve` makes them numbers."""
 
 from mujax.parameterization import decay, depth, everett, kalra, lingle, mup, sp, unit
 from mujax.parameterization.override import apply_overrides

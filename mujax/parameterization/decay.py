@@ -1,9 +1,8 @@
 """muP (Table 3 of 2203.03466) with rules for the decay of AdamW and Lion, decay_form `decoupled`.
 
 Plain muP leaves the coefficient alone, so a hidden matrix, whose learning rate falls as 1/m,
-forgets m
-times more slowly: the timescale of decay grows with width. Other optimizers have other rates, so
-these tables refuse them.
+forgets m times more slowly: the timescale of decay grows with width. Other optimizers have other
+learning rates, so these tables refuse them.
 """
 
 from mujax.parameterization.mup import MUP
@@ -14,9 +13,9 @@ def _adam_alone(row: Row, **changes) -> Row:
     return row.replace(lr={"adam": row.lr["adam"]}, **changes)
 
 
-# Rate times decay does not depend on width, as in microsoft/mup's MuAdamW and 2505.01618, Table 1.
-# MuAdamW leaves the readout's decay alone, as it does its rate, in the form of Table 8; the product
-# is that of this row.
+# Learning rate x decay does not depend on width, as in microsoft/mup's MuAdamW and 2505.01618,
+# Table 1. MuAdamW, in the form of Table 8, changes neither decay nor learning rate of the readout;
+# their product is the same as in this row.
 MUP_CONSTANT_SHRINK = MUP.replace(
     name="mup_constant_shrink",
     source="mup with decay x m, so that rate x decay is constant (2505.01618 Table 1; "
@@ -31,8 +30,8 @@ MUP_CONSTANT_SHRINK = MUP.replace(
     },
 )
 
-# Embeddings and readout count as vector-like, which is how muP's papers use the word; the paper's
-# own list of tensors was not at hand.
+# Embeddings and readout count as vector-like, as in muP's papers. The paper's own list of tensors
+# was not at hand.
 MUP_SQRT_DECAY = MUP.replace(
     name="mup_sqrt_decay",
     source="mup with decay of hidden matrices x sqrt(m), of the rest 0 (Fan et al. 2025, "

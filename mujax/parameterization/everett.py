@@ -1,23 +1,21 @@
 """Four parameterizations with per-layer learning rates (Everett et al. 2024, 2407.05872, Table 1).
 
-A layer has forward multiplier n^-a, init n^-b and learning rate n^-c. Full alignment supposes that
-updates and activations line up, so that fan_in terms add like fan_in; no alignment, like
+A layer has forward multiplier n^-a, init n^-b and learning rate n^-c. Full alignment assumes that
+updates and activations line up, so that fan_in terms add up to fan_in; no alignment, to
 sqrt(fan_in). Each c is the largest that keeps every activation stable:
 
-  Adam, Lion   alpha - a            with alpha = 1 (full) or 1/2 (none); for the embedding, where
-  Adafactor    alpha - a - b        nothing is summed over, alpha = 0
-  SGD          alpha - 2a - G       G = a + b of the readout, but 0 in the readout itself
+    Adam, Lion   alpha - a            with alpha = 1 (full) or 1/2 (none); for the embedding, where
+    Adafactor    alpha - a - b        nothing is summed over, alpha = 0
+    SGD          alpha - 2a - G       G = a + b of the readout, but 0 in the readout itself
 
-G is how the gradient of an activation falls with width at initialization. Readings taken where
-copies of the
-paper disagree or are silent: SGD without alignment takes the gradient at initialization (the
+G is how the gradient of an activation falls with width at initialization. Choices where copies of
+the paper disagree or are silent: SGD without alignment takes the gradient at initialization (the
 learned part of the readout would make it larger in muP and mean-field); Adafactor without alignment
 follows the formula. Gains and biases move by order 1, as an embedding with a = 0. eps follows the
-gradient of the
-stored weight: n^-(a + G), and n^-a in the readout. Attention is that of sp, as d_head is fixed
-there.
+gradient of the stored weight: n^-(a + G), and n^-a in the readout. Attention is that of sp, as
+d_head is fixed there.
 
-Here n is relative to the base width, where all of them equal sp.
+Here n is relative to the base width, at which all four equal sp.
 """
 
 import dataclasses
@@ -45,7 +43,7 @@ ALIGNMENT = {"full": 1.0, "none": 0.5}
 
 
 def per_layer(name: str, alignment: str) -> Parameterization:
-    """The table of one parameterization (a key of LAYERS) and alignment (a key of ALIGNMENT)."""
+    """Makes the table of a parameterization (a key of LAYERS) and an alignment (of ALIGNMENT)."""
     layers = LAYERS[name]
     words = {"full": "full alignment", "none": "no alignment"}[alignment]
     source = f"2407.05872 Table 1, {layers.title}, {words}"

@@ -1,21 +1,19 @@
-"""The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP, in their
-gauge.
+"""The factorial of Kalra & Barkeshli 2026 (2605.21486): four switches between SP and muP.
 
 Their gauge: in SP every tensor trains at eta / n and matrices decay with lambda * n, so that one
-step shrinks them by eta * lambda at any width (n the width, decoupled decay). So do gains and
-biases of other sizes
-than n, which their GPT has none of: those of queries and keys, of the MLP, of the logits. Of a
-matrix n is the side that it shares with the residual stream; in other models than a GPT, such as a
-convolution, its fan_in. LN covers all gains and biases (ours; the paper's GPT has no biases). Where
-a switch raises a matrix' learning rate the decay is lowered to keep that shrink (our reading; the
-paper's is not known to us). Gains do not decay. The matrices that write to the residual stream
-start at 1/sqrt(2 L n), L layers, as in the authors' related code (inferred); their learning rate is
-eta / n, not eta / 4n.
+step shrinks a matrix by eta * lambda at any width (n is the width; decay is decoupled). The same
+holds for gains and biases of other sizes than n, which their GPT lacks: those of queries and keys,
+of the MLP, of the logits. For a matrix, n is the side that it shares with the residual stream; in
+models other than a GPT, such as a convolution, n is its fan_in. LN covers all gains and biases (our
+choice; the paper's GPT has no biases). Where a switch raises the learning rate of a matrix, the
+decay is lowered so that the shrink stays (our choice; the paper's is not known to us). Gains do not
+decay. Matrices that write to the residual stream start at 1/sqrt(2 L n) with L layers, as in the
+authors' related code (inferred); their learning rate is eta / n, not eta / 4n.
 
 Tied embeddings (the paper's rule is not known to us): the embedding keeps its own row and unit
-variance, and the readout is it times n^-1/2, or n^-1 with Last: the size of the untied unembedding
-at initialization. With Embd and Last the readout's learning rate is then eta / n too, as of the
-untied one.
+variance. The readout is the embedding times n^-1/2, or n^-1 with Last, which is the size of the
+untied unembedding at initialization. With Embd and Last the readout's learning rate is then eta /
+n, too, as in the untied model.
 """
 
 import itertools
@@ -35,7 +33,7 @@ _INTO, _OUT_OF, _WIDTH = Power(fan_out=-1), Power(fan_in=-1), Power(width=-1)
 
 
 def factorial(embd: bool | str, ln: bool, attn: bool, last: bool) -> Parameterization:
-    """One of the 16: each switch False (SP) or True (muP).
+    """Makes one of the 16 tables: each switch is False (SP) or True (muP).
 
     Args:
       embd: embedding learning rate eta instead of eta / n; 'sqrt': eta / sqrt(n) (Hayou & Liu,
@@ -97,7 +95,8 @@ FACTORIAL = tuple(factorial(embd, *rest) for embd in (False, True, "sqrt") for r
 
 _MUP = factorial(embd=True, ln=True, attn=True, last=True)
 _TOWARDS_RESIDUAL = _MUP.tensors["*/wo"]
-# In this gauge lambda n is constant shrink; sqrt(m) in place of m, equal at the base width.
+# In this gauge decay lambda * n is a constant shrink. Here sqrt(m) replaces m; both are equal at
+# the base width.
 MUP_SQRT_DECAY = _MUP.replace(
     name=f"{_MUP.name}+sqrt_decay",
     source=f"{_MUP.source}, decay of hidden matrices x sqrt(m), of the rest 0 (Fan et al. 2025, "

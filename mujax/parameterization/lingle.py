@@ -1,11 +1,11 @@
-"""The tables of Lingle 2024 (2404.05728), by the author's public code: optim_rule, q_init, r_init,
-u_init.
+"""The tables of Lingle 2024 (2404.05728), after the author's public code.
 
-All learning rates and inits are his; eps and decay are not scaled. `mup` is relative in its
-learning rates and absolute in its inits (std 1/M of the unembedding) and attention scale
-(1/d_head), so it does not equal `sp` at a base width. His width ratio is an integer division; ours
-is exact. fan_in of the MLP's second matrix is its true one, F, in the absolute rule; in the
-relative rule all matrices follow the ratio of M, which is that of F too.
+The code's options are optim_rule, q_init, r_init and u_init. All learning rates and inits are the
+author's; eps and decay are not scaled. `mup` is relative in its learning rates and absolute in its
+inits (std 1/M of the unembedding) and attention scale (1/d_head), so it does not equal `sp` at a
+base width. The author's width ratio is an integer division; ours is exact. In the absolute rule the
+fan_in of the MLP's second matrix is its true one, F; in the relative rule all matrices follow the
+ratio of M, which equals the ratio of F.
 """
 
 from mujax.parameterization.sp import FAN_IN
@@ -30,12 +30,12 @@ _SP_READOUT = {
 
 
 def lingle(optim_rule: str, variant: str = "") -> Parameterization:
-    """A table of 2404.05728.
+    """Makes a table of 2404.05728.
 
     Args:
       optim_rule: sp, mup or abs_mup.
-      variant: '' (his default), qzero (W_Q = 0), rzero (matrices that write to the residual stream
-        = 0), uzero, usp or umup (unembedding 0, of variance 1/M, or 1/M^2).
+      variant: '' (the default there), qzero (W_Q = 0), rzero (matrices that write to the residual
+        stream = 0), uzero, usp or umup (unembedding 0, of variance 1/M, or 1/M^2).
     """
     source = "2404.05728, Section 3, optim_rule " + optim_rule
     lr = {"adam": _MATRIX_LR[optim_rule]}

@@ -1,11 +1,12 @@
 """Overrides of single rows, tensors and numbers of a table, as a config gives them.
 
 An override is TARGET=VALUE or TARGET.NUMBER=VALUE.
-  TARGET  a role, a tensor's name or pattern ('blocks/*/wq'), or a forward scale
-  NUMBER  one of a row's numbers: init, forward, lr, eps, weight_decay, readout; without it, the
-  whole row VALUE   a table ('sp': its row for that role), a row of a table ('sp.hidden'), or, for a
-  single number
-          or a forward scale, the number itself
+
+    TARGET  a role, a tensor's name or pattern ('blocks/*/wq'), or a forward scale
+    NUMBER  one of a row's numbers: init, forward, lr, eps, weight_decay, readout;
+            without it, the whole row is replaced
+    VALUE   a table ('sp': its row for that role), a row of a table ('sp.hidden'), or,
+            for a single number or a forward scale, the number itself
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ class Override:
 
 
 def parse(text: str) -> Override:
-    """'unembed.lr=0.5' -> Override.
+    """Parses 'unembed.lr=0.5' into an Override.
 
     Raises:
       UserError: it is not of the form TARGET=VALUE or TARGET.NUMBER=VALUE.
@@ -60,19 +61,19 @@ def parse(text: str) -> Override:
 def apply_overrides(
     table: Parameterization, overrides: Sequence[str], metas, tables: Mapping[str, Parameterization]
 ) -> tuple[dict, ScaleRules]:
-    """The rows and forward-scale rules of a model, after the overrides.
+    """Returns the rows and forward-scale rules of a model, after the overrides.
 
     Returns:
       tree of Row beside the parameters; the ScaleRules.
 
     Raises:
-      UserError: an override that cannot be read, matches nothing, names no table, or sets a number
-        that another override sets too; or a tensor left without a rule.
+      UserError: an override that cannot be parsed, matches nothing, names no table, or sets a
+        number that another override also sets; or a tensor without a rule.
     """
     metas_by_name = named_leaves(metas)
     replaced: dict[tuple[str, str], Override] = {}  # (tensor or scale, number) -> who set it
 
-    def claim(owner: str, numbers: Sequence[str], override: Override):
+    def reserve(owner: str, numbers: Sequence[str], override: Override):
         for number in numbers:
             other = replaced.setdefault((owner, number), override)
             if other is not override:
@@ -85,7 +86,7 @@ def apply_overrides(
     rules, targets = {}, {}
     for override in map(parse, overrides):
         if override.target in SCALES:
-            claim(override.target, ("",), override)
+            reserve(override.target, ("",), override)
             rules[override.target] = _scale(override, tables)
             continue
         matched = [
@@ -105,7 +106,7 @@ def apply_overrides(
                 f"model{hint}"
             )
         for name in matched:
-            claim(name, (override.number,) if override.number else NUMBERS, override)
+            reserve(name, (override.number,) if override.number else NUMBERS, override)
             targets.setdefault(name, []).append(override)
 
     whole = {
@@ -114,7 +115,7 @@ def apply_overrides(
         for override in entries
         if not override.number
     }
-    # First in the order of patterns, so that an overridden tensor needs no other rule.
+    # Overridden tensors come first in the order of patterns, so that they need no other rule.
     others = {pattern: row for pattern, row in table.tensors.items() if pattern not in whole}
     rows = assign_rows(table.replace(tensors={**whole, **others}), metas)
 
@@ -129,7 +130,7 @@ def apply_overrides(
 
 
 def _row(override: Override, tensor: str, role: str, tables: Mapping[str, Parameterization]) -> Row:
-    """The row that a table has for this tensor, or for the role that the override names."""
+    """Returns a table's row for this tensor, or for the role that the override names."""
     name, _, other_role = override.value.partition(".")
     table = _table(override, name, tables)
     own = [row for pattern, row in table.tensors.items() if fnmatchcase(tensor, pattern)]
@@ -157,8 +158,7 @@ def _with_number(
         return row.replace(
             **{override.number: value}, source=f"{row.source} [override {override.text}]"
         )
-    # Zero-init, a frozen tensor and no decay are choices; a factor of zero on anything else is a
-    # mistake
+    # Zero init, a frozen tensor and no decay are choices; any other factor of zero is a mistake.
     _check_number(override, constant, may_be_zero=override.number in ("init", "lr", "weight_decay"))
     power = Power(coefficient=constant)
     value = dict.fromkeys(COLUMNS, power) if override.number == "lr" else power

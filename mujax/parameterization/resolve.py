@@ -1,4 +1,4 @@
-"""Table and metadata -> the numbers of every tensor: the one place where a rule becomes a value."""
+"""The numbers of every tensor, from a table and metadata: here alone, a rule becomes a value."""
 
 import dataclasses
 import hashlib
@@ -31,8 +31,7 @@ class Scaling(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """The resolved forward scales; see ScaleRules. The model receives them in its
-    hyperparameters."""
+    """The resolved forward scales, which the model receives in its Hps; see ScaleRules."""
 
     attention: Number = 1.0
     residual: Number = 1.0
@@ -45,11 +44,11 @@ def is_scaling(x) -> bool:
 
 
 def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
-    """Tree of ParamMeta -> tree of the Row that each tensor follows.
+    """Returns the tree of the Row that each tensor of a tree of ParamMeta follows.
 
     Raises:
-      UserError: a tensor's role has no row, or it is repeated over an axis the table has no rule
-        for.
+      UserError: a tensor's role has no row, or the tensor is repeated over an axis that the table
+        has no rule for.
     """
 
     def row(name: str, meta: ParamMeta) -> Row:
@@ -83,16 +82,16 @@ _DECLARE = {
 
 
 def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
-    """Rows and metadata -> a tree of Scaling beside the parameters.
+    """Returns a tree of Scaling beside the parameters.
 
     Args:
       rows: tree of Row, from assign_rows.
       metas: tree of ParamMeta of the model.
       base_metas: the same tree at the base sizes.
-      column: of learning rates, one of COLUMNS.
+      column: column of learning rates, one of COLUMNS.
 
     Raises:
-      UserError: a row has no learning rate for the column, or the two trees have other tensors.
+      UserError: a row has no learning rate for the column, or the two trees have different tensors.
     """
 
     if changed := sorted(set(named_leaves(metas)) ^ set(named_leaves(base_metas))):
@@ -136,7 +135,7 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
 
 def _width(metas) -> int:
-    """The size of the axis `embed`; 0 if no tensor has it."""
+    """Returns the size of the axis `embed`; 0 if no tensor has it."""
     return next(
         (meta.size("embed") for meta in named_leaves(metas).values() if "embed" in meta.axes), 0
     )
@@ -152,11 +151,10 @@ def has_depth_rules(rows, rules: ScaleRules) -> bool:
 def check_depth(
     table: Parameterization, rows, rules: ScaleRules, metas, dims: Mapping[str, int]
 ) -> None:
-    """A rule for depth reads it off the axis `layers` of a stacked tensor: there must be such an
-    axis.
+    """Raises UserError if a rule depends on depth and no tensor tells the depth.
 
-    Raises:
-      UserError: rules depend on depth, the model has several layers, and no tensor says so.
+    Depth is read off the axis `layers` of a stacked tensor, which a model of several layers must
+    have.
     """
     is_stacked = any("layers" in meta.batch for meta in named_leaves(metas).values())
     if dims.get("layers", 1) > 1 and not is_stacked and has_depth_rules(rows, rules):
@@ -168,8 +166,7 @@ def check_depth(
 
 
 def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
-    """The forward-scale rules of a model: a tied embedding adds its readout factor to the
-    logits."""
+    """Returns a model's forward-scale rules; a tied embedding's readout factor scales logits."""
     tied = [
         row
         for row, meta in zip(named_leaves(rows).values(), named_leaves(metas).values(), strict=True)
@@ -183,8 +180,7 @@ def scale_rules(table: Parameterization, rows, metas) -> ScaleRules:
 def resolve_scales(
     rules: ScaleRules, dims: Mapping[str, int], base_dims: Mapping[str, int]
 ) -> Scales:
-    """Forward-scale rules and the logical sizes of a model -> their values; a size it lacks counts
-    as 1."""
+    """Returns the values of forward-scale rules; a size that the model lacks counts as 1."""
 
     def size(dims, axis: str) -> Size:
         return Size(fan_in=dims.get(axis, 1), layers=dims.get("layers", 1))
@@ -200,7 +196,7 @@ def resolve_scales(
 
 
 def format_table(metas, scalings, scales: Scales) -> str:
-    """One line a tensor: name, role, signature, draw and its numbers; then the forward scales."""
+    """Returns a line per tensor (name, role, signature, draw, numbers), then the forward scales."""
     leaves = named_leaves(metas)
     numbers = named_leaves(scalings)
     wide = [max(map(len, column)) for column in (leaves, ROLES, [m.text for m in leaves.values()])]
@@ -216,7 +212,7 @@ def format_table(metas, scalings, scales: Scales) -> str:
 
 
 def table_hash(metas, scalings, scales: Scales) -> str:
-    """First 12 hex of the SHA-256 of the resolved table, each number as it is used, in float32."""
+    """Returns 12 hex digits of the SHA-256 of the resolved table, with its numbers as float32."""
 
     def exact(numbers):
         return [float(np.float32(value)).hex() for value in numbers]

@@ -1,17 +1,17 @@
-"""Standard parameterization: what is done without thinking about width."""
+"""The standard parameterization: fan-in init and one learning rate at every width."""
 
 from mujax.parameterization.table import COLUMNS, ONE, Parameterization, Power, Row, ScaleRules
 
 _SOURCE = "2203.03466 Table 3, SP"
-# Of Muon's orthogonalized update: spectral norm sqrt(fan_out / fan_in) (2310.17813), in every table
-# that has a rule for it; whoever trains SP with Muon does nearly the same
+# Spectral norm sqrt(fan_out / fan_in) of Muon's orthogonalized update (2310.17813), in every table
+# that has a rule for Muon. SP with Muon is commonly trained nearly so
 # (kellerjordan.github.io/posts/muon).
 SPECTRAL = Power(fan_in=-0.5, fan_out=0.5)
 FLAT: dict[str, Power] = dict.fromkeys(COLUMNS, ONE)
 FLAT_MATRIX = {**FLAT, "muon": SPECTRAL}
 FAN_IN = Power(fan_in=-0.5)
 # Each layer, and each expert of a mixture, is a matrix of its own; the router is an output
-# (2508.09752)
+# (2508.09752).
 REPEATED = ("layers", "experts")
 
 SP = Parameterization(

@@ -1,7 +1,7 @@
-"""A parameterization as data: rows of powers of the sizes of a tensor, one row a role.
+"""A parameterization as data: one row per role, of powers of a tensor's sizes.
 
-Nothing else in mujax knows SP from muP: modules draw with unit variance, optimizers apply the
-numbers that `resolve` makes of a table.
+No other code in mujax knows SP from muP: modules draw with unit variance, and optimizers apply the
+numbers that `resolve` makes from a table.
 """
 
 import dataclasses
@@ -15,10 +15,10 @@ from mujax.params import ROLES, ParamMeta
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The sizes a rule may depend on.
+    """The sizes that a rule may depend on.
 
-    layers: the depth of the stack a tensor is repeated over, or 1. width: of the model, whatever
-    the tensor's own sizes; 0 where no tensor tells it.
+    layers: the depth of the stack that a tensor is repeated over, or 1.
+    width: the model's width, whatever the tensor's own sizes; 0 where no tensor tells it.
     """
 
     fan_in: int
@@ -35,11 +35,10 @@ def size_of(meta: ParamMeta, width: int = 0) -> Size:
 
 @dataclasses.dataclass(frozen=True)
 class Power:
-    """coefficient * product of sizes to the named exponents; ratio_x is x over the same at the base
-    width.
+    """A coefficient times a product of sizes to the named exponents.
 
-    A forward scale is a power of one size, its fan_in: d_head for attention, the width for the
-    others.
+    ratio_x is the exponent of x over the same size at the base width. A forward scale is a power of
+    one size, its fan_in: d_head for attention, the width for the others.
     """
 
     coefficient: float = 1.0
@@ -76,7 +75,7 @@ class Power:
         return Power(self.coefficient * other.coefficient, **exponents)
 
     def absolute(self) -> "Power":
-        """The same exponents of the sizes themselves, with no base width."""
+        """Returns the same exponents of the sizes themselves, without a base width."""
         return Power(
             self.coefficient,
             fan_in=self.fan_in + self.ratio_in,
@@ -86,7 +85,7 @@ class Power:
         )
 
     def __str__(self) -> str:
-        """E.g. 'fan_in^-1/2 m_in^-1/2'; '1' if nothing varies."""
+        """Returns e.g. 'fan_in^-1/2 m_in^-1/2'; '1' if nothing varies."""
         factors = [f"{self.coefficient:.4g}"] if self.coefficient != 1 else []
         for name, symbol in _SYMBOLS.items():
             exponent = getattr(self, name)
@@ -97,7 +96,7 @@ class Power:
         return "0" if self.coefficient == 0 else " ".join(factors) or "1"
 
 
-# How a rule is written: n is the width, m a size over the same at the base width.
+# How a rule is written: n is the width, m is a size over the same size at the base width.
 _SYMBOLS = {
     "fan_in": "fan_in",
     "fan_out": "fan_out",
@@ -118,11 +117,10 @@ COLUMNS = ("adam", "sgd", "adafactor", "muon")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """How one role scales: the numbers of Scaling, each as a Power of its sizes.
+    """The scaling of one role: the numbers of Scaling, each as a Power of the tensor's sizes.
 
-    lr: column -> factor on the learning rate; a column that is absent is an optimizer without a
-      rule.
-    readout: of a tied embedding, the factor on the logits where it serves as the readout.
+    lr: column -> factor on the learning rate; an absent column is an optimizer without a rule.
+    readout: for a tied embedding, the factor on the logits where it serves as the readout.
     source: the paper, and the table or equation in it.
     """
 
@@ -153,11 +151,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleRules:
-    """Factors the forward pass applies to activations.
+    """Factors that the forward pass applies to activations.
 
     attention: on q.k, a power of d_head (its fan_in).
-    residual: on what a branch adds to the residual stream, a power of the width and the number of
-      layers.
+    residual: on the output of a residual branch, a power of the width and the number of layers.
     logits, embedding: on the logits and on the embedded tokens, powers of the width.
     """
 
@@ -168,8 +165,10 @@ class ScaleRules:
 
 
 class Intention(NamedTuple):
-    """A deviation that its source wants: of the effective weight, rate or decay a step, as a power
-    of the width."""
+    """An intended deviation from the maximal-update limit, with the reason that its source gives.
+
+    exponent: of the effective weight, learning rate or decay per step, as a power of the width.
+    """
 
     exponent: float
     reason: str
@@ -177,18 +176,18 @@ class Intention(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parameterization:
-    """A table.
+    """A table: a rule for each role, and the rules of the forward scales.
 
-    name: as in parameterization.name. source: paper and table, as `explain` prints it.
+    name: as in parameterization.name.
+    source: paper and table, as `explain` prints it.
     rows: role -> Row; the four roles of BASIC_ROLES are required.
     scales: the rules of the forward scales.
     tensors: name pattern (fnmatch) -> Row, for tensors that differ from the others of their role.
-    relative: the table equals `sp` at the base width, so that a base learning rate means the same
-      there.
-    repeated: axes a matrix may be repeated over, each copy scaled as a matrix of its own.
-    intends: what deviates on purpose from the maximal-update limit (one of INTENTIONS) -> the
-      exponent in the width that is meant, and why; `check` reports that exponent, and no other, as
-      benign.
+    relative: whether the table equals `sp` at the base width, so that a base learning rate means
+      the same in both.
+    repeated: axes that a matrix may be repeated over, each copy scaled as a matrix of its own.
+    intends: deviation from the maximal-update limit (one of INTENTIONS) -> its exponent in the
+      width, and the reason; `check` reports that exponent, and no other, as benign.
 
     Raises:
       UserError: an unknown or missing role, column or intention.
@@ -233,14 +232,13 @@ class Parameterization:
 
     @property
     def compares_depths(self) -> bool:
-        """Whether a rule reads the number of layers at the base: parameterization.base_num_layers
-        means something."""
+        """Whether a rule reads the base's number of layers, parameterization.base_num_layers."""
         rows = (*self.rows.values(), *self.tensors.values())
         powers = [*vars(self.scales).values(), *(power for row in rows for power in row.powers)]
         return any(power.compares_depths for power in powers)
 
     def absolute(self) -> "Parameterization":
-        """The form with no base width: every ratio becomes the size itself."""
+        """Returns the form without a base width, in which every ratio becomes the size itself."""
         scales = {
             f.name: getattr(self.scales, f.name).absolute() for f in dataclasses.fields(self.scales)
         }

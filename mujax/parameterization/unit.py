@@ -1,11 +1,11 @@
 """u-muP (Blake et al. 2024, 2407.17465, Table 2) as far as it is a table of multipliers.
 
-Left out: unit scaling of operations (factors in the attention, the activation and the loss, and
-factors of the backward pass alone), which changes the code of a model and not its table. A residual
-branch is multiplied by L^-1/2: unrolled, their scheme with its two hyperparameters at 1 weighs each
-of the 2L branches so against the embedding, up to a factor common to the whole stream, which the
-next norm removes. The learning rate has L^-1/2 for every tensor of the stack, as in their library.
-eps and decay are not scaled.
+Not included: unit scaling of operations (factors in the attention, the activation and the loss, and
+factors of the backward pass alone), which changes a model's code and not its table. A residual
+branch is multiplied by L^-1/2: unrolled, and with its two hyperparameters at 1, their scheme gives
+each of the 2L branches this weight relative to the embedding, up to a factor common to the whole
+stream, which the next norm removes. The learning rate of every tensor of the stack has a factor
+L^-1/2, as in their library. eps and decay are not scaled.
 """
 
 from mujax.parameterization.table import Intention, Parameterization, Power, Row, ScaleRules

@@ -1,2 +1,1 @@
-"""Does a config fit its pod, and how fast should it be? By the TPU compiler, ahead of time and
-without a TPU."""
+"""The fit and speed of a config on its pod, by the TPU compiler without a TPU."""

@@ -1,4 +1,4 @@
-"""One program compiled for one topology: memory, time of a step, and what bounds it."""
+"""One program compiled for one topology: its memory, the time of a step, and what bounds it."""
 
 import dataclasses
 import functools
@@ -21,20 +21,20 @@ from mujax.training.run import Run
 from mujax.training.sharding import Layout, make_layout
 from mujax.training.steps import Program, example_numbers
 
-ROW_STEPS = 2  # steps whose rows a call holds; a real call holds up to 25 times a batch
+ROW_STEPS = 2  # steps of rows per call here; real calls hold up to 25 steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of the training program of `lanes` runs side by side, on all devices of a topology.
+    """The estimate for a training program of `lanes` runs side by side on a whole topology.
 
-    fits: whether it compiled, within the share of a device's memory that a sweep allows itself.
-    memory_bytes: arguments and temporaries a device, None where the compiler gave up. step_s: the
-      longer of compute and what is sent beside it,
-    plus what is sent alone. mfu: model FLOPs of all lanes over what the devices can do in step_s.
-    bound: compute or
-    communication. collectives: kind -> bytes a device sends in a step. unknown: instructions
-    without an estimate.
+    fits: whether it compiled, within the share of a device's memory that a sweep uses.
+    memory_bytes: arguments and temporaries per device, None if the compiler ran out of memory.
+    step_s: the longer of compute and overlapped communication, plus exposed communication.
+    mfu: model FLOPs of all lanes over what the devices can do in step_s.
+    bound: compute or communication.
+    collectives: kind -> bytes that a device sends per step.
+    unknown: instructions without an estimate.
     """
 
     topology: str
@@ -76,7 +76,7 @@ def estimate(run: Run, topology: Topology, num_runs: int = 1) -> Estimate:
     slots = min(len(topology.devices) // mesh.num_devices, num_runs)
     found = _estimate(run, topology, slots, slots)
     per_slot = -(-num_runs // slots)
-    if found.memory_bytes and per_slot > 1:  # more beside each other, as many as fit
+    if found.memory_bytes and per_slot > 1:  # as many lanes as fit
         fitting = int(MEMORY_SHARE * found.hbm_bytes / found.memory_bytes)
         chunks = -(-per_slot // max(1, min(per_slot, fitting)))
         if (more := -(-per_slot // chunks)) > 1:
@@ -131,10 +131,9 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
 
 
 class _Compiled(NamedTuple):
-    """Bytes a device, and what the program costs; cost is None if the compiler ran out of memory:
-    `why`.
+    """Bytes per device and cost of a program; `why` and no cost if it ran out of memory.
 
-    results: without those that take the place of arguments.
+    results: without results that reuse the memory of arguments.
     """
 
     seconds: float
@@ -145,7 +144,7 @@ class _Compiled(NamedTuple):
     cost: Cost | None = None
 
 
-@functools.cache  # runs that differ in numbers alone share a program, those of other configs too
+@functools.cache  # runs that differ in numbers alone share a program, also across configs
 def _compile(
     program: Program, mesh: MeshConfig, topology: Topology, slots: int, lanes: int
 ) -> _Compiled:
@@ -171,7 +170,7 @@ def _compile(
 
 
 def _lower(program: Program, layout: Layout, lanes: int):
-    """The training program of so many lanes, from shapes alone."""
+    """Lowers the training program of `lanes` lanes, from shapes alone."""
     per_lane, whole = NamedSharding(layout.mesh, P("sweep")), NamedSharding(layout.mesh, P())
 
     def of_lanes(dtype):

@@ -1,9 +1,10 @@
-"""What a step costs one device, read from the compiler's scheduled HLO text.
+"""The cost of a step on one device, read from the compiler's scheduled HLO text.
 
 Compute: the compiler's own estimate of cycles, once for each instruction that has one, loop bodies
-  times their trip
-counts. Communication: bytes that a ring sends over the links of a device for each collective.
-Gathers, scatters, sorts, random numbers and custom calls (Pallas kernels) carry no estimate and
+times their trip counts.
+Communication: bytes that a ring sends over the links of a device for each collective.
+
+Gathers, scatters, sorts, random numbers and custom calls (Pallas kernels) have no estimate and
 count nothing; they are listed.
 """
 
@@ -20,7 +21,7 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "collective-permute",
 )
-# Instructions that move or compute nothing, and those whose computations run as code of their own
+# Instructions that move or compute nothing, and those that run their computations as own code
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
     "replica-id",
@@ -37,7 +38,7 @@ _CALLED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`%name = type opcode(arguments)attributes`."""
+    """An instruction `%name = type opcode(arguments)attributes`."""
 
     name: str
     type: str
@@ -48,13 +49,14 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-    """Of one run of a computation on one device.
+    """The cost of one run of a computation on one device.
 
-    cycles: of its compute. sent: (collective, "sync" or "async") -> bytes on the wire. count: of
-      collectives.
-    unknown: instructions without an estimate, by opcode. by_source: cycles by the operation of the
-      program.
-    loops_of_unknown_length: their bodies count once.
+    cycles: compute.
+    sent: (collective, "sync" or "async") -> bytes on the wire.
+    count: number of collectives.
+    unknown: instructions without an estimate, by opcode.
+    by_source: cycles by the operation of the program.
+    loops_of_unknown_length: number of such loops; their bodies count once.
     """
 
     cycles: float = 0.0
@@ -78,7 +80,7 @@ class Cost:
 
 
 def read_cost(text: str, num_devices: int) -> Cost:
-    """The cost of the entry computation of `compiled.as_text()`."""
+    """Returns the cost of the entry computation of `compiled.as_text()`."""
     computations, entry = _parse(text)
     return _Reader(computations, num_devices).cost(entry, fused=False)
 
@@ -107,7 +109,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _end_of_group(text: str, start: int) -> int:
-    """Behind the bracket that closes the one at `start`."""
+    """Returns the position behind the bracket that closes the one at `start`."""
     depth = 0
     for i in range(start, len(text)):
         depth += (text[i] in "([{") - (text[i] in ")]}")
@@ -122,8 +124,11 @@ class _Reader:
         self._known: dict[tuple[str, bool], Cost] = {}
 
     def cost(self, name: str, fused: bool) -> Cost:
-        """fused: inside an instruction that has an estimate; there only collectives are still to be
-        counted."""
+        """Returns the cost of the named computation.
+
+        fused: whether it is inside an instruction that has an estimate, so that only collectives
+          count.
+        """
         if (name, fused) not in self._known:
             total, types = Cost(), {i.name: i.type for i in self._computations[name]}
             for instruction in self._computations[name]:
@@ -163,8 +168,8 @@ class _Reader:
             num_bytes(types.get(operand, "")) for operand in re.findall(r"%([\w.\-]+)", i.arguments)
         )
         group = self._group_size(i.attributes)
-        # TPUs fuse an all-reduce and the slice of it into one operation, and asynchronous ones into
-        # computations
+        # TPUs fuse an all-reduce and the slice of it into one operation, and asynchronous
+        # collectives into computations.
         if kind == "all-reduce" and "all-reduce-scatter" in computation:
             kind = "reduce-scatter"
         is_async = i.opcode.endswith("-start") or "async" in computation
@@ -176,7 +181,7 @@ class _Reader:
         total.count[kind] += 1
 
     def _group_size(self, attributes: str) -> int:
-        """Devices that exchange with each other."""
+        """Returns the number of devices that exchange with each other."""
         if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
             # ['x'=32,'y'=4] {'y'}
             sizes, size = dict(re.findall(r"'(\w+)'=(\d+)", named[1])), 1
@@ -213,7 +218,7 @@ def _called(i: Instruction) -> Iterator[str]:
 
 
 def num_bytes(type_text: str) -> int:
-    """Of 'bf16[8,128]{1,0}', or of all parts of a tuple type."""
+    """Returns the bytes of a type such as 'bf16[8,128]{1,0}', or of all parts of a tuple type."""
     total = 0
     for dtype, dims in re.findall(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\]", type_text):
         bits = int((re.match(r"[a-z]+(\d+)", dtype) or (0, 8))[1])  # pred takes a byte

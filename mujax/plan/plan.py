@@ -14,7 +14,7 @@ from mujax.storage import files
 from mujax.sweep.points import Point, group_points, make_points
 from mujax.training.run import Run, make_run
 
-SPARE = 0.25  # of a device's memory, which --search leaves free
+SPARE = 0.25  # share of a device's memory that --search leaves free
 HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute",
 "exposed", "MFU",
           "tokens/day", "hours", "chip-hours", "verdict")  # fmt: skip
@@ -43,7 +43,7 @@ ASSUMPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Points of one program on one mesh."""
+    """Points that share one program and one mesh."""
 
     run: Run
     num_points: int
@@ -51,7 +51,7 @@ class Group:
 
     @property
     def hours(self) -> float | None:
-        """Of the steps of all its points, one lot after the other."""
+        """The hours that the steps of all its points take, one lot after the other."""
         if self.estimate.step_s is None:
             return None
         return (
@@ -73,12 +73,12 @@ def plan(
     search: bool = False,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Compiles each group of points of a sweep, or the one run of a config without, for a topology.
+    """Compiles each group of points of a sweep, or a config's single run, for a topology.
 
-    Says a table, and writes plan.json into `workdir`.
+    Prints a table with `say`, and writes plan.json into `workdir`.
 
-    search: tries other meshes and remat policies for each group, and goes on with the fastest that
-      has room to spare.
+    search: tries other meshes and remat policies for each group, and takes the fastest with room to
+      spare.
 
     Returns:
       Whether every group fits.
@@ -128,9 +128,11 @@ def plan(
 
 
 def candidates(run: Run, num_devices: int, num_points: int) -> Iterator[Run]:
-    """Other ways to train the same: over a run's share of the devices, weights split over all of
-    them, half, a quarter or none, and each remat policy; layers unrolled where nothing is
-    recomputed."""
+    """Yields other ways to train the same run over its share of the devices.
+
+    Weights are split over all devices, half, a quarter or none, with each remat policy; layers are
+    unrolled where nothing is recomputed.
+    """
     share = max(1, num_devices // num_points)
     while run.program.batch_size // run.program.accumulation % share:
         share -= 1
@@ -150,8 +152,10 @@ def candidates(run: Run, num_devices: int, num_points: int) -> Iterator[Run]:
 
 
 def best(groups: Sequence[Group]) -> Group:
-    """Of those with room to spare the one with most tokens a second; without any, the one that
-    takes least memory."""
+    """Returns the group with most tokens/s among those with room to spare.
+
+    If none has room to spare, returns the one that takes the least memory.
+    """
     roomy = [
         group
         for group in groups
@@ -164,7 +168,7 @@ def best(groups: Sequence[Group]) -> Group:
 
 
 def settings(run: Run) -> str:
-    """The fields that a search changes, as flags."""
+    """Returns the fields that a search changes, as flags."""
     flags = [
         f"--config.mesh.{name}={getattr(run.cfg.mesh, name)}" for name in ("data", "fsdp", "tensor")
     ]
@@ -175,7 +179,7 @@ def settings(run: Run) -> str:
 
 
 def advice(group: Group) -> str:
-    """What to change in a config that does not fit."""
+    """Returns what to change in a config that does not fit."""
     run, found = group.run, group.estimate
     cfg, ways = run.cfg, []
     per_device = cfg.train.batch_size // cfg.train.accumulation // (cfg.mesh.data * cfg.mesh.fsdp)

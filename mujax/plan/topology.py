@@ -1,4 +1,4 @@
-"""Topologies of TPUs that are not there, to compile for."""
+"""Topologies of absent TPUs, to compile for."""
 
 import dataclasses
 import functools
@@ -11,16 +11,16 @@ from typing import Any
 from mujax.errors import UserError, cut, shown, suggest
 from mujax.hardware import MOST_CHIPS, TPUS, Chip
 
-# Generations that plans are made for
+# Generations that `mujax plan` supports
 CHIPS = {name: tpu.chip for name, tpu in TPUS.items() if tpu.chip}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`slices` slices of one shape, e.g. v4:4x8x8; devices are descriptions that the compiler takes
-    for real ones.
+    """A topology of `slices` slices of one shape, e.g. v4:4x8x8.
 
-    peak: bfloat16 FLOP/s of a device.
+    peak: bfloat16 FLOP/s per device.
+    devices: descriptions that the compiler accepts as real devices.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Topology:
 
 @functools.cache
 def load_topology(name: str, slices: int = 1) -> Topology:
-    """'v4:4x8x8' -> the topology.
+    """Returns the topology of a name such as 'v4:4x8x8'.
 
     Raises:
       UserError: there is none of this name, or libtpu is not installed.
@@ -60,7 +60,7 @@ def load_topology(name: str, slices: int = 1) -> Topology:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("mujax plan needs the TPU compiler: pip install libtpu")
-    # No metadata server to ask, no TPU to look for, and others may have the library open
+    # Asks no metadata server, looks for no TPU, and lets other processes have the library open.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -1,1 +1,1 @@
-"""From rows to tables, figures and the page."""
+"""Tables, figures and the page, made from rows."""

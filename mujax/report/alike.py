@@ -1,5 +1,4 @@
-"""Which runs of a table are one study, which of them are repetitions of one run, and which
-contradict each other."""
+"""Runs of a table sorted into studies, repetitions of one run, and contradictions."""
 
 import dataclasses
 import itertools
@@ -10,18 +9,19 @@ from mujax.errors import UserError
 from mujax.report.foreign import Records, is_diverged, is_missing, number, text
 from mujax.report.rows import Row
 
-FACTS = ("tokens", "steps", "n_params")  # of a run: its budget and size
-SAME = 1e-6  # relative: float32 keeps 7 digits
-SHOWN = 6  # columns that a message names
-WHOLE = 2**53  # up to here a float holds every whole number
+FACTS = ("tokens", "steps", "n_params")  # budget and size of a run
+SAME = 1e-6  # relative difference of equal numbers: float32 keeps 7 digits
+SHOWN = 6  # columns that a message names at most
+WHOLE = 2**53  # a float holds every whole number up to this one
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row of a table. study, parameterization, weight_decay, seed: None where no column says.
-    loss: None if diverged.
+    """A row of a table.
 
-    facts: those of FACTS that a column says.
+    study, parameterization, weight_decay, seed: None if no column holds it.
+    loss: None if the run diverged.
+    facts: those of FACTS that have a column.
     """
 
     line: int
@@ -38,22 +38,23 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-    """Runs in the form of results.jsonl; warnings, averaged: see tables.Table."""
+    """Runs in the form of results.jsonl; for warnings and averaged see tables.Table."""
 
     rows: list[Row]
     warnings: list[str]
     averaged: str
 
 
-Cells = dict[tuple, dict[str | None, list[Run]]]  # the runs of each point of a curve, by seed
+Cells = dict[tuple, dict[str | None, list[Run]]]  # point of a curve -> seed -> its runs
 
 
 def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence[Run]) -> Joined:
-    """Makes rows of runs: facts that differ at one width become part of the study, and what repeats
-    a run is left out.
+    """Makes rows from runs; repetitions of a run are dropped.
+
+    Facts that differ at one width become part of the study.
 
     Raises:
-      UserError: runs that differ in nothing that `named` names have several losses.
+      UserError: runs that differ in none of the columns in `named` have several losses.
     """
     rates = join_near(run.rate for run in runs)
     decays = join_near(run.weight_decay for run in runs if run.weight_decay is not None)
@@ -96,8 +97,7 @@ def join_runs(table: Records, named: Mapping[str, Sequence[str]], runs: Sequence
 
 
 def join_near(values: Iterable[float]) -> dict[float, float]:
-    """Gives values that a pass through float32 has made different one value, that with the fewest
-    digits."""
+    """Maps values that differ only by rounding to float32 to the value with the fewest digits."""
     joined: dict[float, float] = {}
     cluster: list[float] = []
     for value in [*sorted(set(values)), None]:
@@ -115,10 +115,10 @@ def _curve(run: Run, splitting: Sequence[str]) -> tuple:
 
 
 def _splitting_facts(runs: Sequence[Run], facts: Sequence[str]) -> list[str]:
-    """Those that differ among the runs of one curve, without what goes along with one before: steps
-    with tokens.
+    """Returns the facts that differ among the runs of one curve.
 
-    How far a run came that diverged is not its budget.
+    A fact that goes along with an earlier one, such as steps with tokens, is left out. A diverged
+    run's budget is unknown: it ended early.
     """
     splitting: list[str] = []
     for fact in facts:
@@ -132,8 +132,10 @@ def _splitting_facts(runs: Sequence[Run], facts: Sequence[str]) -> list[str]:
 
 
 def _varying(groups: Sequence[Sequence[Run]], columns: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    """Columns that take several values in one of the groups, and whether they tell all runs of all
-    groups apart."""
+    """Yields the columns that have several values within a group.
+
+    With each goes whether the column tells apart all runs of all groups.
+    """
     for column in columns:
         counts = [
             (len({text(run.record.get(column)) for run in group}), len(group)) for group in groups
@@ -148,7 +150,7 @@ def _list(columns: Sequence[str]) -> str:
 
 
 def _flag(named: Mapping[str, Sequence[str]], name: str, column: str) -> str:
-    """'study=a+COLUMN': the flag that tells runs apart by one more column."""
+    """Returns 'study=a+COLUMN': the flag that tells runs apart by one more column."""
     quoted = [f'"{c}"' if set('+,"') & set(c) else c for c in (*named.get(name, ()), column)]
     return f"{name}={'+'.join(quoted)}"
 
@@ -199,8 +201,7 @@ def _refuse_contradictions(
 def _averages(
     named: Mapping[str, Sequence[str]], cells: Cells, runs: Sequence[Run], others: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """How many runs a point is the mean of, and a warning where they differ in more than the
-    seed."""
+    """Returns how many runs a point averages, and a warning if they differ not only in the seed."""
     groups = [
         [same[0] for same in by_seed.values()] for by_seed in cells.values() if len(by_seed) > 1
     ]
@@ -222,17 +223,21 @@ def _averages(
 
 
 def _is_seed(runs: Sequence[Run], column: str) -> bool:
-    """Whether a column has one value for each seed and another for every other: the name of a run
-    beside its id."""
+    """Tells whether a column has one value per seed, different from that of every other seed.
+
+    Such is the name of a run beside its id.
+    """
     pairs = {(run.seed, text(run.record.get(column))) for run in runs}
     return len(pairs) == len({seed for seed, _ in pairs}) == len({value for _, value in pairs})
 
 
 def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], int]:
-    """A whole number for each seed, of words in the order in which they appear, and how many are
-    empty among others."""
+    """Returns a whole number for each seed, and how many seeds are empty among others.
+
+    Seeds that are words are numbered in the order in which they appear.
+    """
     names = list(dict.fromkeys(seeds))
-    # pandas writes nan
+    # pandas writes nan for an empty cell
     nameless = {name for name in names if is_missing(name) or is_diverged(name)}
     values = {name: number(name) for name in names if name not in nameless}
     if any(
@@ -245,7 +250,10 @@ def _number_seeds(seeds: Sequence[str | None]) -> tuple[dict[str | None, int], i
 
 
 def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[str]) -> Row:
-    """facts: of its curve, also where the run diverged and did not come as far."""
+    """Makes a row of a run.
+
+    facts: the facts of its curve, which a run that diverged early has, too.
+    """
     overrides: dict[str, Any] = (
         {} if run.weight_decay is None else {"optim.weight_decay": run.weight_decay}
     )

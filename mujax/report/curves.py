@@ -1,4 +1,4 @@
-"""Loss against learning rate: from result rows to curves. x is log2 learning rate."""
+"""Curves of loss against learning rate, made from result rows; x is log2 learning rate."""
 
 import dataclasses
 import math
@@ -15,12 +15,12 @@ from mujax.sweep.pooling import level_seeds
 class Curve:
     """Final loss against learning rate at one width, averaged over seeds.
 
-    log2_lrs, losses: ascending in learning rate; a loss is None where any seed diverged. A run that
-      is missing leaves no trace.
+    log2_lrs, losses: ascending in learning rate; a loss is None where any seed diverged. A missing
+      run leaves no trace.
     seeds, seed_losses: what was averaged, a tuple per learning rate; None is a diverged run. Where
-      learning rates have different seeds, without what a seed adds at all of them (see
+      learning rates have different seeds, each seed's common offset is subtracted (see
       pooling.level_seeds).
-    raw_losses: the same as they were measured.
+    raw_losses: the seeds' losses as they were measured.
     """
 
     study: str
@@ -36,7 +36,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCurve:
-    """Training loss of one run against step, nats a token."""
+    """Training loss of one run against step, nats per token."""
 
     study: str
     width: int
@@ -49,9 +49,9 @@ class TrainingCurve:
 def make_curves(
     rows: Iterable[Mapping[str, Any]], naming: Naming | None = None
 ) -> dict[str, list[Curve]]:
-    """Rows -> study -> curves in order of width.
+    """Returns {study: curves in order of width} from rows.
 
-    naming: of the studies, where they are told apart among more rows than these.
+    naming: names of the studies, if they are told apart among more rows than these.
     """
     rows = list(rows)
     naming = naming or Naming(rows)
@@ -64,7 +64,7 @@ def make_curves(
             by_lr.setdefault(math.log2(naming.rate(row)), []).append(
                 (row["seed"], row["final_loss"])
             )
-    # in the order in which the sweep names them
+    # studies in the order in which the sweep names them
     studies: dict[str, list[Curve]] = {study: [] for study, _ in cells}
     for (study, width), by_lr in sorted(cells.items(), key=lambda item: item[0][1]):
         log2_lrs = tuple(sorted(by_lr))

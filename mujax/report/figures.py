@@ -25,13 +25,12 @@ LOG2_LR = "log2 learning rate"
 LOSS = "validation loss (nats/token)"
 COLORS = ("#d1495b", "#00798c", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
 MARKERS = "osD^vP"
-MAX_PANELS, COLUMNS = 24, 4  # of transfer.png; more studies are in the page
-MAX_STUDIES = 24  # lines of one figure
+MAX_PANELS, COLUMNS = 24, 4  # in transfer.png; the page shows further studies
+MAX_STUDIES = 24  # lines of one figure at most
 
 
 def width_colors(measured: Sequence[Measured]) -> dict[int, tuple[float, float, float, float]]:
-    """A color a width, light for narrow to dark for wide, from a scale that survives color
-    blindness."""
+    """Returns a color per width, light for narrow to dark for wide, safe for color blindness."""
     widths = sorted({width for m in measured for width in m.study.widths})
     scale = matplotlib.colormaps["viridis_r"]
     return {
@@ -40,8 +39,10 @@ def width_colors(measured: Sequence[Measured]) -> dict[int, tuple[float, float, 
 
 
 def loss_range(measured: Sequence[Measured]) -> tuple[float, float]:
-    """Vertical range that shows the optima: up to the 85th percentile of losses, so no outlier
-    flattens them."""
+    """Returns a vertical range that shows the optima: up to the 85th percentile of losses.
+
+    Outliers would flatten the curves.
+    """
     losses = sorted(
         loss for m in measured for c in m.study.curves for loss in c.losses if loss is not None
     )
@@ -62,10 +63,11 @@ def drift_text(m: Measured) -> str:
 def save_figures(
     measured: Sequence[Measured], points: Sequence[PhasePoint], folder: Path
 ) -> list[Path]:
-    """Writes each figure for which there is something to draw as .png and .pdf; returns the paths.
+    """Writes each figure that has data as .png and .pdf; returns the paths.
 
-    transfer: loss against LR, a panel a study. optimum, loss, curvature: against width, with their
-    laws. phase: the three phase diagrams. Of many studies the first are drawn.
+    transfer: loss against LR, a panel per study. optimum, loss, curvature: against width, with
+      their laws. phase: the three phase diagrams. Only the first studies are drawn if there are
+      many.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Callable[[], Figure]] = {}
@@ -84,7 +86,7 @@ def save_figures(
     if points:
         drawn["phase"] = lambda: _draw_phase(points)
     for name in ("transfer", "optimum", "loss", "curvature", "phase"):
-        # no figure of an earlier report stays
+        # Figures of an earlier report go.
         for suffix in ("png", "pdf"):
             (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     paths = []
@@ -95,7 +97,7 @@ def save_figures(
         "pdf.fonttype": 42,
     }
     with plt.rc_context(style), warnings.catch_warnings():
-        # of a name; the page has it
+        # characters of a name; the page shows all
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, draw in drawn.items():
             figure = draw()
@@ -107,7 +109,7 @@ def save_figures(
 
 
 def _plain(name: str) -> str:
-    """A name in which matplotlib sees no formula, and that fits over a panel."""
+    """Returns a name without matplotlib formulas, cut to fit over a panel."""
     name = " ".join(name.split())
     return (name if len(name) <= 60 else name[:59] + "…").replace("$", r"\$")
 
@@ -169,8 +171,10 @@ def _draw_curves(measured: Sequence[Measured]):
 
 
 def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
-    """A quantity against width with 68% intervals, hollow where flagged, and its law, dotted where
-    flagged."""
+    """Draws a quantity against width with 68% intervals, and its law.
+
+    Flagged points are hollow, a flagged law is dotted.
+    """
     figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     widths = sorted({width for m in measured for width in m.study.widths})
     marks: list[Line2D] = []
@@ -216,15 +220,17 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
 
 
 def _legend(axis, names: Sequence[str], marks: Sequence[Line2D], **style) -> None:
-    """A legend of all these names: one that begins with an underscore would be left out as a
-    label."""
+    """Draws a legend of all these names.
+
+    matplotlib would leave a name out as a label if it begins with an underscore.
+    """
     legend = axis.legend(marks, [str(i) for i in range(len(marks))], frameon=False, **style)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(_plain(name))
 
 
 PHASE_AXES = {"E": "E (nats$^2$)", "kappa": r"$\kappa$", "R_inf": r"$R(\infty)$ (nats)"}
-PHASES = (("kappa", "E"), ("R_inf", "E"), ("kappa", "R_inf"))  # x, y
+PHASES = (("kappa", "E"), ("R_inf", "E"), ("kappa", "R_inf"))  # (x, y) of each diagram
 
 
 def draw_phase_panel(
@@ -234,8 +240,10 @@ def draw_phase_panel(
     y: str,
     look: Callable[[PhasePoint], tuple[str, str]],
 ) -> None:
-    """Draws one of PHASES, with 68% intervals, hollow where flagged; `look` says the color and
-    marker of a point."""
+    """Draws one of PHASES with 68% intervals; flagged points are hollow.
+
+    look: point -> its color and marker.
+    """
     for name, scale, line in (
         (x, axis.set_xscale, axis.axvline),
         (y, axis.set_yscale, axis.axhline),

@@ -1,7 +1,6 @@
-"""Records of a table from elsewhere: a CSV file, whatever divides its cells, or JSONL; cells are as
-they were written.
+"""Records of a table from elsewhere, CSV or JSONL, with cells as they were written.
 
-Also the spellings of a number and of the lack of one.
+Also the spellings of a number and of a missing one.
 """
 
 import csv
@@ -20,15 +19,14 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 _DELIMITERS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d*(e[+-]?\d+)?", re.IGNORECASE)
-# or a number between 1 and 1000 with three decimals
+# also the form of a number between 1 and 1000 with three decimals
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
-# What stands where nothing is known; a spreadsheet's errors are of its formulas, e.g. a mean of no
-# runs
+# Cells without a value. A spreadsheet's errors come from its formulas, e.g. a mean of no runs.
 _MISSING = re.compile(
     r"|-+|\?|na|n/a|null|none|nil|missing|#(n/a|null!|div/0!|num!|value!|ref!|name\?)",
     re.IGNORECASE,
 )
-# The loss of a run that diverged, as Python, C, Java and people write it
+# Spellings of a diverged run's loss by Python, C, Java and people
 _DIVERGED = re.compile(
     r"[+-]?(nan(\(.*\))?|inf(inity)?|1\.#(inf|ind|qnan|snan)\d*)|∞|-∞|diverged", re.IGNORECASE
 )
@@ -36,9 +34,11 @@ _DIVERGED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of a file by their columns, each with the number of its line.
+    """The records of a file by their columns, each with its line number.
 
-    file: as --input names it. columns: in their order. delimiter: of the cells; empty for JSONL.
+    file: the file as --input names it.
+    columns: names in the file's order.
+    delimiter: between cells; empty for JSONL.
     """
 
     file: str
@@ -47,10 +47,10 @@ class Records:
     delimiter: str
 
     def has_decimal_commas(self, columns: Iterable[str]) -> bool:
-        """Tells whether the numbers in `columns` are written 0,5.
+        """Tells whether the numbers in `columns` are written as 0,5.
 
-        They are where commas do not divide the cells, no number has a point, and one at least
-        cannot be in thousands.
+        They are if commas do not separate the cells, no number has a point, and at least one comma
+        cannot mark thousands.
         """
         if self.delimiter in ("", ","):
             return False
@@ -62,12 +62,11 @@ class Records:
 
 
 def read_records(file: str) -> Records:
-    """Reads a .csv or .tsv file, divided by commas, semicolons or tabs as its header is, or a
-    .jsonl file.
+    """Reads a .jsonl file, or a .csv or .tsv file separated by commas, semicolons or tabs.
 
     Raises:
-      UserError: the file cannot be read, two columns have one name, or a line is not of as many
-        cells as the header.
+      UserError: the file cannot be read, two columns have one name, or a line has not as many cells
+        as the header.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -89,7 +88,7 @@ def read_records(file: str) -> Records:
 
 
 def text(cell: Any) -> str:
-    """The words of a cell, on one line."""
+    """Returns the words of a cell, on one line."""
     return "" if cell is None else " ".join(str(cell).split())
 
 
@@ -98,12 +97,12 @@ def is_missing(cell: Any) -> bool:
 
 
 def is_diverged(cell: Any) -> bool:
-    """Whether a loss, or the status of a run, says that the run diverged."""
+    """Tells whether a loss, or the status of a run, means that the run diverged."""
     return _DIVERGED.fullmatch(text(cell)) is not None
 
 
 def number(cell: Any, decimal_commas: bool = False) -> float:
-    """The number in a cell; NaN where there is none."""
+    """Returns the number in a cell; NaN if it has none."""
     if isinstance(cell, bool):
         return math.nan
     if decimal_commas and isinstance(cell, str) and "." not in cell:
@@ -123,7 +122,7 @@ def _csv(file: str, content: str) -> Records:
             headers[delimiter] = [
                 name.strip() for name in next(filter(None, _reader(lines, delimiter)), [])
             ]
-        except csv.Error:  # a quoted name that is followed by another delimiter
+        except csv.Error:  # a quoted name is followed by another delimiter
             pass
     delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]), default=",")
     lines.seek(0)
@@ -152,7 +151,7 @@ def _reader(lines: Iterable[str], delimiter: str):
 
 
 def _refuse_namesakes(file: str, names: Sequence[str]) -> None:
-    """A column without a name cannot be asked for, so there may be several."""
+    """Raises UserError if two columns have one name; columns without a name are allowed."""
     for at, name in enumerate(names):
         if name and name in names[:at]:
             first, second = names.index(name) + 1, at + 1
@@ -186,4 +185,4 @@ def _jsonl(file: str, content: str) -> Records:
 
 
 class _Pairs(list):
-    """The members of a JSON object, as they stand, also those of one name."""
+    """The members of a JSON object as written, including repeated names."""

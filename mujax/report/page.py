@@ -1,5 +1,4 @@
-"""The page of a report: one HTML file with its data, its script and plotly inside; it needs no
-network."""
+"""The page of a report: one HTML file with data, script and plotly inside; needs no network."""
 
 import json
 import math
@@ -29,8 +28,8 @@ from mujax.transfer.laws import NAMES, Kind
 from mujax.transfer.phase import GUIDES, LINEAR_R, PhasePoint, main_effects
 
 _HERE = Path(__file__).parent
-MAX_TABLE = 200  # studies in the tables of the page
-MAX_POINTS = 10_000  # rows in its table of points
+MAX_TABLE = 200  # studies in the tables of the page at most
+MAX_POINTS = 10_000  # rows in its table of points at most
 
 
 def render(
@@ -44,8 +43,12 @@ def render(
     configs: Mapping[str, str],
     parameters: Mapping[str, Sequence[Sequence[str]]],
 ) -> str:
-    """The HTML. training: with the name of its study. configs, parameters: by title; text, and
-    tables with a header."""
+    """Returns the HTML of the page.
+
+    training: training curves with the names of their studies.
+    configs: title -> text.
+    parameters: title -> table with a header.
+    """
     shown = measured[:MAX_TABLE]
     names = {m.study.name: i for i, m in enumerate(measured)}
     tables: dict[str, list[Any]] = {"optima": [], "widths": [], "laws": []}
@@ -89,7 +92,7 @@ def render(
 
 
 def _script_json(data: Any) -> str:
-    """JSON that may stand in a script element, whatever its strings hold."""
+    """Returns JSON that is safe in a script element, whatever its strings hold."""
     text = json.dumps(as_json(data), allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -184,7 +187,7 @@ def _training(training, names: Mapping[str, int], num_training: int) -> dict[str
 
 
 def _points(sources: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """Rows for the table that the page builds on demand."""
+    """Returns the rows of the table that the page builds on demand."""
     rows = [(source, row) for source, found in sources.items() for row in found]
     several = len(sources) > 1
     return {

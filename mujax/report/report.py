@@ -1,5 +1,4 @@
-"""The report: a table, a self-contained page, figures and transfer.json, of a sweep, of several, or
-of a file."""
+"""The report of one or several sweeps or of a file: text, page, figures and transfer.json."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ from mujax.storage import files
 from mujax.sweep.settings import record_of
 from mujax.transfer.phase import PhasePoint, main_effects
 
-# Of a manifest: tables of tensors by title, each with its header
+# manifest -> {title: table of tensors with a header}
 Parameters = Callable[[Mapping[str, Any]], Mapping[str, Sequence[Sequence[str]]]]
-MAX_CONFIG = 200_000  # characters of a config on the page
+MAX_CONFIG = 200_000  # characters of a config on the page at most
 
 
 def report(
@@ -34,12 +33,13 @@ def report(
     """Writes report.html, figures/ and transfer.json into `workdir`; returns the table as text.
 
     Args:
-      sources: workdirs, or patterns of them, to compare, with that of `workdir` if it has results.
-      input: a CSV or JSONL file instead; columns: what its columns are, see tables.parse_columns.
+      sources: workdirs to compare, or patterns of them, beside `workdir` if it has results.
+      input: a CSV or JSONL file instead.
+      columns: what the columns of `input` are, see tables.parse_columns.
       noise: standard deviation of the loss of one run, nats; None: from seeds, else from the fits'
         residuals.
-      target_width: a width that was not trained, at which the verdict asks what the narrowest
-        width's optimum costs.
+      target_width: a width that was not trained; the verdict tells the cost of the narrowest
+        width's optimum there.
 
     Raises:
       UserError: see rows.load_rows and tables.read_table; or the plotting packages are not
@@ -64,7 +64,7 @@ def report(
     points = points + [point for m in measured if (point := m.phase_point())]
     if len({m.study.budget for m in measured}) > 1:
         notes.append(
-            "studies differ in text, tokens or steps; R and the price against SP are within one "
+            "studies differ in text, tokens or steps; R and the gap to tuned SP are within one "
             "of them only"
         )
     elif any(m.r_inf for m in measured) and measured[0].study.budget is None:
@@ -143,8 +143,10 @@ def _rows(found: Found) -> dict[str, list[Row]]:
 def _load(
     workdir: str | Path, sources: Sequence[str], input: str | None, columns: str | None
 ) -> tuple[Found, list[str], list[PhasePoint], str]:
-    """(folder and rows by source, warnings, points of the phase diagrams, how many runs of a table
-    were averaged)."""
+    """Returns (folder and rows by source, warnings, points of the phase diagrams, averaging).
+
+    Averaging says how many runs of a table a point is the mean of.
+    """
     if input:
         table = read_table(input, parse_columns(columns))
         return (
@@ -173,7 +175,7 @@ def _load(
 def _training(
     found: Found, measured: Sequence[Measured], naming: Naming
 ) -> tuple[list[tuple[str, TrainingCurve]], int]:
-    """Training curves with the names of their studies, and how many there are."""
+    """Returns training curves with the names of their studies, and how many there are."""
     curves, total, several = [], 0, len(_rows(found)) > 1
     for name, (folder, rows) in found.items():
         if folder.is_dir():

@@ -1,5 +1,4 @@
-"""Rows of results: read from the workdir of a sweep or a run, or from several side by side, and
-checked."""
+"""Rows of results, read and checked, from the workdir of a sweep or a run, or from several."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,14 @@ from mujax.storage import files, records
 from mujax.storage.records import first_by_id, is_number, read_manifest, read_metrics
 from mujax.sweep.settings import Fields, Settings, among, comparable, is_single_run, record_of
 
-MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points of one
+MAX_RUNS, MAX_STEPS = 3000, 200  # training curves on the page, and points per curve
 MAX_TRAINING_POINTS = 120_000
 
 
 class Row(records.Row):
-    """A row with the config it was trained with, by dotted field, None where that cannot be told;
-    and its workdir.
+    """A row with its workdir and the config it was trained with, by dotted field.
 
-    The rows of a table from elsewhere have neither.
+    config: None if it is unknown. Rows of a table from elsewhere have neither config nor workdir.
     """
 
     config: Fields | None
@@ -29,11 +27,12 @@ class Row(records.Row):
 
 
 def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], int]:
-    """Rows of a sweep's workdir, or the one row of a run's: the first of each id, and how many
-    others there were.
+    """Returns the rows of a sweep's or a run's workdir, and the number of repeated rows.
+
+    Of rows with one id the first counts.
 
     Raises:
-      UserError: no workdir, no rows, or a row that is not one of ours.
+      UserError: no workdir, no rows, or a row that mujax did not write.
     """
     root = files.local_path(workdir)
     if not root.is_dir():
@@ -57,12 +56,11 @@ def load_rows(workdir: str | Path, flag: str = "workdir") -> tuple[list[Row], in
 def load_sources(
     workdir: str | Path, patterns: Sequence[str]
 ) -> tuple[dict[str, list[Row]], dict[str, Path], int]:
-    """Rows and folder of each source by its name, the workdir's own first if it holds any; and
-    repeated rows.
+    """Returns rows and folder of each source by name, and the number of repeated rows.
 
-    Names are those of the folders, with as much of their paths as tells them apart. The row of a
-    single run joins that sweep among them whose point it is or could be; other single runs are one
-    source.
+    The workdir's own source comes first if it holds any rows. A source is named as its folder, with
+    as much of the path as tells it apart. The row of a single run joins the sweep whose point it is
+    or could be; other single runs form one source.
 
     Raises:
       UserError: see load_rows.
@@ -121,7 +119,8 @@ class _Sweep:
     def __init__(self, folder: Path, rows: Sequence[Row]):
         self.folder, self._settings = folder, Settings(record_of(folder))
         self._own = self._settings.own_fields(rows)
-        # The very configs that the sweep's rows have, which is how rows of one config are known
+        # The same objects that the sweep's rows hold, as rows of one config are grouped by
+        # identity.
         known = list(
             {id(row["config"]): row["config"] for row in rows if row["config"] is not None}.values()
         )
@@ -131,8 +130,10 @@ class _Sweep:
         ]
 
     def takes(self, row: Row) -> bool:
-        """Whether a single run is or could be a point of this sweep; its row then has the sweep's
-        config, and its own overrides."""
+        """Tells whether a single run is or could be a point of this sweep.
+
+        If so, its row is given the sweep's config and its own overrides.
+        """
         found = self._settings.place(row, row["config"], self._own)
         if found is not None:
             row["config"], row["overrides"] = self._configs[found[0]], found[1]
@@ -142,11 +143,10 @@ class _Sweep:
 def load_training(
     rows: Sequence[Row], best: Mapping[tuple[str, int], float], naming: Naming
 ) -> tuple[list[TrainingCurve], int]:
-    """Training curves from metrics.jsonl of each point of a sweep, or of the one run, and how many
-    there are.
+    """Returns training curves from the metrics.jsonl of runs, and how many there are.
 
-    Of more than MAX_RUNS those next to the best learning rate (log2, by study and width) are read;
-    long ones are thinned, to MAX_TRAINING_POINTS over all.
+    If there are more than MAX_RUNS, those next to the best learning rate (log2, by study and width)
+    are read. Long curves are thinned to MAX_STEPS points each, and to MAX_TRAINING_POINTS in all.
     """
     found = []
     for row in rows:
@@ -171,8 +171,7 @@ def load_training(
 
 
 def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
-    """What a reader must know before trusting the curves: points still missing, rows that do not
-    belong together."""
+    """Returns warnings about points that are missing and rows that do not belong together."""
     found = []
     if (root / "manifest.json").exists():
         manifest = read_manifest(root / "manifest.json")
@@ -212,7 +211,7 @@ def _why_untold(root: Path) -> str:
 
 
 def mixed(rows: Sequence[Row]) -> list[str]:
-    """Warnings of rows that were made of different text or by different code."""
+    """Returns warnings about rows that were made with different text or code."""
     found = []
     for field in ("data_fingerprint", "code_version", "jax_version"):
         values = dict.fromkeys(str(row[field]) for row in rows if field in row)

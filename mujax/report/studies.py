@@ -1,5 +1,4 @@
-"""Which rows are one study: those whose whole configs differ in nothing but the seed and what a
-curve plots.
+"""Rows sorted into studies: the configs of a study differ in the seed and the plotted fields alone.
 
 A study is named by its parameterization and by what else tells its rows from others.
 """
@@ -13,18 +12,17 @@ from mujax.sweep.settings import PLOTTED, comparable
 
 Row = Mapping[str, Any]
 UNKNOWN = "unknown"
-_ABSENT = object()  # a field that this row's config does not have
+_ABSENT = object()  # stands for a field that a row's config does not have
 _NAMED_BY_ITSELF = (*PLOTTED, "parameterization.name")
-_OPERATION = ("mesh.", "checkpoint.", "monitor.")  # how a run is done, no part of what it is
-# where the text lies; its fingerprint says whether it is the same
+_OPERATION = ("mesh.", "checkpoint.", "monitor.")  # change how a run is done, not what it is
+# The place of the text is ignored: its fingerprint tells whether it is the same.
 _TEXT = ("data.path", "data.glob")
-# What a row says of itself, where its config is not known
+# Facts in a row itself, used if its config is unknown
 _FACTS = ("model", "optimizer", "depth", "weight_decay", "steps", "tokens", "n_params")
 
 
 def field_value(row: Row, field: str) -> Any:
-    """The value of a dotted field that a row was trained with: its own, its config's, or what the
-    row says."""
+    """Returns the value of a dotted field of a row, from its overrides, its config or its facts."""
     if field in row["overrides"]:
         return row["overrides"][field]
     if row.get("config") is not None:
@@ -33,7 +31,7 @@ def field_value(row: Row, field: str) -> Any:
 
 
 class Naming:
-    """The names of the studies that rows belong to, told apart among all rows given."""
+    """The names of studies, such that all rows given are told apart."""
 
     def __init__(self, rows: Iterable[Row]):
         rows = list(rows)
@@ -56,22 +54,22 @@ class Naming:
         self._fields = {
             field: found for field, found in fields.items() if field not in self.coupled
         }
-        # by name without them: what splits it further
+        # name -> the facts that split it further
         self._facts: dict[str, dict[str, Callable[[Row], str]]] = {}
         self._find_facts(rows)
 
     def rate(self, row: Row) -> float:
-        """The learning rate of a row; one number for those that differ in rounding alone."""
+        """Returns a row's learning rate; rates that differ only in rounding are one number."""
         return self._rates[row["learning_rate"]]
 
     def name(self, row: Row) -> str:
-        """E.g. 'mup, optimizer=sgd, weight_decay=0.1'."""
+        """Returns the name of a row's study, e.g. 'mup, optimizer=sgd, weight_decay=0.1'."""
         name = self._base_name(row)
         facts = {label: value(row) for label, value in self._facts.get(name, {}).items()}
         return ", ".join([name, *(f"{label}={value}" for label, value in facts.items() if value)])
 
     def facets(self, row: Row) -> dict[str, str]:
-        """What the row's study may be filtered by."""
+        """Returns the properties that a row's study may be filtered by."""
         facets = {"parameterization": row["parameterization"]}
         if row.get("weight_decay") is not None and "optim.weight_decay" not in self.coupled:
             facets["weight decay"] = f"{row['weight_decay']:g}"
@@ -120,8 +118,7 @@ class Naming:
         return {name: coupling for name, coupling in found.items() if coupling}
 
     def _find_facts(self, rows: Sequence[Row]) -> None:
-        """What tells rows apart that no field does: where their config is unknown, what they say of
-        themselves."""
+        """Finds the facts that tell rows apart where no field does, as the configs are unknown."""
         members: dict[str, list[Row]] = {}
         for row in rows:
             members.setdefault(self._base_name(row), []).append(row)
@@ -149,29 +146,29 @@ class Naming:
                 self._facts[name] = splits
 
     def _table_key(self, row: Row, splits: Mapping[str, Callable[[Row], str]]) -> Hashable:
-        """What fixes the numbers of a row's table, within a study."""
-        # a field that goes along with it may be the table's
+        """Returns what fixes the numbers of a row's table, within a study."""
+        # A field that goes along with the width may be part of the table.
         rate = self.rate(row) if self.coupled else None
         return row["width"], rate, tuple(value(row) for value in splits.values())
 
 
 class _Field:
-    """A field of configs that may tell studies apart.
+    """A config field that may tell studies apart.
 
     In each config it may be constant, go along with the width (e.g. steps at fixed tokens per
     parameter), or have several values at one width. It tells studies apart by its values, or by how
     it goes along with the width.
 
-    is_varying: whether it does. is_free: whether some config has several values at one width.
-      is_numeric: whether all
-    values are numbers. usual: of a field that no config has several values of, what more than half
-    of the configs have.
+    is_varying: whether the field tells studies apart.
+    is_free: whether some config has several values at one width.
+    is_numeric: whether all values are numbers.
+    usual: the value in more than half of the configs, if no config has several values.
     """
 
     def __init__(self, name: str, rows: Sequence[Row]):
         self._name, self.values = name, [field_value(row, name) for row in rows]
         by_config: dict[int, dict[int, set]] = {}
-        self._shown: dict[Any, str] = {}  # of equal values, such as 1 and 1.0, the first
+        self._shown: dict[Any, str] = {}  # value -> text of the first equal value, as 1 and 1.0
         for row, value in zip(rows, self.values, strict=True):
             if value is not _ABSENT:
                 known = comparable(value)
@@ -196,15 +193,14 @@ class _Field:
         self.usual = most if not self.is_free and 2 * said.count(most) > len(said) else None
 
     def text(self, row: Row) -> str | None:
-        """What tells a row's study from others; None where its config has no such field."""
+        """Returns what tells a row's study from others; None if its config lacks the field."""
         value = field_value(row, self._name)
         if value is _ABSENT:
             return None
         return self._along.get(id(row.get("config"))) or self._shown[comparable(value)]
 
     def _find_along(self, bound: Mapping[int, dict[int, Any]]) -> dict[int, str]:
-        """Of configs in which the field goes along with the width, how; the same for those that
-        agree."""
+        """Returns how the field goes along with the width in each config where it does."""
         kinds: list[tuple[dict[int, Any], list[int]]] = []
         for config, at in sorted(bound.items(), key=lambda item: -len(set(item[1].values()))):
             same = [
@@ -226,8 +222,7 @@ class _Field:
 
 
 def _candidates(rows: Sequence[Row]) -> list[str]:
-    """The fields that rows set themselves, and those in which their configs differ, without what
-    says no more."""
+    """Returns the fields that rows set and those in which configs differ, less redundant ones."""
     configs = list(
         {id(row["config"]): row["config"] for row in rows if row.get("config") is not None}.values()
     )
@@ -252,7 +247,7 @@ def _candidates(rows: Sequence[Row]) -> list[str]:
 
 
 def _label(field: str, among: Iterable[str]) -> str:
-    """A field's last name, if no other field has it; of optim.name and the like what is named."""
+    """Returns a field's last name, if it is unique; for optim.name and the like, the section's."""
 
     def short(name: str) -> str:
         section, _, last = name.rpartition(".")
@@ -264,7 +259,7 @@ def _label(field: str, among: Iterable[str]) -> str:
 def _splits(
     rows: Sequence[Row], key: Callable[[Row], Hashable], value: Callable[[Row], Hashable]
 ) -> bool:
-    """Whether rows that are equal in `key` differ in `value`."""
+    """Tells whether rows that are equal in `key` differ in `value`."""
     values = [value(row) for row in rows]
     seen: dict[Hashable, Hashable] = {}
     return len(set(values)) > 1 and any(
@@ -280,12 +275,11 @@ def _data_fields(row: Row) -> Hashable:
 
 
 def _editions(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> dict[tuple[int, Any], str]:
-    """(width, table hash) -> edition of the table, where equal rows were made with different ones;
-    else {}.
+    """Returns {(width, table hash): edition of the table} if equal rows have different tables.
 
-    One code makes the tables of all widths, so hashes that one version of it made are of one
-    edition, named by the hash at its narrowest width. A version that made two for one width tells
-    nothing; then each hash is by itself.
+    One version of the code makes the tables of all widths, so the hashes that it made are one
+    edition, named by the hash at its narrowest width. If a version made two tables for one width,
+    each hash is an edition by itself.
     """
     rows = [row for row in rows if row.get("table_hash")]
     if not _splits(rows, key, lambda row: row["table_hash"]):

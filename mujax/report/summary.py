@@ -1,4 +1,4 @@
-"""Everything that is measured of each study, and of studies beside each other."""
+"""All measurements of each study, and comparisons between studies."""
 
 import dataclasses
 import math
@@ -23,24 +23,24 @@ from mujax.transfer.verdict import (
     argmin_verdict,
     drift_per_doubling,
     judge,
+    loss_gap,
     penalties,
-    price,
     stable_range,
 )
 
-STABLE = 0.02  # nats above the best point that a stable range allows
+STABLE = 0.02  # nats above the best point within a stable range
 _SIZES = ("n_params", "tokens", "steps", "depth")
-_PLAIN_SP = ("sp", "lingle_sp", "factorial")  # parameterizations that are SP
+_PLAIN_SP = ("sp", "lingle_sp", "factorial")  # parameterizations that count as SP
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """A parameterization, and whatever else tells its rows from others.
 
-    facets: what it may be filtered by. sizes: facts of the model and its budget, by width, where
-      rows have them.
-    budget: text and tokens, or steps where rows say no tokens; only studies of one budget are
-      compared in loss. None: rows do not say.
+    facets: properties that it may be filtered by.
+    sizes: width -> facts of the model and its budget, where rows have them.
+    budget: text and tokens (or steps, if rows have no tokens); losses are compared only between
+      studies of one budget. None if rows do not tell.
     """
 
     name: str
@@ -65,12 +65,14 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one study shows; lists go with its widths.
+    """The measurements of one study; lists go with its widths.
 
-    laws, and what follows from them (kappa, fast, joint), need 3 widths with an unflagged optimum.
+    laws: need 3 widths with an unflagged optimum, as do kappa, fast and joint, which follow from
+      them.
     bootstrap: 68% intervals of alpha, beta, gamma and kappa, a second opinion beside those of the
       laws.
-    regret: nats above the reference envelope, by width; price: nats above tuned SP, by width.
+    regret: width -> nats above the reference envelope.
+    loss_gap: width -> nats above tuned SP.
     """
 
     study: Study
@@ -87,7 +89,7 @@ class Measured:
     bootstrap: Mapping[str, tuple[float, float]]
     regret: Mapping[int, float] = dataclasses.field(default_factory=dict)
     r_inf: Estimate | None = None
-    price: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    loss_gap: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
     def phase_point(self) -> PhasePoint | None:
         if self.joint is None or self.kappa is None or self.r_inf is None:
@@ -97,10 +99,9 @@ class Measured:
 
 
 def make_studies(sources: Mapping[str, Sequence[Row]], naming: Naming | None = None) -> list[Study]:
-    """Studies of each source in the order of their rows; with several sources their names begin
-    with the source's.
+    """Returns the studies of each source in the order of their rows.
 
-    What differs between sources is told in the names too.
+    With several sources, names begin with the source, and tell what differs between sources.
     """
     studies, naming = [], naming or Naming(row for rows in sources.values() for row in rows)
     for source, rows in sources.items():
@@ -126,7 +127,7 @@ def _budget(rows: Sequence[Row]) -> tuple | None:
     text = tuple(sorted({str(row.get("data_fingerprint")) for row in rows}))
     if all(row.get("tokens") is not None for row in rows):
         return text, tuple(sorted({row["tokens"] for row in rows}))
-    if all(row.get("steps") is not None for row in rows):  # a table that says nothing of tokens
+    if all(row.get("steps") is not None for row in rows):  # a table without tokens
         return text, tuple(f"{steps} steps" for steps in sorted({row["steps"] for row in rows}))
     return None
 
@@ -166,11 +167,11 @@ def measure(study: Study, noise: float | None = None, target: int | None = None)
 
 
 def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | None, Law]]:
-    """Adds regret against the lower envelope over all studies of one budget, and the price against
-    tuned SP.
+    """Adds regret against the lower envelope of all studies of one budget, and the gap to tuned SP.
 
-    Returns: the studies in their order, with regret, r_inf and price; budget -> law of its
-      envelope, where three widths have one.
+    Returns:
+      The studies in their order, with regret, r_inf and loss_gap; and {budget: law of its
+        envelope}, where three widths have one.
     """
     references = {}
     for budget in dict.fromkeys(m.study.budget for m in measured):
@@ -184,7 +185,7 @@ def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | 
             )
     done = []
     for m in measured:
-        found: dict[str, Any] = {"price": _prices(m, measured)}
+        found: dict[str, Any] = {"loss_gap": _loss_gaps(m, measured)}
         if reference := references.get(m.study.budget):
             pairs = [(n, v) for n in m.study.widths if (v := _minimum(m, n)) is not None]
             values = regret([n for n, _ in pairs], [v for _, v in pairs], reference)
@@ -195,7 +196,7 @@ def compare(measured: Sequence[Measured]) -> tuple[list[Measured], dict[tuple | 
 
 
 def _minimum(m: Measured, width: int) -> float | None:
-    """L* of a width, from its fitted curve; None where it is flagged."""
+    """Returns L* of a width from its fitted curve; None if it is flagged."""
     optimum = m.optima[m.study.widths.index(width)] if width in m.study.widths else None
     return optimum.minimum if optimum and optimum.usable else None
 
@@ -203,8 +204,7 @@ def _minimum(m: Measured, width: int) -> float | None:
 def seed_drifts(
     widths: Sequence[int], grids: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> list[float | None]:
-    """Measures the drift of each seed alone, log2 LR per doubling, None where its optima are
-    flagged.
+    """Measures the drift of each seed alone, log2 LR per doubling; None if its optima are flagged.
 
     Empty unless each point has the same seeds.
     """
@@ -219,12 +219,11 @@ def seed_drifts(
     return [drift.value if drift else None for drift in drifts] if any(drifts) else []
 
 
-def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
-    """By width: loss at the learning rate that is best at the narrowest width, less that of SP
-    tuned at each width.
+def _loss_gaps(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
+    """Returns {width: loss at the narrowest width's best learning rate less the loss of tuned SP}.
 
-    SP is the study with the same budget and facets but for the parameterization, of the same source
-    if it has one.
+    SP is the study that differs in the parameterization alone: its budget and other facets are
+    equal, and its source too if possible.
     """
     study = m.study
     if study.budget is None or not m.optima or m.optima[0] is None:
@@ -243,7 +242,7 @@ def _prices(m: Measured, others: Sequence[Measured]) -> dict[int, float]:
         for sp in same[:1]:
             tuned = next((c for c in sp.curves if c.width == curve.width), None)
             value = (
-                price(curve.log2_lrs, curve.seed_losses, proxy, tuned.seed_losses)
+                loss_gap(curve.log2_lrs, curve.seed_losses, proxy, tuned.seed_losses)
                 if tuned
                 else None
             )
@@ -261,8 +260,10 @@ def _rest(study: Study) -> dict[str, str]:
 
 
 def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float, bool] | None:
-    """(value, low, high, flagged) of one width with its 68% interval; the grid's best point where
-    nothing is fitted."""
+    """Returns (value, low, high, flagged) of one width, with a 68% interval.
+
+    Without a fit, the value is that of the grid's best point.
+    """
     if optimum is None:
         return None
     flagged, noise, parabola = not optimum.usable, optimum.noise, optimum.parabola
@@ -282,8 +283,10 @@ def law_point(optimum: Optimum | None, kind: Kind) -> tuple[float, float, float,
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, tuples and NumPy's numbers as JSON values; what is not finite is null, keys are
-    strings."""
+    """Converts dataclasses, tuples and NumPy numbers to JSON values.
+
+    Numbers that are not finite become null, and keys become strings.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -298,8 +301,7 @@ def as_json(value: Any) -> Any:
 
 
 def study_json(m: Measured) -> dict[str, Any]:
-    """JSON values of one study: curves, optima with their width, drift, and all else that is
-    measured."""
+    """Returns the measurements of one study as JSON values, with each optimum's width."""
     found = {
         f.name: getattr(m, f.name)
         for f in dataclasses.fields(m)

@@ -1,5 +1,7 @@
-"""Results from elsewhere: a table whose columns are named on the command line, as rows like those
-of a sweep."""
+"""Tables of results from elsewhere, read as rows like those of a sweep.
+
+The command line names the columns.
+"""
 
 import dataclasses
 import re
@@ -13,16 +15,16 @@ from mujax.report.foreign import Records, read_records
 from mujax.report.rows import Row
 from mujax.transfer.phase import PhasePoint
 
-# What a column may be, and what it is called where --columns does not say
+# Quantities that a column may hold, with the names it has if --columns does not tell
 TEXTS = ("study", "parameterization", "seed", "status")
 RUNS = (*TEXTS, "weight_decay", "width", "learning_rate", "log2_learning_rate", "loss", *FACTS)
 METRICS = ("study", "parameterization", "weight_decay", "E", "R_inf", "kappa")
 KNOWN = tuple(dict.fromkeys(RUNS + METRICS))
-SEVERAL = ("study", "seed")  # what several columns may say together
-MOST = 1e30  # of a loss, and of whatever else a table counts
-FEW = 3  # lines that a note names
+SEVERAL = ("study", "seed")  # quantities that several columns may form together
+MOST = 1e30  # largest number in a cell
+FEW = 3  # lines that a note names at most
 
-# by our name: the columns that hold it; none where it is to be left out
+# quantity -> the columns that hold it; no columns: the quantity is left out
 Columns = dict[str, tuple[str, ...]]
 _QUOTED = r'"(?:[^"]|"")*"'
 _PART = re.compile(rf'\s*([^,="]*?)\s*=\s*((?:{_QUOTED}|[^,"])*?)\s*(?:,|$)')
@@ -30,11 +32,13 @@ _PIECE = re.compile(rf'\s*({_QUOTED}|[^+"]*?)\s*(?:\+|$)')
 
 
 def parse_columns(text: str | None) -> Columns:
-    """'width=n,study=a+b,loss="loss, val",tokens=' -> {'width': ('n',), 'study': ('a', 'b'),
-    'loss': ('loss, val',), 'tokens': ()}.
+    """Parses --columns into {quantity: columns}.
+
+    'width=n,study=a+b,loss="loss, val",tokens=' -> {'width': ('n',), 'study': ('a', 'b'), 'loss':
+    ('loss, val',), 'tokens': ()}.
 
     Raises:
-      UserError: it is something else, or names a quantity twice or that we do not know.
+      UserError: another form, a quantity named twice, or an unknown quantity.
     """
     columns: Columns = {}
     at, text = 0, text or ""
@@ -57,7 +61,7 @@ def parse_columns(text: str | None) -> Columns:
 
 
 def _pieces(text: str) -> tuple[str, ...]:
-    """'a+"b+c"' -> ('a', 'b+c')."""
+    """Splits 'a+"b+c"' into ('a', 'b+c')."""
     pieces, at = [], 0
     while at < len(text):
         found = _PIECE.match(text, at)
@@ -73,10 +77,11 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a file holds: runs or points of the phase diagrams.
+    """The content of a file: runs, or points of the phase diagrams.
 
-    warnings: what a reader must know of it. averaged: how many runs a point of a curve is the mean
-    of, and by which columns they differ; empty where each is one run.
+    warnings: what a reader should know about the rows.
+    averaged: how many runs a point of a curve is the mean of, and by which columns they differ;
+      empty if each point is one run.
     """
 
     rows: list[Row]
@@ -86,15 +91,13 @@ class Table:
 
 
 def read_table(file: str, columns: Columns) -> Table:
-    """Reads rows like those of a sweep or, from a file with E, R_inf and kappa instead of losses,
-    phase points.
+    """Reads rows like those of a sweep, or phase points if the file has E, R_inf and kappa.
 
-    A loss that is not finite is a diverged run; a row without a loss is left out, and a warning
-    says so.
+    A loss that is not finite is a diverged run. A row without a loss is left out, with a warning.
 
     Raises:
-      UserError: the file cannot be read, lacks a column, has a cell that is not what its column is,
-        or says several things of one run.
+      UserError: the file cannot be read, lacks a column, has a cell of the wrong kind, or
+        contradicts itself about one run.
     """
     found = read_records(file)
     named = _name_columns(found, columns)
@@ -119,10 +122,10 @@ def read_table(file: str, columns: Columns) -> Table:
 
 
 def _name_columns(found: Records, columns: Columns) -> Columns:
-    """Adds to `columns` those that bear one of our names and are not named as something else."""
+    """Adds to `columns` those that bear the name of a quantity and are not named otherwise."""
     named: Columns = {}
     for name, pieces in columns.items():
-        if (whole := "+".join(pieces)) in found.columns:  # a + may be part of a name
+        if (whole := "+".join(pieces)) in found.columns:  # the name of a column holds a +
             pieces = (whole,)
         if len(pieces) > 1 and name not in SEVERAL:
             raise UserError(
@@ -150,7 +153,7 @@ def _name_columns(found: Records, columns: Columns) -> Columns:
 
 
 class _Cells:
-    """Cells by our names, with the place of what is wrong."""
+    """The cells of a table by quantity; errors name the place."""
 
     def __init__(self, found: Records, named: Columns):
         self.found, self.named = found, named
@@ -181,12 +184,12 @@ class _Cells:
     def number(
         self, line: int, record: Mapping[str, Any], name: str, whole: bool = False
     ) -> float | None:
-        """A finite number; None where there is no such column."""
+        """Returns a finite number; None if there is no such column."""
         if name not in self.named:
             return None
         value = foreign.number(record.get(self.named[name][0]), self.decimal_commas)
         if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):
-            # NaN is not
+            # False for NaN
             right = "a whole number" if whole else "a finite number"
             raise self._wrong(
                 line, record, name, right + (" that a run may have" if abs(value) > MOST else "")
@@ -194,8 +197,7 @@ class _Cells:
         return value
 
     def text(self, record: Mapping[str, Any], name: str) -> str | None:
-        """The words of a column, or those of several with their names; None where there is no such
-        column."""
+        """Returns the words of a column, or of several with their names; None if there is none."""
         if name not in self.named:
             return None
         columns = self.named[name]
@@ -219,8 +221,7 @@ class _Cells:
         return PhasePoint.plain(name, facets, values["E"], values["R_inf"], values["kappa"])
 
     def runs(self) -> tuple[list[Run], list[str]]:
-        """The runs of which a loss or a divergence is known, and a warning that says which rows
-        have neither."""
+        """Returns the runs with a known loss or divergence, and a warning about the other rows."""
         runs: list[Run] = []
         holes: list[str] = []
         for line, record in self.found.rows:
@@ -268,12 +269,12 @@ class _Cells:
         ]
 
     def _name(self, record: Mapping[str, Any], name: str) -> str | None:
-        """A part of a study's name; of an empty cell it says that."""
+        """Returns a part of a study's name, also for an empty cell."""
         word = self.text(record, name)
         return f"no {self.named[name][0]}" if word == "" else word
 
     def _facts(self, line: int, record: Mapping[str, Any]) -> dict[str, float]:
-        """Tokens, steps and parameters; without a decimal point where they need none."""
+        """Returns tokens, steps and parameters, as whole numbers where possible."""
         values = {
             name: value for name in FACTS if (value := self.number(line, record, name)) is not None
         }

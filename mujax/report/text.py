@@ -21,7 +21,7 @@ OPTIMUM_HEADER = (
     "diverged",
     "note",
 )
-MAX_REASONS = 4  # of a verdict in a terminal; the page has all
+MAX_REASONS = 4  # reasons of a verdict in a terminal; the page shows all
 UNITS: Mapping[Kind, str] = {
     "loss": "nats",
     "optimum": "log2 LR",
@@ -30,7 +30,7 @@ UNITS: Mapping[Kind, str] = {
 
 
 def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """Lines under OPTIMUM_HEADER, one a study and width."""
+    """Returns the lines under OPTIMUM_HEADER, one per study and width."""
     table: list[tuple[str, ...]] = [OPTIMUM_HEADER]
     for m in measured:
         for curve, optimum in zip(m.study.curves, m.optima, strict=True):
@@ -77,7 +77,7 @@ def optimum_table(measured: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 
 def drift_lines(measured: Sequence[Measured]) -> list[str]:
-    """One sentence a study on how its optimum moves with width."""
+    """Returns one sentence per study on how its optimum moves with width."""
     lines = []
     for m in measured:
         found = [(n, o) for n, o in zip(m.study.widths, m.optima, strict=True) if o]
@@ -104,7 +104,7 @@ def drift_lines(measured: Sequence[Measured]) -> list[str]:
 
 
 def argmin_text(m: Measured) -> str:
-    """The criterion of arXiv 2404.05728: is the best grid point the same at every width?"""
+    """Returns the verdict of arXiv 2404.05728: is the best grid point the same at every width?"""
     close = (
         f"; close calls at width {', '.join(map(str, m.argmin.close))}" if m.argmin.close else ""
     )
@@ -130,14 +130,14 @@ def verdict_lines(measured: Sequence[Measured]) -> list[str]:
 
 
 def format_report(measured: Sequence[Measured]) -> str:
-    """The table, the drift and the verdict of each study, for a terminal."""
+    """Returns the table, the drift and the verdict of each study, for a terminal."""
     table = align(optimum_table(measured), "<" + ">" * (len(OPTIMUM_HEADER) - 2) + "<")
     drifts = ["", "The optimal learning rate moves", *drift_lines(measured)]
     return "\n".join([*table, *drifts, "", "Does it transfer?", *verdict_lines(measured)])
 
 
 def estimate_text(e: Estimate | None, digits: int = 3) -> str:
-    """'0.41 (0.38 to 0.44)'; with '?' if flagged."""
+    """Returns '0.41 (0.38 to 0.44)', with '?' if flagged."""
     if e is None or not math.isfinite(e.value):
         return "-"
     interval = f" ({e.interval[0]:.{digits}g} to {e.interval[1]:.{digits}g})" if e.interval else ""
@@ -148,7 +148,7 @@ LAW_HEADER = ("study", "law", "exponent", "bootstrap", "limit", "flags")
 
 
 def law_table(m: Measured) -> list[tuple[str, ...]]:
-    """Lines under LAW_HEADER: the three laws of a study and what their exponents say together."""
+    """Returns the lines under LAW_HEADER: a study's three laws, and what their exponents imply."""
     formulas = {
         "loss": "L* = L_inf + A n^-alpha",
         "optimum": "x* = x_inf + B n^-beta",
@@ -232,7 +232,7 @@ WIDTH_HEADER += ("parameters", "tokens", "flags")
 
 
 def width_table(m: Measured) -> list[tuple[str, ...]]:
-    """Lines under WIDTH_HEADER; a penalty is the loss of using the narrowest width's optimum."""
+    """Returns the lines under WIDTH_HEADER; a penalty is that of using the narrowest optimum."""
     lines = []
     for i, (width, o) in enumerate(zip(m.study.widths, m.optima, strict=True)):
         p, where = o.parabola if o else None, "-"
@@ -250,7 +250,7 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
             f"{'>' if stable.open_high else ''}{stable.high:.2f}"
             if stable else "-",
             *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret,
-            m.price)),
+            m.loss_gap)),
             *(f"{sizes[name]:,.0f}" if name in sizes else "-" for name in ("n_params", "tokens")),
             "; ".join((*o.flags, *o.cautions)) if o else "every point diverged",
         ))  # fmt: skip
@@ -258,7 +258,7 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
 
 
 def provenance(rows: Sequence[Row]) -> dict[str, str]:
-    """What made these rows; several values where the rows disagree."""
+    """Returns what made these rows; several values where the rows disagree."""
     fields = (
         "code_version",
         "jax_version",

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: a folder a step, written beside the training, whole or not at all, and never
-trusted unseen.
+"""Checkpoints on disk: one folder per step, written in the background, whole or not at all.
 
-What Orbax gives back is compared with checksums taken of the arrays on the devices before they were
-saved: a bit that changed on the way, or a file that is gone, is found on any mesh: sums modulo 2^32
-do not depend on how an array is split.
+Whatever Orbax reads is compared with checksums of the arrays on the devices before they were saved,
+so a changed bit or a missing file is found. The checksums are sums modulo 2^32, which do not depend
+on how an array is split, so they hold on any mesh.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from mujax.storage.records import read_checkpoint
 from mujax.training.distributed import agreed, everywhere, is_primary, where_false
 
 Record = dict[str, Any]
-# TensorStore, and Orbax where it passes its errors on, tell what has failed by words alone
+# TensorStore's errors, which Orbax passes on, tell the kind of failure by words alone.
 OUTAGES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Input/output error", "Stale file handle")
 REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "Permission denied", "Forbidden")
 
@@ -36,43 +35,44 @@ class Checkpoints:
     """The checkpoints of one folder; all processes of a run make the same calls."""
 
     def __init__(self, folder: Path, keep: int | None):
-        """keep: of the latest ones; those before are deleted once a newer one is whole. None: only
-        to read."""
+        """Opens or makes the folder.
+
+        keep: number of latest checkpoints to keep; older ones are deleted once a newer one is
+          whole. None: only to read.
+        """
         self._folder, self._is_read_only = folder, keep is None
         if not self._is_read_only:
-            # where Orbax makes it, on one process, others wait for one that could not
+            # If Orbax made the folder on one process and failed, the others would wait.
             agreed(lambda: absolute(folder).mkdir(parents=True, exist_ok=True))
         options = ocp.CheckpointManagerOptions(
             create=not self._is_read_only,
             read_only=self._is_read_only,
-            # of a process that was killed while it saved
+            # left by a process that was killed while saving
             cleanup_tmp_directories=not self._is_read_only,
             preservation_policy=preservation_policy.LatestN(keep),
             enable_async_checkpointing=True,
-            # Two folders may be written at once, and processes must not take one for the other
+            # Two folders may be written at once: processes must not confuse their barriers.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=folder.name
             ),
-            # Made in the background, a folder that cannot be made is waited for
+            # If a folder could not be made in the background, Orbax would wait for it.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager(absolute(folder), options=options)
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, in order; one that is being written counts."""
+        """The steps of the checkpoints, in order, including one that is being written."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, trees: Mapping[str, Any], record: Record) -> None:
-        """Begins to write trees of arrays, by name, and a record of JSON values; returns when they
-        are copied.
+        """Begins to write named trees of arrays and a JSON record; returns when they are copied.
 
-        What comes after may change the arrays. An earlier save that is still on its way is waited
-        for.
+        The arrays may change after that. An earlier save that is still in progress is waited for.
 
         Raises:
-          UserError: this one or the one before could not be written.
-          ConnectionError: the same, and it may pass.
+          UserError: this checkpoint or the one before could not be written.
+          ConnectionError: the same, for a reason that may pass.
         """
         document = {**record, "step": step, "arrays": _describe(trees)}
         document["digest"] = _digest(document)
@@ -85,31 +85,31 @@ class Checkpoints:
             )
 
     def check(self) -> None:
-        """Raises UserError if a save that has been begun has failed."""
+        """Raises UserError if a save in progress has failed."""
         with self._reported():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Until all is written. Raises UserError if it could not be."""
+        """Blocks until pending writes are done; raises UserError if one failed."""
         with self._reported():
             self._manager.wait_until_finished()
 
     def restore(
         self, trees: Mapping[str, Any], check: Callable[[Record], None]
     ) -> tuple[Record, dict[str, Any]] | None:
-        """(record, trees) of the latest checkpoint that is sound; None if there is none at all.
+        """Returns (record, trees) of the latest sound checkpoint; None if there is no checkpoint.
 
-        Damaged ones are moved to damaged/ beside the folder once one before them has been read,
-        unless it is only read.
+        Damaged checkpoints are moved to damaged/ beside the folder once an earlier one has been
+        read, unless the folder is only read.
 
         Args:
-          trees: what is wanted, as shapes, types and shardings.
+          trees: shapes, types and shardings of the trees.
           check: raises UserError if a sound record is not of this run.
 
         Raises:
-          UserError: there are only damaged ones, which are left as they are; one may not be read;
-            or what `check` raised.
-          ConnectionError: one cannot be read now, so what it holds is not known.
+          UserError: all checkpoints are damaged, and left as they are; or one must not be read; or
+            `check` raised one.
+          ConnectionError: a checkpoint cannot be read now, so its content is unknown.
         """
         damaged: dict[int, str] = {}
         for step in reversed(agreed(lambda: self.steps)):
@@ -147,7 +147,7 @@ class Checkpoints:
                 self._manager.delete(step)
 
     def close(self) -> None:
-        """Ends what is under way; that a save has failed is for `wait` to say."""
+        """Ends writes in progress; `wait` tells whether they failed."""
         with contextlib.suppress(Exception):
             self._manager.close()
 
@@ -184,7 +184,7 @@ class Checkpoints:
         def read() -> tuple[dict[str, Any], str]:
             try:
                 return {name: _read_tree(folder / name, tree) for name, tree in trees.items()}, ""
-            except Exception as e:  # whatever Orbax and TensorStore make of what they read
+            except Exception as e:  # Orbax and TensorStore raise many types for damaged files
                 _check_answered(folder, e)
                 return {}, _reason(e)
 
@@ -207,9 +207,9 @@ class Checkpoints:
     def _reported(self) -> Iterator[None]:
         try:
             yield
-        except Exception as e:  # Orbax, TensorStore and the file system each have their own
+        except Exception as e:  # Orbax, TensorStore and the file system each raise their own
             reason = " ".join(str(e).split())
-            # the cause comes last
+            # The end of the text tells the cause.
             short = reason if len(reason) < 200 else f"{reason[:60]} ... {reason[-140:]}"
             kind = ConnectionError if _has_said(e, OUTAGES, is_outage) else UserError
             raise kind(
@@ -222,8 +222,12 @@ class _Damaged(Exception):
 
 
 def _check_answered(folder: Path, e: Exception) -> None:
-    """Raises if that a checkpoint could not be read says nothing of what is in it: UserError if it
-    may not be read, else ConnectionError."""
+    """Raises if a checkpoint could not be read for a reason other than its content.
+
+    Raises:
+      UserError: it must not be read.
+      ConnectionError: it cannot be read now.
+    """
     if _has_said(e, REFUSALS, is_refusal):
         raise UserError(f"{folder} may not be read ({_reason(e)}); nothing was changed") from e
     is_gone = isinstance(e, FileNotFoundError | NotADirectoryError | IsADirectoryError)
@@ -240,7 +244,7 @@ def _check_answered(folder: Path, e: Exception) -> None:
 def _has_said(
     e: BaseException | None, words: Sequence[str], by_type: Callable[[BaseException], bool]
 ) -> bool:
-    """Of an error, or one that it came from."""
+    """Tells whether an error, or one that caused it, is of a type or has one of the words."""
     while e is not None:
         if by_type(e) or any(word in str(e) for word in words):
             return True
@@ -253,8 +257,10 @@ def _reason(e: Exception) -> str:
 
 
 def _read_tree(folder: Path, tree):
-    """The arrays of one tree. Without Orbax's own barriers: another process may fail, and would
-    never come to them."""
+    """Reads the arrays of one tree, without Orbax's own barriers.
+
+    Another process may fail and never reach the barrier.
+    """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -278,7 +284,7 @@ def _shapes(trees: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _describe(trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Shape, type and checksum of every array, by its path."""
+    """Returns shape, type and checksum of every array, by its path."""
     shapes = _shapes(trees)
     sums = np.asarray(_checksums(jax.tree.leaves(dict(trees)))).tolist()
     return {
@@ -293,8 +299,11 @@ def _checksums(arrays):
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """Sum modulo 2^32 of the bits of each number times an odd number that its place gives it: every
-    change of one number is seen, and others, swaps too, are missed once in about 2^32."""
+    """Returns a sum modulo 2^32: each number's bits times an odd number that depends on its place.
+
+    It detects every change of a single number. Other changes, swaps too, are missed once in about
+    2^32.
+    """
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):

@@ -1,5 +1,4 @@
-"""The processes of a run: one here, one a host on a pod; what they decide together, and how they
-stop together."""
+"""The processes of a run (one per host on a pod), their common decisions, and how they stop."""
 
 import contextlib
 import glob
@@ -23,10 +22,10 @@ from jax.experimental import multihost_utils
 
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage
 
-# Seconds after which a process that is not heard of is lost, and JAX ends the others; and that one
-# waits for the others when it ends
+# Seconds of silence after which a process counts as lost and JAX ends the others, and seconds that
+# a process waits for the others when it ends
 HEARTBEAT_TIMEOUT = SHUTDOWN_TIMEOUT = 30
-# For which processes wait for each other at the start
+# seconds that processes wait for each other at the start
 START_TIMEOUT = 300
 
 T = TypeVar("T")
@@ -35,12 +34,13 @@ T = TypeVar("T")
 def initialize(
     coordinator: str | None = None, num_processes: int = 0, process_id: int = -1
 ) -> None:
-    """Joins the processes of this run, by the arguments or by what Cloud TPU, GKE or Slurm say;
-    before any computation.
+    """Joins the processes of this run, by the arguments or as Cloud TPU, GKE or Slurm say.
+
+    It is called before any computation.
 
     Args:
-      coordinator: HOST:PORT of process 0; None: what the environment says, and where it says
-        nothing, one process.
+      coordinator: HOST:PORT of process 0. None: by the environment, or one process if that says
+        nothing.
 
     Raises:
       UserError: the processes cannot be joined.
@@ -64,7 +64,7 @@ def initialize(
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as e:
         if not coordinator and "coordinator_address should be defined" in str(e):
-            # a TPU of no cluster
+            # A TPU outside a cluster.
             return
         raise UserError(
             f"the processes of this run cannot be joined: {str(e).splitlines()[0]}"
@@ -72,7 +72,7 @@ def initialize(
 
 
 def _check_address(coordinator: str) -> None:
-    """JAX would wait for a host that there is not, or end in C++."""
+    """Raises UserError for an address at which JAX would wait forever, or end in C++."""
     host, colon, port = coordinator.rpartition(":")
     try:
         if not colon or not 0 < int(port) < 2**16:
@@ -85,7 +85,7 @@ def _check_address(coordinator: str) -> None:
 
 
 def _is_one_of_many() -> bool:
-    """Whether this process may have others beside it, where JAX finds out how many."""
+    """Tells whether JAX might find other processes beside this one."""
     is_slurm_step = (
         int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ
     )
@@ -94,16 +94,16 @@ def _is_one_of_many() -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Tells whether this is the process that writes what is written once."""
     return jax.process_index() == 0
 
 
 def agreed(decide: Callable[[], T]) -> T:
-    """What `decide` returns on the primary process, on all; it must be something that JSON holds.
+    """Returns the primary process's result of `decide`, a JSON value, on all processes.
 
     Raises:
       UserError: on all processes, if `decide` raised one, or an OSError, on the primary.
-      ConnectionError: on all, if it raised what may pass.
+      ConnectionError: on all processes, if `decide` raised an error that may pass.
     """
     if jax.process_count() == 1:
         return decide()
@@ -128,11 +128,11 @@ def agreed(decide: Callable[[], T]) -> T:
 
 
 def everywhere(work: Callable[[], T]) -> T:
-    """What `work` returns on each process.
+    """Returns the result of `work` on each process.
 
     Raises:
-      UserError: on all, if it raised one, or an OSError, on any.
-      ConnectionError: on all, if it raised what may pass on any, and no such error on another.
+      UserError: on all processes, if `work` raised one, or an OSError, on any.
+      ConnectionError: on all processes, if all errors that `work` raised may pass.
     """
     if jax.process_count() == 1:
         return work()
@@ -153,7 +153,7 @@ def everywhere(work: Callable[[], T]) -> T:
 
 
 def where_false(value: bool) -> int | None:
-    """The first process whose value is false; None if all are true."""
+    """Returns the first process with a false value; None if all are true."""
     if jax.process_count() == 1:
         return None if value else 0
     values = multihost_utils.process_allgather(np.bool_(value))
@@ -162,8 +162,10 @@ def where_false(value: bool) -> int | None:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends this process right after a failure, if there are others: JAX would wait for them, and
-    they may be lost, or wait for this one."""
+    """Ends this process right after a failure, if there are others.
+
+    JAX would wait for the others, which may be lost, or wait for this one.
+    """
     try:
         yield
     except UserError:
@@ -185,7 +187,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def all_same(text: str) -> bool:
-    """Whether every process has the same text."""
+    """Tells whether every process has the same text."""
     if jax.process_count() == 1:
         return True
     own = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint32)
@@ -194,11 +196,10 @@ def all_same(text: str) -> bool:
 
 @contextlib.contextmanager
 def deferred_signals(grace_seconds: float = math.inf) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM has come; a second one interrupts at
-    once.
+    """Yields a function that tells whether SIGINT or SIGTERM has come; a second signal interrupts.
 
-    Whatever the process is at, also a compilation that no Python can interrupt, it ends within the
-    grace after SIGTERM.
+    The process ends within the grace after SIGTERM whatever it is doing, even compiling, which
+    Python cannot interrupt.
     """
     received = threading.Event()
 
@@ -208,13 +209,13 @@ def deferred_signals(grace_seconds: float = math.inf) -> Iterator[Callable[[], b
         received.set()
         print("\nsaving what is in flight; once more to stop at once", file=sys.stderr)
 
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be caught
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be caught here
         yield received.is_set
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    # Python writes here from the signal itself, so that the watch needs no turn of the main thread
+    # Python writes here from the signal handler itself, so the watch does not need the main thread.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watch = threading.Thread(target=_watch, args=(reader, grace_seconds), daemon=True)
     watch.start()
@@ -229,7 +230,7 @@ def deferred_signals(grace_seconds: float = math.inf) -> Iterator[Callable[[], b
 
 
 def _watch(reader: int, grace_seconds: float) -> None:
-    """Ends the process if `reader` is still open so long after the first signal."""
+    """Ends the process if `reader` is still open `grace_seconds` after the first SIGTERM."""
     try:
         deadline = None
         while True:
@@ -257,12 +258,13 @@ def _end_unsaved(grace_seconds: float) -> None:
 
 @contextlib.contextmanager
 def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
-    """Yields a function, asked before every step, that says whether to save and stop: at the same
-    step everywhere.
+    """Yields a function that tells, before each step, whether to save and stop.
+
+    It tells the same at the same step on every process.
 
     Raises:
-      KeyboardInterrupt: at a second signal, of a process that is alone. One of several ends at once
-        at a second SIGINT.
+      KeyboardInterrupt: at a second signal, if the process is alone. With others, a second SIGINT
+        ends the process at once.
     """
     if jax.process_count() == 1:
         with deferred_signals(grace_seconds) as is_interrupted:
@@ -274,13 +276,13 @@ def stop_requests(grace_seconds: float) -> Iterator[Callable[[int], bool]]:
     is_asked = threading.Event()
 
     def is_reached(step: int) -> bool:
-        # JAX has taken SIGTERM over, and agrees with the others on a step
+        # JAX handles SIGTERM, and agrees with the other processes on a step.
         if not multihost_utils.reached_preemption_sync_point(step):
             return False
         timer.start()
         return True
 
-    def ask(signum, frame):  # JAX does not know SIGINT
+    def ask(signum, frame):  # JAX does not handle SIGINT
         if is_asked.is_set():
             os._exit(INTERRUPTED)
         is_asked.set()

@@ -1,7 +1,7 @@
-"""What a run writes as it goes: metrics.jsonl, the same however often it stops; performance.jsonl;
-heartbeat.json.
+"""The logs of a run: metrics.jsonl, performance.jsonl and heartbeat.json.
 
-In a bucket the first two are written anew at each evaluation and before each checkpoint.
+metrics.jsonl is the same however often the run stops. In a bucket the first two are rewritten at
+each evaluation and before each checkpoint.
 """
 
 import os
@@ -24,8 +24,10 @@ HEARTBEAT_SECONDS = 10.0
 
 
 class _Lines:
-    """A JSONL file that a run adds to; it is opened by name for each line, so one that is moved
-    away is begun anew."""
+    """A JSONL file that a run appends to.
+
+    It is opened by name for each line, so a file that is moved away is begun anew.
+    """
 
     def __init__(self, where: Callable[[], Path], name: str):
         self._where, self._name = where, name
@@ -38,18 +40,20 @@ class _Lines:
         files.append_jsonl(self.file, record, is_synced=False)
 
     def show(self) -> None:
-        """Who reads the file finds all lines so far."""
+        """Makes all lines so far visible to readers."""
 
     def sync(self) -> None:
-        """Until all lines so far are on disk."""
+        """Blocks until all lines so far are on disk."""
         if self.file.exists():
             with open(self.file, "rb") as stream:
                 os.fsync(stream.fileno())
 
 
 class _BucketLines(_Lines):
-    """Nothing can be appended to an object: lines are kept here, and all are written anew when they
-    are to be seen."""
+    """A JSONL file in a bucket: lines are kept here, and all are rewritten to be visible.
+
+    Objects in a bucket cannot be appended to.
+    """
 
     def __init__(self, where: Callable[[], Path], name: str):
         super().__init__(where, name)
@@ -71,10 +75,10 @@ class _BucketLines(_Lines):
 
 
 class RunLog:
-    """The files of one run; those of processes that are not the primary one are not written."""
+    """The log files of one run; only the primary process writes them."""
 
     def __init__(self, root: Path, is_writer: bool, where: Callable[[], Path] | None = None):
-        """where: says where the folder is now, if it may be moved meanwhile."""
+        """Opens the files; `where` returns the folder's current place, if it may be moved."""
         lines, self._where = _BucketLines if is_bucket(root) else _Lines, where or (lambda: root)
         self._metrics, self._performance = (
             lines(self._where, f"{name}.jsonl") for name in ("metrics", "performance")
@@ -83,11 +87,12 @@ class RunLog:
         self._last_beat = -HEARTBEAT_SECONDS
 
     def go_on_from(self, step: int, eval_steps: Sequence[int]) -> None:
-        """Drops records of what is done again: training from `step` on, and evaluations other than
-        these.
+        """Drops records that will be repeated: training from `step` on, and other evaluations.
+
+        eval_steps: steps of the evaluations to keep.
 
         Raises:
-          UserError: a line is not of a run.
+          UserError: a line is not from a run.
         """
         if not self._is_writer:
             return
@@ -103,27 +108,25 @@ class RunLog:
             files.write_jsonl(file, kept)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
-        """A record of steps, or of an evaluation, after which all so far can be seen."""
+        """Appends a record of steps or of an evaluation; an evaluation makes all lines visible."""
         if self._is_writer:
             self._metrics.append(record)
             if "eval_loss" in record:
                 self._metrics.show()
 
     def performance(self, record: Mapping[str, Any]) -> None:
-        """A line an evaluation."""
+        """Appends a record of the speed since the last evaluation."""
         if self._is_writer:
             self._performance.append(record)
             self._performance.show()
 
     def sync(self) -> None:
-        """Until the metrics so far are on disk: before a checkpoint or a result that they must not
-        be behind."""
+        """Blocks until the metrics so far are on disk: a checkpoint must not be ahead of them."""
         if self._is_writer:
             self._metrics.sync()
 
     def beat(self, step: int) -> None:
-        """Says in heartbeat.json, every HEARTBEAT_SECONDS at most, that the run lives; that it
-        cannot ends no run."""
+        """Writes heartbeat.json, at most every HEARTBEAT_SECONDS; failures do not end the run."""
         if self._is_writer and time.monotonic() - self._last_beat > HEARTBEAT_SECONDS:
             self._last_beat = time.monotonic()
             file = self._where() / "heartbeat.json"
@@ -134,7 +137,7 @@ class RunLog:
 
 
 class StepTimer:
-    """Times of steps between two reports, and what follows from them."""
+    """Times of the steps between two reports, and the speed that follows from them."""
 
     def __init__(self, tokens_per_step: int, flops_per_step: float, num_devices: int):
         self._tokens, self._flops, self._num_devices = tokens_per_step, flops_per_step, num_devices
@@ -148,16 +151,16 @@ class StepTimer:
         self._last = now
 
     def pause(self) -> None:
-        """What comes now is no step."""
+        """Leaves out the time until the next step."""
         self._last = None
 
     def report(self, step: int) -> dict[str, Any] | None:
-        """A record of performance.jsonl, and a new beginning; None if no two steps have followed
-        each other.
+        """Returns a record of performance.jsonl and starts anew; None without consecutive steps.
 
-        tokens_per_second: by the median step. mfu: model FLOPs over the peak in bfloat16 of all
-        devices (peak_flops: of one); both None where that is not known. step_seconds: of steps
-        alone, without evaluations and saves.
+        tokens_per_second: by the median step.
+        mfu: model FLOPs over the bfloat16 peak of all devices (peak_flops: per device); both None
+          if unknown.
+        step_seconds: steps alone, without evaluations and saves.
         """
         if not self._seconds:
             return None
@@ -180,11 +183,10 @@ class StepTimer:
 
 
 def _memory() -> dict[str, int]:
-    """Peak bytes of this process' devices, the fullest of them, or of the process itself where
-    devices do not tell."""
+    """Returns the peak bytes of this process's fullest device, or else of the process itself."""
     stats = [device.memory_stats() for device in jax.local_devices()]
-    peaks = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
-    if peaks:
-        return {"device_peak_bytes": max(peaks)}
+    most = [s["peak_bytes_in_use"] for s in stats if s and "peak_bytes_in_use" in s]
+    if most:
+        return {"device_peak_bytes": max(most)}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

@@ -1,5 +1,7 @@
-"""One run, of any size: on a device, a mesh, or the hosts of a pod; the simplest loop that is the
-real thing. Many runs at once are mujax.sweep.study."""
+"""The loop of one run of any size: on a device, a mesh, or the hosts of a pod.
+
+mujax.sweep.study trains many runs at once.
+"""
 
 import contextlib
 import functools
@@ -39,16 +41,14 @@ from mujax.training.workdir import Workdir
 def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequence[str] = ()) -> Row:
     """Trains the run that a config names (its `sweep` is ignored) and returns its result row.
 
-    Leaves config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at
-    the end result.json. A finished workdir is left alone. An interrupted run goes on from its
-    latest sound checkpoint, and what it leaves is, bit by bit, what it would have left
-    uninterrupted on these devices. On several processes all call this, with a workdir that all of
-    them see.
+    Writes config.json, metrics.jsonl, performance.jsonl, heartbeat.json and checkpoints/, and at
+    the end result.json. A finished workdir stays as it is. An interrupted run resumes from its
+    latest sound checkpoint, bit-exactly on the same devices. On several processes all call this,
+    with a workdir that all of them see.
 
     Args:
       allowed_changes: fields in which the config may differ from the one that the workdir was begun
-        with; `table` and `data` stand for the resolved parameterization and the text that is
-        trained on.
+        with; `table` and `data` stand for the resolved parameterization and the text of training.
 
     Raises:
       UserError: a bad config, data source or workdir; nothing has been compiled. Or a checkpoint
@@ -73,7 +73,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
     if row is not None:
         return row
     with contextlib.ExitStack() as stack:
-        held: list[locks.Held] = []  # by the primary process
+        held: list[locks.Held] = []  # the lock, on the primary process
         agreed(lambda: held.append(stack.enter_context(locks.locked(root))))
         row = agreed(claim.finished_row)  # another process may have finished it in the meantime
         if row is not None:
@@ -123,19 +123,20 @@ def train_to_end(
     """Trains a run from its latest checkpoint, or from the beginning, to its end.
 
     Args:
-      read: t -> the rows of batch t. validation: rows, batch by batch. must_stop: t -> whether to
-        save and stop before step t.
+      read: t -> the rows of batch t.
+      validation: rows, batch by batch.
+      must_stop: t -> whether to save and stop before step t.
 
     Raises:
       UserError: see train.
-      KeyboardInterrupt: the run was to stop, and its state is saved.
+      KeyboardInterrupt: the run was asked to stop, and its state is saved.
     """
     cfg, numbers = run.cfg.train, (run.hps, run.scalings)
     state, outcome = saves.resume(fns.abstract, lambda: fns.init(np.uint32(run.cfg.seed), *numbers))
     rows = ahead(read, int(state.step), cfg.steps)
     for t in range(int(state.step), cfg.steps + 1):
         is_stopping, is_saving = must_stop(t), t > 0 and t % run.cfg.checkpoint.interval == 0
-        # Step t - 1 is still under way, and what comes now goes by how it went
+        # Step t - 1 may still be running, and the next decisions depend on its result.
         if is_stopping or is_saving or outcome.must_evaluate(t):
             observer.catch_up(outcome)
 
@@ -166,7 +167,7 @@ def train_to_end(
         batch = next(rows)
         observer.begin_step(t, state)
         state, metrics = fns.step(state, batch, *numbers)
-        # reads step t - 1 while the device is at step t
+        # reads step t - 1 while the device computes step t
         observer.end_step(t, state, metrics, outcome)
     saves.finish(state, outcome)
     return outcome
@@ -187,14 +188,13 @@ def _jit(run: Run, layout: Layout) -> Fns:
 
 
 def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
-    """Raises UserError, on all processes, unless all are to do the same: each compiles what its own
-    config says."""
+    """Raises UserError on all processes unless all have the same config, which each compiles."""
     of_run = {
         **run.cfg.as_dict(),
         "table_hash": run.table_hash,
         "allow_config_change": sorted(allowed_changes),
     }
-    own = json.loads(files.as_line(of_run))  # tuples and NumPy's numbers as the first sends them
+    own = json.loads(files.as_line(of_run))  # converts tuples and NumPy numbers as sending does
     first = agreed(lambda: own)
 
     def check() -> None:
@@ -209,10 +209,10 @@ def _check_one_command(run: Run, allowed_changes: Sequence[str]) -> None:
 
 
 def _make_layout(run: Run) -> Layout:
-    """The mesh of a run.
+    """Makes the mesh of a run.
 
     Raises:
-      UserError: it does not fit the devices there are.
+      UserError: it does not fit the devices here.
     """
     mesh = run.cfg.mesh
     if jax.process_count() > 1 and mesh.num_devices != jax.device_count():

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 
 from mujax.models.layers import at_least_float32
 
-# Logits of a chunk, up to a number of chunks beyond which matmuls are too small to be fast: 8 in
-# float32, 4 in bfloat16. They hold an eighth of the whole batch's float32 logits either way.
+# Bytes of a chunk's logits, and the number of chunks beyond which matmuls are too small to be fast:
+# 8 in float32, 4 in bfloat16. A chunk then has an eighth of the whole batch's float32 logits.
 CHUNK_BYTES, CHUNKS_PER_BYTE = 2**22, 2
 
 
 def cross_entropy(logits_BTV, targets_BT):
-    """-log p(target) in nats, [B, T], in float32 or better."""
+    """Returns -log p(target) in nats, [B, T], in float32 or better."""
     logits_BTV = at_least_float32(logits_BTV)
     target_logits_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, axis=-1) - target_logits_BT
 
 
 def until_first(eos_id: int, targets_BT):
-    """[B, T] float32: 1 up to the first eos_id of a row and on it, 0 after it (2404.05728)."""
+    """Returns [B, T] float32: 1 up to and with a row's first eos_id, 0 after it (2404.05728)."""
     ends_BT = (targets_BT == eos_id).astype(jnp.int32)
     return (jnp.cumsum(ends_BT, axis=1) - ends_BT == 0).astype(jnp.float32)
 
@@ -28,18 +28,17 @@ def until_first(eos_id: int, targets_BT):
 def mean_cross_entropy(
     logits: Callable, x_BTD, targets_BT, vocab_size: int, eos_id: int | None, unrolled: bool = False
 ):
-    """Mean of the cross-entropy over B and T, where what comes after a row's first eos_id counts as
-    0.
+    """Returns the mean cross-entropy over B and T; tokens after a row's first eos_id count as 0.
 
     Differentiable in x_BTD and in the weights that `logits` closes over. A chunk's gradient is
-    taken with its loss, since what comes from above only multiplies it: its logits are computed
-    once, and are gone before those of the next. Gradients of the weights are added up in the dtype
-    of the weights.
+    computed with its loss, since the gradient from above only multiplies it: its logits are
+    computed once, and are freed before those of the next chunk. Gradients of the weights are summed
+    in the dtype of the weights.
 
     Args:
       logits: features [B, any, D] -> logits [B, any, V], each position by itself.
-      unrolled: parts as code one after the other, not as a loop: where rows are split over devices,
-        XLA then adds the gradients of all parts up before it exchanges them.
+      unrolled: compiles chunks as consecutive code, not as a loop. If rows are split over devices,
+        XLA then sums the gradients of all chunks before it exchanges them.
     """
     mask_BT = None if eos_id is None else until_first(eos_id, targets_BT)
     batch_size, seq_len = targets_BT.shape
@@ -56,8 +55,8 @@ def mean_cross_entropy(
         return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, -1, *x.shape[2:]), 1, 0)
 
     labels = jax.tree.map(cut, (targets_BT, mask_BT))
-    # `weights` are those of them that logits uses: zeros as gradients of all others would have to
-    # be added as well
+    # `weights` are only those that `logits` uses. For others, gradients of zero would be added,
+    # too.
     of_chunk, weights = jax.closure_convert(logits, jax.eval_shape(lambda x: cut(x)[0], x_BTD))
 
     @jax.custom_vjp
@@ -93,8 +92,10 @@ def mean_cross_entropy(
 
 
 def _loss_and_gradient(logits_BTV, targets_BT, share_BT):
-    """Sum of cross-entropies times share_BT, and its gradient by the logits, softmax - one-hot, in
-    their dtype."""
+    """Returns the sum of cross-entropies times share_BT, and its gradient by the logits.
+
+    The gradient is softmax - one-hot times share_BT, in the dtype of the logits.
+    """
     precise_BTV = at_least_float32(logits_BTV)
     is_target_BTV = (
         jax.lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2) == targets_BT[..., None]
@@ -108,7 +109,7 @@ def _loss_and_gradient(logits_BTV, targets_BT, share_BT):
 
 
 def _num_chunks(logits_per_position: int, seq_len: int, itemsize: int) -> int:
-    """Into how many parts along the sequence the readout is cut."""
+    """Returns into how many chunks along the sequence the readout is cut."""
     divisors = [n for n in range(1, CHUNKS_PER_BYTE * itemsize + 1) if seq_len % n == 0]
     fitting = (n for n in divisors if 4 * logits_per_position * seq_len <= n * CHUNK_BYTES)
     return next(fitting, divisors[-1])

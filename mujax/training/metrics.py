@@ -1,8 +1,7 @@
-"""Records of metrics.jsonl: {step, loss, grad_norm, learning_rate} and {step, eval_loss,
-eval_bits_per_byte}.
+"""Records of metrics.jsonl: training and evaluation losses.
 
-`step` counts finished updates, so a training loss and an evaluation at one step are of the same
-weights.
+They are {step, loss, grad_norm, learning_rate} and {step, eval_loss, eval_bits_per_byte}. `step`
+counts finished updates, so a training loss and an evaluation at one step are of the same weights.
 """
 
 import math
@@ -16,7 +15,7 @@ def metric_records(
     log_interval: int,
     bits_per_byte: Callable[[float], float | None],
 ) -> list[dict[str, Any]]:
-    """Records in order of step, evaluation before training.
+    """Returns records in order of step, evaluation before training.
 
     Args:
       history: each metric at steps 0, 1, ..., as far as the run was trained.
@@ -34,11 +33,11 @@ def metric_records(
 
 
 def eval_record(step: int, loss: float, bits_per_byte: float | None) -> dict[str, Any]:
-    """The record of an evaluation; bits a byte only of text."""
+    """Returns the record of an evaluation, with bits per byte if the data is text."""
     per_byte = {} if bits_per_byte is None else {"eval_bits_per_byte": json_number(bits_per_byte)}
     return {"step": step, "eval_loss": json_number(loss), **per_byte}
 
 
 def json_number(value) -> float | None:
-    """JSON has no NaN and no infinity: null."""
+    """Returns None for NaN and infinity, which JSON lacks."""
     return float(value) if math.isfinite(value) else None

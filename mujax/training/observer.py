@@ -1,4 +1,4 @@
-"""What is seen of a run while it trains: metrics, sizes of tensors, speed, a profile."""
+"""Observation of a run while it trains: metrics, sizes of tensors, speed, a profile."""
 
 import sys
 from collections.abc import Mapping
@@ -21,8 +21,7 @@ from mujax.training.workdir import Workdir
 
 
 class Observer:
-    """Watches the steps of one run. What a step measured is read one step late, so that the device
-    never waits."""
+    """The observer of a run's steps; it reads each one step late, so the device never waits."""
 
     def __init__(self, run: Run, corpus: Corpus, workdir: Workdir, log: RunLog, layout: Layout):
         self._run, self._corpus, self._workdir, self._log = run, corpus, workdir, log
@@ -33,13 +32,13 @@ class Observer:
         self._pending: tuple[int, Mapping[str, Any], Any] | None = (
             None  # (step, metrics, tensors or None), not read yet
         )
-        self._trace: Path | None = None  # where a profile is being written
+        self._trace: Path | None = None  # folder of the profile that is being written
         kind = jax.devices()[0].device_kind
         if is_primary() and peak_flops(kind) is None:
             print(f"no MFU: the peak of device {kind!r} is not known", file=sys.stderr)
 
     def begin_step(self, t: int, state: TrainState) -> None:
-        """Prepares for a step, which takes the memory of the state."""
+        """Prepares for a step, which donates the memory of the state."""
         monitor = self._run.cfg.monitor
         if t == monitor.profile_step and monitor.profile_steps:
             self._trace = files.scratch(self._workdir.root / "profile")
@@ -50,8 +49,7 @@ class Observer:
     def end_step(
         self, t: int, state: TrainState, metrics: Mapping[str, Any], outcome: Outcome
     ) -> None:
-        """Takes in what a step will have measured once the device has made it, and reads the step
-        before."""
+        """Takes a step's measurements, to be read later, and reads those of the step before."""
         tensors = None
         if self._before is not None:
             tensors = self._tensor_rms(self._before, state.params, self._run.scalings)
@@ -66,8 +64,10 @@ class Observer:
         self._log.beat(t)
 
     def catch_up(self, outcome: Outcome) -> None:
-        """Reads the step that was dispatched last, logs it, and tells the outcome; of a run that
-        has ended, nothing."""
+        """Reads the step that was dispatched last, logs it, and tells the outcome.
+
+        Does nothing for a run that has ended.
+        """
         if self._pending is None or outcome.has_ended:
             return
         step, metrics, tensors = self._pending
@@ -83,15 +83,15 @@ class Observer:
         outcome.trained(step, loss)
 
     def pause(self) -> None:
-        """What comes now is no step."""
+        """Leaves out the time until the next step."""
         self._timer.pause()
 
     def beat(self, step: int) -> None:
-        """Says that the run lives."""
+        """Writes the heartbeat of the run."""
         self._log.beat(step)
 
     def evaluated(self, step: int, loss: float) -> None:
-        """Logs and prints an evaluation, and the speed since the one before."""
+        """Logs and prints an evaluation, and the speed since the last one."""
         self._log.metrics(eval_record(step, loss, self._corpus.bits_per_byte(loss)))
         performance = self._timer.report(step)
         speed = ""

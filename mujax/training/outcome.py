@@ -1,4 +1,4 @@
-"""How a run ends: the one rule for a run by itself and for a lane of a sweep."""
+"""The outcome of a run: one rule of when it ends, for single runs and lanes of a sweep."""
 
 import dataclasses
 
@@ -6,21 +6,20 @@ from mujax.config import TrainConfig
 
 
 def is_sound(loss, bound):
-    """Whether a loss is a number within the bound beyond which a run counts as diverged; also of
-    arrays."""
-    return loss <= bound  # false of NaN
+    """Tells whether a loss (or each of an array) is at most `bound`; larger or NaN is diverged."""
+    return loss <= bound  # False for NaN
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a run has come to so far, and whether that is its end.
+    """The result of a run so far, and whether the run has ended.
 
     A run ends at the first step whose training or validation loss is not sound (it diverged), at
-    the first evaluation that train.give_up_step and train.give_up_loss do not let pass (it was
-    stopped), or with the evaluation after its last step. The rule looks at this run alone.
+    the first evaluation that fails train.give_up_step and train.give_up_loss (it was stopped), or
+    with the evaluation after its last step. The rule looks at this run alone.
 
-    evals: (step, validation loss in nats), in order. diverged_at, stopped_at: the step of such an
-      end.
+    evals: (step, validation loss in nats), in order.
+    diverged_at, stopped_at: the step of such an end.
     """
 
     train: TrainConfig
@@ -45,22 +44,21 @@ class Outcome:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the lowest validation loss, the first of equals; None if that is of the
-        untrained weights."""
+        """The first step with the lowest validation loss; None if the untrained weights have it."""
         return min(self.evals, key=lambda pair: pair[1], default=(0, 0.0))[0] or None
 
     def must_evaluate(self, step: int) -> bool:
-        """Returns whether a run that has not ended is to be evaluated at a step, and was not."""
+        """Tells whether a run that has not ended is to be evaluated at a step, and was not yet."""
         is_due = step % self.train.eval_interval == 0 or step == self.train.steps
         return is_due and not self.has_ended and not self._is_evaluated(step)
 
     def trained(self, step: int, loss: float) -> None:
-        """Takes in the training loss of a step, of the weights before its update."""
+        """Records the training loss of a step, that of the weights before its update."""
         if not is_sound(loss, self.train.divergence_loss):
             self.diverged_at = step
 
     def evaluated(self, step: int, loss: float) -> None:
-        """Takes in the mean validation loss at a step."""
+        """Records the mean validation loss at a step."""
         self.evals.append((step, loss))
         if not is_sound(loss, self.train.divergence_loss):
             self.diverged_at = step

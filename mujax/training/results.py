@@ -1,4 +1,4 @@
-"""One row a run: what a run measured, with everything needed to group, repeat and trust it."""
+"""Result rows, one per run: all that is needed to group, repeat and trust it."""
 
 import functools
 import math
@@ -20,8 +20,10 @@ from mujax.training.run import Run, device_description
 def make_row(
     run: Run, outcome: Outcome, *, overrides: Mapping[str, Any], corpus: Corpus, seconds: float
 ) -> Row:
-    """The row of a run at its end. Unless it came through it carries null losses, no number an
-    argmin could take."""
+    """Returns the row of a run at its end; losses are null unless the run finished.
+
+    A number could be taken for the minimum.
+    """
     cfg = run.cfg
     status = outcome.status
     finite = [[step, loss] for step, loss in outcome.evals if math.isfinite(loss)]
@@ -60,8 +62,7 @@ def make_row(
 
 @functools.cache
 def code_version() -> str:
-    """Package version, with the commit if the package runs from a git checkout, or MUJAX_COMMIT
-    tells it."""
+    """Returns the package version, with the commit of the git checkout or MUJAX_COMMIT."""
     if commit := os.environ.get("MUJAX_COMMIT"):
         return f"{mujax.__version__}+{commit}"
     root = Path(mujax.__file__).parent.parent

@@ -1,4 +1,4 @@
-"""A run resolved: from a validated config to a program and the numbers it is called with."""
+"""The resolution of a validated config to a run: a program and the numbers it is called with."""
 
 import dataclasses
 import functools
@@ -32,9 +32,13 @@ from mujax.training.steps import Program, abstract_metas
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resolved:
-    """A parameterization resolved for a model and an optimizer. scalings: a tree of float32
-    scalars; metas and rows (of the table): trees beside it. Runs that differ in other numbers share
-    one."""
+    """A parameterization resolved for a model and an optimizer.
+
+    scalings: tree of float32 scalars.
+    metas, rows: trees beside it; rows are those of the table.
+
+    Runs that differ in other numbers share one.
+    """
 
     metas: dict[str, Any]
     rows: dict[str, Any]
@@ -53,7 +57,7 @@ class Resolved:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """hps is a tuple of float32 scalars."""
+    """A resolved run; hps is a tuple of float32 scalars."""
 
     cfg: RunConfig
     program: Program
@@ -82,8 +86,7 @@ class Run:
 
     @functools.cached_property
     def group(self) -> str:
-        """Names the compiled program and all else that lanes of one chunk must share, but for the
-        mesh."""
+        """The name of all that lanes of one chunk share: the program and more, without the mesh."""
         program = _canonical_program(self.program, self.cfg.model_name, self.cfg.optim.name)
         return hashed(f"[{program}, {canonical(self.cfg.train)}, {canonical(self.cfg.data)}]")
 
@@ -93,7 +96,7 @@ class Run:
 
     @property
     def table(self) -> str:
-        """The resolved parameterization, a line a tensor."""
+        """The resolved parameterization, one line per tensor."""
         return format_table(self.metas, self.scalings, self.scales)
 
     @property
@@ -110,7 +113,7 @@ class Run:
 
 
 class RunMaker:
-    """Makes Runs, see make_run; what several of them share is resolved once."""
+    """A maker of Runs, see make_run; it resolves once what several runs share."""
 
     def __init__(self):
         self._resolved: dict[Any, Resolved] = {}
@@ -148,7 +151,7 @@ class RunMaker:
             batch_size=cfg.train.batch_size,
             seq_len=cfg.data.seq_len,
         )
-        # as_float32 of a tuple, in a tenth of its time
+        # as_float32 of a tuple, ten times as fast
         hps = Hps(*(cast(Any, np.float32(value)) for value in hps))
         return Run(cfg, self._programs.setdefault(program, program), resolved, hps)
 
@@ -167,10 +170,9 @@ def _model_class(cfg: RunConfig) -> type[MuModule]:
     return MODELS[cfg.model_name][1]
 
 
-@functools.lru_cache(maxsize=1024)  # the points of a sweep share few programs
+@functools.lru_cache(maxsize=1024)  # points of a sweep share few programs
 def _canonical_program(program: Program, model_name: str, optimizer: str) -> str:
-    """Returns a program as JSON with sorted keys, with names in the place of the model's class and
-    the optimizer."""
+    """Returns a program as sorted JSON, with the names of the model's class and the optimizer."""
     fields = {**dataclasses.asdict(program), "model_name": model_name, "optimizer": optimizer}
     del fields["model_class"]
     return json.dumps(fields, sort_keys=True)
@@ -200,5 +202,5 @@ def _resolve(cfg: RunConfig) -> Resolved:
 
 
 def device_description() -> str:
-    """E.g. '2 x cpu' or '8 x TPU v4'."""
+    """Returns e.g. '2 x cpu' or '8 x TPU v4'."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

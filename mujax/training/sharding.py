@@ -1,8 +1,7 @@
-"""Where arrays live: the mesh of a sweep, and how the tensors of one run are split over its share
-of devices.
+"""Placement of arrays: the mesh of a sweep, and the split of one run's tensors over its devices.
 
 The axis `sweep` separates runs, which exchange nothing; `data`, `fsdp` and `tensor` split one run.
-Rows are split over `data` and `fsdp`, weights as the rules say, optimizer state and gradients like
+Rows are split over `data` and `fsdp`, weights by the rules, optimizer state and gradients like
 their weights. A weight that `fsdp` splits is gathered, in the compute dtype, when its layer needs
 it.
 """
@@ -28,10 +27,11 @@ BATCH = ("data", "fsdp")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh with the axes AXES, and rules like RULES. gathered: weights are as they are used when
-    modules get them.
+    """A mesh with the axes AXES, and rules like RULES.
 
-    Where runs are not split, each on its own device, it constrains nothing.
+    gathered: whether modules get weights that are gathered already.
+
+    If runs are not split, each on its own device, it constrains nothing.
     """
 
     mesh: Mesh
@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def num_slots(self) -> int:
-        """How many runs stand side by side; a slot is the devices that share one run."""
+        """The number of runs side by side; a slot is the devices that share one run."""
         return self.mesh.shape["sweep"]
 
     @property
@@ -50,27 +50,30 @@ class Layout:
 
     @property
     def whole(self) -> NamedSharding:
-        """Of what every device has a copy of."""
+        """The sharding of a replicated array."""
         return NamedSharding(self.mesh, P())
 
     def stored(self, meta: ParamMeta) -> NamedSharding:
-        """Of a weight. The first axis to claim a mesh axis gets it; what cannot be divided stays
-        whole."""
+        """Returns the sharding of a stored weight.
+
+        If two axes have the same mesh axis, the first takes it. An axis that cannot be divided
+        evenly stays whole.
+        """
         return self._sharding(meta.axes, meta.sizes, WEIGHT_AXES)
 
     def used(self, meta: ParamMeta) -> NamedSharding:
-        """Of a weight while a layer computes with it: whole but for tensor parallelism."""
+        """Returns the sharding of a weight in its layer: whole except for tensor parallelism."""
         return self._sharding(meta.axes, meta.sizes, ("tensor",))
 
     def batch(self, batch_axis: int, ndim: int) -> NamedSharding:
-        """Splits one axis of an array, the batch, over `data` and `fsdp`."""
+        """Returns the sharding of an array whose batch axis is split over `data` and `fsdp`."""
         spec: Sequence = [BATCH if axis == batch_axis else None for axis in range(ndim)]
         return NamedSharding(self.mesh, P(*spec))
 
     def place(
         self, shape: tuple[int, int], read: Callable[[slice], np.ndarray]
     ) -> jax.Array | np.ndarray:
-        """Rows [B, T + 1] over the mesh; each process reads those that its devices hold."""
+        """Places rows [B, T + 1] on the mesh; each process reads only the rows of its devices."""
         if not self.is_split:
             return read(slice(0, shape[0]))
         shares: dict[tuple[int, int], np.ndarray] = {}
@@ -84,8 +87,7 @@ class Layout:
         return jax.make_array_from_callback(shape, self.batch(batch_axis=0, ndim=2), share)
 
     def weight(self, w: jax.Array, meta: ParamMeta) -> jax.Array:
-        """`w` as it is used; what comes back as its gradient is summed right into the shares that
-        are stored."""
+        """Gathers `w` for its layer; the gradient is summed directly into the stored shares."""
         if self.gathered or not self.is_split:
             return w
         stored, used = self.stored(meta), self.used(meta)
@@ -99,8 +101,7 @@ class Layout:
         return gathered(w)
 
     def activation(self, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-        """`x`, and its gradient, with the axis `batch` over `data` and `fsdp`, others by the rules
-        for `tensor`."""
+        """Splits `x` and its gradient: `batch` over `data` and `fsdp`, others by `tensor` rules."""
         if not self.is_split:
             return x
         spec = self._sharding(axes, x.shape, ("tensor",)).spec
@@ -123,7 +124,7 @@ class Layout:
         return NamedSharding(self.mesh, P(*spec))
 
 
-# Of a run on one device, whichever that is
+# The layout of a run on one device, whichever it is.
 ONE_DEVICE = Layout(cast(Any, AbstractMesh((1,) * len(AXES), AXES)))
 
 
@@ -136,14 +137,14 @@ def make_layout(
     rules: Sequence[tuple[str, str]] = RULES,
     devices: Sequence[Any] | None = None,
 ) -> Layout:
-    """num_slots * data * fsdp * tensor of the devices as a mesh.
+    """Makes a mesh of num_slots * data * fsdp * tensor devices.
 
-    slices: TPU slices that are joined by a data-center network; `data` is split over them first, so
-      that only the sum
-      of gradients crosses it. devices: None: all of this machine's.
+    slices: number of TPU slices, joined by a data-center network; `data` is split over them first,
+      so that only the sum of gradients crosses the network.
+    devices: None for all devices of this machine.
 
     Raises:
-      UserError: the devices are on another number of slices, if that is more than one.
+      UserError: the devices are on another number of slices, if `slices` is more than one.
     """
     run, across = (data // slices, fsdp, tensor), (1, slices, 1, 1)
     of_slices: dict[int, list] = {}
@@ -155,8 +156,8 @@ def make_layout(
         raise UserError(
             f"mesh.slices = {slices}, but the slices of the devices here are {len(of_slices)}"
         )
-    # All slots that there is room for: what knows how devices are wired takes only whole slices of
-    # them
+    # The mesh first has all slots that fit: JAX's functions that know the wiring of devices take
+    # only whole slices.
     room = min(map(len, of_slices.values())) // math.prod(run)
     used = [device for members in of_slices.values() for device in members[: room * math.prod(run)]]
     if len(used) < sum(map(len, of_slices.values())):

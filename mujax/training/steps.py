@@ -1,4 +1,4 @@
-"""The pure functions of training: init, step and evaluate. No I/O, no mesh, no flags.
+"""The pure functions of training: init, step and evaluate; no I/O, no mesh, no flags.
 
 Static things (shapes, the family of the optimizer) are fixed by `make_train_fns`; every number
 (hyperparameters, scalings, seed) is an argument and may be traced, batched or sharded.
@@ -26,21 +26,26 @@ from mujax.training.sharding import ONE_DEVICE, Layout
 
 
 class TrainState(NamedTuple):
-    """step: int32 number of finished updates; params: float32 masters; opt_state: optax's."""
+    """The state of a run.
+
+    step: int32 number of finished updates.
+    params: float32 masters.
+    opt_state: state of the optax chain.
+    """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
 
 
-# What a step measures: the loss before the update (nats a token), the global norm of the gradient
-# of the effective weights before clipping, and the learning rate of a tensor whose table factor is
-# 1.
+# Measurements of a step: the loss before the update (nats per token), the global norm of the
+# gradient of the effective weights before clipping, and the learning rate of a tensor whose table
+# factor is 1.
 METRICS: tuple[str, ...] = ("loss", "grad_norm", "learning_rate")
 
 
 class TrainFns(NamedTuple):
-    """Functions of one program; B batch, T seq_len. See make_train_fns."""
+    """The functions of one program, with B batch and T seq_len; see make_train_fns."""
 
     init: Callable[..., TrainState]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -50,15 +55,15 @@ class TrainFns(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is compiled: two runs with equal programs differ in numbers alone and share an
-    executable.
+    """The static part of a run; runs with equal programs share an executable.
 
-    model_class and optimizer are themselves here and not their names, which forks edited in a
-    notebook keep; model: the model's config. batch_size (sequences) and seq_len are the shapes it
-    is called with.
-    momentum_dtype: of the first moment; None: as the weights, which are float32.
-    accumulation: into how many parts a batch is cut for its gradient. eos_id: the loss counts
-    tokens up to the first of these in a row; None: all.
+    model_class, optimizer: the objects themselves, not their names, which forks edited in a
+      notebook keep.
+    model: the model's config.
+    batch_size, seq_len: shapes of the rows, in sequences and tokens.
+    momentum_dtype: dtype of the first moment; None for that of the weights, float32.
+    accumulation: number of parts into which a batch is cut for its gradient.
+    eos_id: the loss counts tokens up to the first of these in a row; None: all.
     """
 
     model_class: type[MuModule]
@@ -73,15 +78,15 @@ class Program:
     seq_len: int
 
 
-@functools.lru_cache(maxsize=256)  # traced anew, it would be most of what resolving a run takes
+@functools.lru_cache(maxsize=256)  # tracing would take most of the time of resolving a run
 def abstract_metas(model_class: type[MuModule], model_cfg: ModelConfig) -> dict[str, Any]:
     """Returns the tree of ParamMeta of a model; allocates and compiles nothing.
 
     Raises:
-      UserError: a parameter of the model has no role, or one that is not known.
+      UserError: a parameter of the model has no role, or an unknown one.
     """
     module = model_class(model_cfg)
-    hps = Hps(*(0.0 for _ in Hps._fields))  # values do not matter to shapes
+    hps = Hps(*(0.0 for _ in Hps._fields))  # shapes do not depend on values
     variables = jax.eval_shape(
         lambda tokens: module.init(jax.random.key(0), tokens, hps), _first_tokens(model_cfg)
     )
@@ -89,13 +94,15 @@ def abstract_metas(model_class: type[MuModule], model_cfg: ModelConfig) -> dict[
 
 
 def _first_tokens(model_cfg: ModelConfig) -> jax.ShapeDtypeStruct:
-    """What a module is initialized on: one token, as no parameter's shape depends on batch or
-    sequence, or more where its config says so by init_length."""
+    """Returns the tokens that a module is initialized on: one, or init_length if its config has it.
+
+    No parameter's shape depends on batch or sequence.
+    """
     return jax.ShapeDtypeStruct((1, getattr(model_cfg, "init_length", 1)), jnp.int32)
 
 
 def example_numbers(program: Program) -> tuple[Hps, dict[str, Any]]:
-    """(hps, scalings) of a run of this program, as float32 scalars whose values mean nothing."""
+    """Returns (hps, scalings) of a run of this program: float32 scalars with arbitrary values."""
     metas = abstract_metas(program.model_class, program.model)
     return as_float32(Hps(*(1.0 for _ in Hps._fields))), jax.tree.map(
         lambda _: as_float32(Scaling()), metas
@@ -109,8 +116,11 @@ def abstract_state(program: Program) -> TrainState:
 
 
 def state_shardings(program: Program, layout: Layout) -> TrainState:
-    """Where the state of a run lives: parameters, and what of the optimizer's state has their
-    structure, by their axes; the rest whole."""
+    """Returns the shardings of a run's state.
+
+    Parameters, and optimizer state with the structure of the parameters, follow their axes; the
+    rest is replicated.
+    """
     state = abstract_state(program)
     structure = jax.tree.structure(state.params)
     of_params = jax.tree.map(layout.stored, abstract_metas(program.model_class, program.model))
@@ -124,23 +134,26 @@ def state_shardings(program: Program, layout: Layout) -> TrainState:
 
 
 def init_options() -> dict[str, Any] | None:
-    """XLA options for compiling an initialization, which runs once: on CPU, half the time for
-    programs as fast."""
+    """Returns XLA options for compiling an initialization, which runs once.
+
+    On CPU compilation takes half the time, and the program is as fast.
+    """
     if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return None
     return {"xla_backend_optimization_level": 1}
 
 
 def effective(params, scalings, dtype) -> dict[str, Any]:
-    """The variables that a module computes with: masters times their forward factors, in
-    `dtype`."""
+    """Returns a module's variables: masters times their forward factors, in `dtype`."""
     return {"params": jax.tree.map(lambda w, s: (w * s.forward).astype(dtype), params, scalings)}
 
 
 def tensor_rms(before, after, scalings) -> dict[str, Any]:
-    """What an update has done, from the weights before and after it: its global norm (of stored
-    weights), and by tensor the root mean squares of stored weights and of their update, and of the
-    effective weights, all after it."""
+    """Returns what an update has done, from the weights before and after it.
+
+    These are the global norm of the update (of stored weights); and by tensor the root mean squares
+    of stored weights, of their update, and of effective weights, all after it.
+    """
 
     def rms(x):
         return jnp.sqrt(jnp.mean(jnp.square(x)))
@@ -165,19 +178,17 @@ def tensor_rms(before, after, scalings) -> dict[str, Any]:
 def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
     """Returns the functions of a program.
 
-    layout: where the arrays of a run live.
+    layout: placement of a run's arrays.
 
-    init(seed, hps, scalings) -> TrainState: draws scaled by the table; the draw of a tensor depends
-    on the
-      seed and its place in its module alone.
+    init(seed, hps, scalings) -> TrainState: draws scaled by the table; a tensor's draw depends only
+    on the seed and the tensor's place in its module.
     step(state, rows, hps, scalings) -> (TrainState, METRICS): one update on integer rows [B, T +
-    1].
-      loss: mean in nats over the tokens that count.
-    evaluate(params, rows, hps, scalings) -> that loss of integer rows [any, T + 1].
+    1]; loss: mean in nats over the tokens that count.
+    evaluate(params, rows, hps, scalings) -> the same loss of integer rows [any, T + 1].
     activations(params, rows, hps, scalings) -> tree of the arrays that the model records by name.
     """
     module = program.model_class(program.model, layout=layout)
-    # The same of weights that are as they are used already, see Layout
+    # For weights that are gathered already, see Layout
     gathered = program.model_class(program.model, layout=dataclasses.replace(layout, gathered=True))
     schedule = SCHEDULES[program.schedule]
     dtype, vocab_size, eos_id = (
@@ -195,9 +206,9 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         )
 
     def objective(weights, readout, rows, hps):
-        """Mean over all slots of the cross-entropy, where masked 0: what is differentiated.
+        """Returns the mean cross-entropy over all positions, 0 where masked, to differentiate.
 
-        weights, readout: effective ones; those of the readout may be in another dtype.
+        weights, readout: effective weights; those of the readout may be in another dtype.
         """
         tokens = rows.astype(jnp.int32)
         if is_apart:
@@ -205,21 +216,23 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
                 jax.Array, module.apply(weights, tokens[:, :-1], hps, method="features")
             )
             features_BTD = features_BTD.astype(jax.tree.leaves(readout)[0].dtype)
-            # Gathered once, not for each part of the loss; what it does not use is dropped
+            # Weights are gathered once, not per chunk of the loss; XLA drops those that are unused.
             readout = {"params": jax.tree.map(layout.weight, readout["params"], metas)}
             logits = functools.partial(gathered.apply, readout, hps=hps, method="logits")
             return mean_cross_entropy(
                 logits, features_BTD, tokens[:, 1:], vocab_size, eos_id, unrolled=layout.is_split
             )
         logits_BTV = cast(jax.Array, module.apply(weights, tokens[:, :-1], hps))
-        # A classifier predicts the last tokens alone
+        # A classifier predicts only the last tokens.
         return mean_cross_entropy(
             lambda x: x, logits_BTV, tokens[:, -logits_BTV.shape[1] :], vocab_size, eos_id
         )
 
     def gradient(params, rows, hps, scalings):
-        """(objective, its gradient by the effective weights in the dtype of the stored ones), of
-        program.accumulation parts of the batch one after the other."""
+        """Returns (objective, gradient by the effective weights in the dtype of the stored ones).
+
+        The batch is cut into program.accumulation parts, one after the other.
+        """
         weights = effective(params, scalings, dtype)
 
         def of_part(rows):
@@ -234,8 +247,8 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         def add(total, part):
             return jax.tree.map(jnp.add, total, of_part(part)), None
 
-        # Every part takes rows from all over the batch, so that one which is split over devices
-        # stays split
+        # Every part takes rows from all over the batch, so that a batch split over devices stays
+        # split.
         parts = jnp.moveaxis(rows.reshape(-1, program.accumulation, rows.shape[1]), 1, 0)
         zero = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, parts[0])
@@ -247,8 +260,7 @@ def make_train_fns(program: Program, layout: Layout = ONE_DEVICE) -> TrainFns:
         return 1.0 if eos_id is None else jnp.mean(until_first(eos_id, rows[:, 1:]))
 
     def evaluate(params, rows, hps, scalings):
-        # The readout at least in float32, whatever the dtype of the rest (2404.05728's code does so
-        # too)
+        # The readout is at least float32, whatever the dtype of the rest, as in 2404.05728's code.
         weights, precise = (
             effective(params, scalings, d) for d in (dtype, jnp.promote_types(dtype, jnp.float32))
         )

@@ -1,1 +1,1 @@
-"""Measuring transfer from result rows: curves, optima, drift, and their report."""
+"""The science of transfer, from losses alone: optima, laws, drift and verdicts."""

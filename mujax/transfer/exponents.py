@@ -1,7 +1,7 @@
-"""The three laws of one study, and what follows from their exponents together: kappa, fast
-transfer, a bootstrap.
+"""The three laws of one study, and what follows from their exponents together.
 
-Axes: D draws, P exponents, W widths, X learning rates.
+That is kappa, fast transfer, and a bootstrap of them. Axes: D draws, P exponents, W widths, X
+learning rates.
 """
 
 import math
@@ -12,14 +12,16 @@ import numpy as np
 from mujax.transfer.laws import BOUNDS, NAMES, Estimate, Kind, Law, fit_law, profile
 from mujax.transfer.optimum import Optimum, Parabola
 
-DRAWS = 400  # of the bootstrap
+DRAWS = 400  # number of bootstrap draws
 
 
 def usable(
     widths: Sequence[int], optima: Sequence[Optimum | None]
 ) -> list[tuple[int, Optimum, Parabola]]:
-    """Returns what laws may be fitted to: the widths whose optimum has errors and no flag, with
-    their parabola."""
+    """Returns the widths that laws may be fitted to, with their optimum and parabola.
+
+    The optimum of such a width has errors and no flag.
+    """
     return [
         (n, o, o.parabola)
         for n, o in zip(widths, optima, strict=True)
@@ -28,11 +30,10 @@ def usable(
 
 
 def fit_laws(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[Kind, Law]:
-    """Fits the three laws of one study, by kind, to its unflagged optima.
+    """Returns the three laws of one study, by kind, fitted to its unflagged optima.
 
-    None with fewer than 3 of them, nor with losses at or below 0, which have no law whose limit is
-    at least 0.
-    L* is that of the fitted curves: the lowest points of the grids, as in the paper, are biased by
+    No laws with fewer than 3 of them, or with losses at or below 0, as the limit is at least 0. L*
+    is the minimum of the fitted curve. The lowest grid points, which the paper uses, are biased by
     the noise (the lowest of several) and by up to H/8 steps^2 where the optimum falls between
     points.
     """
@@ -63,8 +64,11 @@ def fit_laws(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[Ki
 def combine(
     estimates: Sequence[Estimate], coefficients: Sequence[float], correlation: np.ndarray
 ) -> Estimate:
-    """A sum of estimates and its 68% interval, from the ends of theirs (Zou & Donner 2008, with
-    correlations)."""
+    """Returns a weighted sum of estimates with its 68% interval.
+
+    The interval follows from the ends of the estimates' intervals and their correlations (Zou &
+    Donner 2008).
+    """
     value = sum(c * e.value for c, e in zip(coefficients, estimates, strict=True))
     flags = tuple(dict.fromkeys(flag for e in estimates for flag in e.flags))
     ends = []
@@ -80,7 +84,10 @@ def combine(
 
 
 def correlations(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> np.ndarray:
-    """Of (alpha, beta, gamma), through those of each parabola's minimum, vertex and curvature."""
+    """Returns the correlations of (alpha, beta, gamma).
+
+    They come from the correlations of each parabola's minimum, vertex and curvature.
+    """
     good = [p for _, _, p in usable(range(len(optima)), optima)]
     influence_3W = np.array([laws[kind].influence for kind in BOUNDS])
     error_W3 = np.array([[p.error(i) for i in range(3)] for p in good])
@@ -96,13 +103,15 @@ def correlations(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> 
 
 
 def kappa(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> Estimate:
-    """alpha - 2 beta + gamma: below 0, an extrapolation error costs less than width gains (arXiv
-    2605.21486)."""
+    """Returns alpha - 2 beta + gamma (arXiv 2605.21486).
+
+    Below 0, an extrapolation error costs less than the added width gains.
+    """
     return combine([laws[kind].exponent for kind in BOUNDS], (1, -2, 1), correlations(laws, optima))
 
 
 def fast_transfer(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) -> Estimate:
-    """beta - alpha/2; transfer is fast, and useful, if above 0 (Ghosh et al., arXiv 2512.22768)."""
+    """Returns beta - alpha/2; transfer is fast and useful above 0 (arXiv 2512.22768)."""
     return combine(
         [laws[kind].exponent for kind in BOUNDS], (-0.5, 1, 0), correlations(laws, optima)
     )
@@ -111,8 +120,8 @@ def fast_transfer(laws: Mapping[Kind, Law], optima: Sequence[Optimum | None]) ->
 def bootstrap(widths: Sequence[int], optima: Sequence[Optimum | None]) -> dict[str, np.ndarray]:
     """Draws alpha, beta, gamma and kappa anew, (D,) each, from the optima and their errors.
 
-    A check of the profile intervals, which stand beside it in a report: it follows the bends of the
-    laws. Empty if the optimum of a width is flagged.
+    The draws follow the laws' nonlinearity, so they check the profile intervals beside them in a
+    report. Empty if the optimum of a width is flagged.
     """
     found, rng = usable(widths, optima), np.random.default_rng(0)
     if len(found) < max(len(widths), 3) or min(o.loss for _, o, _ in found) <= 0:
@@ -143,8 +152,10 @@ def bootstrap_intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, tuple[floa
 
 
 def _lowest(p_P: np.ndarray, chi2_DP: np.ndarray) -> np.ndarray:
-    """Where each row is lowest, between the points of an even grid by a parabola; at its ends, the
-    ends."""
+    """Returns the position of each row's minimum, by a parabola through an even grid's points.
+
+    At an end of the grid, it is the end itself.
+    """
     best_D, rows, last = chi2_DP.argmin(1), np.arange(len(chi2_DP)), len(p_P) - 1
     mid_D = np.clip(best_D, 1, last - 1)
     a, b, c = (chi2_DP[rows, mid_D + j] for j in (-1, 0, 1))

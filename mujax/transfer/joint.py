@@ -1,12 +1,10 @@
-"""The joint law of loss in learning rate and width, its error E, and regret against a reference
-envelope.
+"""The joint law of loss in learning rate and width, its error E, and regret against an envelope.
 
-  L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2,   x*(n) = x_inf + B n^-beta,   x =
-  ln(learning rate)
+    L(n, x) = L_inf + A n^-alpha + 1/2 H_0 n^gamma (x - x*(n))^2
+    x*(n) = x_inf + B n^-beta,   x = ln(learning rate)
 
-(arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our
-reading.)
-Axes: D draws, K kept points, P parameters, W widths.
+From arXiv 2605.21486; that E is over the points within 1.35 times the minimum of each width is our
+reading. Axes: D draws, K kept points, P parameters, W widths.
 """
 
 import dataclasses
@@ -23,17 +21,21 @@ from mujax.transfer.parabola import LN2
 
 _PARAMS = ("l_inf", "a", "alpha", "x_mid", "drift", "beta", "h_mid", "gamma")
 _DRAWS = 400
-# points kept are at most this multiple of their width's lowest loss, as in the paper
+# Points with at most this multiple of their width's lowest loss are kept, as in the paper.
 LOSS_RATIO = 1.35
 
 
 @dataclasses.dataclass(frozen=True)
 class JointLaw:
-    """Losses in nats, positions in log2 LR, curvatures per (ln LR)^2; a, b, h_0 belong to n^power.
+    """The fitted joint law; losses in nats, positions in log2 LR, curvatures per (ln LR)^2.
 
-    mse: the metric E. r2: 1 - mse / variance of the kept losses. At beta = 0, x_inf and b are not
-      finite.
-    intervals: 68% ones of l_inf, alpha, beta, gamma, kappa and mse, by a bootstrap of the points.
+    a, b, h_0: coefficients of n^power.
+    mse: the metric E.
+    r2: 1 - mse / variance of the kept losses.
+    intervals: 68% intervals of l_inf, alpha, beta, gamma, kappa and mse, by a bootstrap of the
+      points.
+
+    At beta = 0, x_inf and b are not finite.
     """
 
     l_inf: float
@@ -59,8 +61,10 @@ class JointLaw:
 def kept_points(
     widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (width, log2 LR, mean loss), (K,) each, of the points within LOSS_RATIO of their
-    width's lowest loss."""
+    """Returns (width, log2 LR, mean loss), (K,) each, of the points that the law is fitted to.
+
+    Those are within LOSS_RATIO of the lowest loss of their width.
+    """
     kept = []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         means = cell_means(curve)[0]
@@ -78,7 +82,7 @@ def fit_joint(
     losses: Sequence[Sequence[Cell]],
     laws: Mapping[Kind, Law],
 ) -> JointLaw:
-    """Fits all points at once, from several starts around the laws of laws.fit_laws."""
+    """Fits all points at once, from several starts around the laws of exponents.fit_laws."""
     n_K, x2_K, y_K = kept_points(widths, log2_lrs, losses)
     x_K, log_K = LN2 * x2_K, np.log(n_K)
     middle = float(np.log(sorted(set(n_K))).mean())
@@ -117,7 +121,7 @@ def fit_joint(
             x_mid, per_log, beta, float(bowl(n_mid)), bowl.exponent.value,
         ]  # fmt: skip
         start = np.clip(start, np.array(low) + 1e-9, np.array(high) - 1e-9)
-        # The stubs know `jac` only as a string
+        # SciPy's stubs know `jac` only as a string.
         jac: Any = jacobian
         fits.append(least_squares(residuals, start, jac, (low, high), x_scale="jac"))
     best = min(fits, key=lambda fit: fit.cost)
@@ -145,11 +149,10 @@ def fit_joint(
 def _intervals(
     p_P: np.ndarray, left_K: np.ndarray, jacobian_KP: np.ndarray, low: np.ndarray, high: np.ndarray
 ):
-    """Bootstrap of the points: residuals, larger by their leverage, are drawn anew and the law
-    refitted to first order.
+    """Returns intervals by a bootstrap of the residuals, each scaled up by its leverage.
 
-    A parameter at a bound stays there. The residuals hold what the law misses as well as noise, so
-    E is not that alone.
+    The law is refitted to first order; a parameter at a bound stays there. The residuals hold the
+    law's misfit as well as noise, so E is not noise alone.
     """
     free_P = (p_P - low > 1e-3) & (high - p_P > 1e-3)
     size_P = np.linalg.norm(jacobian_KP, axis=0)
@@ -176,7 +179,7 @@ def _intervals(
 
 
 def _log_slope(law: Law, n: float) -> float:
-    """d x* / d ln n, ln units, of the optimum's law."""
+    """Returns d x* / d ln n of the optimum's law, in ln units."""
     step = 1.01
     return LN2 * float(law(n * step) - law(n / step)) / (2 * math.log(step))
 
@@ -184,11 +187,11 @@ def _log_slope(law: Law, n: float) -> float:
 def reference_envelope(
     widths: Sequence[int], minima: Sequence[Sequence[float | None]], error: float | None
 ) -> Law:
-    """The law of the lowest L* at each width over all parameterizations, to be fitted once and
-    frozen.
+    """Fits the law of the lowest L* at each width over all parameterizations, to be frozen.
 
-    minima: a list a parameterization, of a value a width, nats; None where it has none. error:
-      standard error of each.
+    Args:
+      minima: a list per parameterization of a loss per width, nats; None where there is none.
+      error: standard error of each loss, nats.
     """
     lowest = [
         min((v for v in column if v is not None), default=None)
@@ -204,13 +207,12 @@ def reference_envelope(
 
 
 def regret(widths: Sequence[int], minima: Sequence[float], reference: Law) -> list[float]:
-    """R(n) = L*(n) - L*_ref(n), nats."""
+    """Returns R(n) = L*(n) - L*_ref(n), nats."""
     return [value - float(reference(n)) for n, value in zip(widths, minima, strict=True)]
 
 
 def asymptotic_regret(law: Law, reference: Law) -> Estimate:
-    """R(inf) = L_inf - L_inf,ref with the interval of L_inf; the reference is frozen, its error is
-    not counted."""
+    """Returns R(inf) = L_inf - L_inf,ref with the interval of L_inf; the reference has no error."""
     e, at = law.limit, reference.limit.value
     interval = None if e.interval is None else (e.interval[0] - at, e.interval[1] - at)
     flags = (*e.flags, *(f"reference: {flag}" for flag in reference.limit.flags))
@@ -219,9 +221,12 @@ def asymptotic_regret(law: Law, reference: Law) -> Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Tradeoff:
-    """Powers of compute F, up to constants: excess loss falls as F^-direct where the model itself
-    is tuned, as F^-transfer where a proxy is, of a width that grows as F^proxy_width (arXiv
-    2512.22768)."""
+    """Powers of compute F by which excess loss falls (arXiv 2512.22768), up to constants.
+
+    direct: loss falls as F^-direct if the model itself is tuned.
+    transfer: loss falls as F^-transfer if a proxy is tuned.
+    proxy_width: the proxy's width grows as F^proxy_width.
+    """
 
     direct: float
     transfer: float

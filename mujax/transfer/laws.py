@@ -1,14 +1,13 @@
 """Power laws in width n and the intervals of their exponents (arXiv 2605.21486).
 
-  L*(n) = L_inf + A n^-alpha   loss at the optimum, nats a token; L_inf >= 0
-  x*(n) = x_inf + B n^-beta    optimal log2 LR; beta in [0, 2]
-  H(n)  = H_0 n^gamma          curvature there, nats per (ln LR)^2
+    L*(n) = L_inf + A n^-alpha   loss at the optimum, nats per token; L_inf >= 0
+    x*(n) = x_inf + B n^-beta    optimal log2 LR; beta in [0, 2]
+    H(n)  = H_0 n^gamma          curvature there, nats per (ln LR)^2
 
 For a given exponent each law is linear, so it is fitted by a search over the exponent alone. The
-same search gives the profile of chi2, and intervals are where the profile lies within a quantile of
-its minimum: near a bound, where a bootstrap's percentiles or a covariance fail, they keep their
-coverage, and they need no draws.
-Axes: D draws, P exponents, W widths.
+same search gives the profile of chi2, and an interval is where the profile lies within a quantile
+of its minimum. Near a bound, where a bootstrap's percentiles or a covariance fail, such intervals
+keep their coverage, and they need no draws. Axes: D draws, P exponents, W widths.
 """
 
 import dataclasses
@@ -29,17 +28,17 @@ BOUNDS: dict[Kind, tuple[float, float]] = {
 }
 NAMES: dict[Kind, str] = {"loss": "alpha", "optimum": "beta", "curvature": "gamma"}
 
-# Standard errors: an exponent closer to a bound of its range is at the bound; a trend below is no
-# trend
+# In standard errors: an exponent closer than the first to a bound counts as at the bound; a trend
+# smaller than the second counts as none.
 AT_BOUND, NO_TREND = 2.0, 3.0
-WIDEST = 0.5  # an exponent known to less is not known
+WIDEST = 0.5  # an exponent with a larger error counts as unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number, its 68% interval (None: unbounded or unknown), and what is wrong with it, in words.
+    """A number with its 68% interval (None: unbounded or unknown) and flags that say what is wrong.
 
-    dof: degrees of freedom of its error, None for many.
+    dof: degrees of freedom of the number's error, None for many.
     """
 
     value: float
@@ -56,27 +55,25 @@ class Estimate:
         return low, high
 
     def below(self, x: float) -> bool:
-        """Returns whether it is surely below x: unflagged, and so is the upper end of its 95%
-        interval."""
+        """Tells whether the number is unflagged and its 95% interval ends below x."""
         ends = self.within()
         return not self.flags and ends is not None and ends[1] < x
 
     def above(self, x: float) -> bool:
-        """Returns whether it is surely above x: unflagged, and so is the lower end of its 95%
-        interval."""
+        """Tells whether the number is unflagged and its 95% interval begins above x."""
         ends = self.within()
         return not self.flags and ends is not None and ends[0] > x
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """value(n) = limit + scale n^power, power = -exponent for the laws of loss and optimum, else
-    exponent.
+    """A fitted law value(n) = limit + scale n^power.
 
-    influence: (W,), change of the exponent per standard error of each point; its squares sum to its
-      variance.
-    chi2: weighted sum of squared residuals; without errors, the plain one. dof: widths less
-      parameters.
+    power: -exponent for the laws of loss and optimum, else exponent.
+    influence: (W,), change of the exponent per standard error of each point; its squares sum to the
+      exponent's variance.
+    chi2: weighted sum of squared residuals; without errors, the unweighted sum.
+    dof: widths less parameters.
     """
 
     kind: Kind
@@ -91,15 +88,19 @@ class Law:
     def __call__(self, width: float | np.ndarray) -> float | np.ndarray:
         power = self.exponent.value if self.kind == "curvature" else -self.exponent.value
         if self.kind == "optimum" and self.exponent.value == 0:
-            # the limit beta -> 0 of a law is log n
+            # The limit beta -> 0 of a law is log n.
             return self.limit.value + self.scale * np.log(width)
         return self.limit.value + self.scale * np.asarray(width, float) ** power
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Best law of each exponent. chi2_DP, limit_DP, scale_DP (of (n/n_0)^power, n_0 the mean
-    width); limit_var_P."""
+    """The best law at each exponent.
+
+    chi2_DP: weighted sums of squared residuals.
+    limit_DP, limit_var_P: limits, and their variance.
+    scale_DP: coefficients of (n/n_0)^power, with n_0 the mean width.
+    """
 
     chi2_DP: np.ndarray
     limit_DP: np.ndarray
@@ -114,7 +115,7 @@ def profile(
     y_DW: np.ndarray,
     weight_W: np.ndarray,
 ):
-    """Weighted linear fits of a law at each exponent. weight_W: 1 / variance.
+    """Fits a law by weighted linear least squares at each exponent; weight_W: 1 / variance.
 
     In the basis (1 - (n/n_0)^-p) / p the law of the optimum has a limit at p = 0, drift by the same
     factor at each doubling; its limit at infinite width is then infinite.
@@ -139,7 +140,7 @@ def profile(
     if kind == "optimum":
         return found
     bound = _through_zero(np.exp(-p_P1 * log_W), y_DW, w)
-    free_DP = limit_DP >= 0  # false for nan too
+    free_DP = limit_DP >= 0  # False for nan, too
     pick = [
         np.where(free_DP, a, b)
         for a, b in ((found.chi2_DP, bound.chi2_DP), (found.scale_DP, bound.scale_DP))
@@ -160,11 +161,12 @@ def fit_law(
     errors: Sequence[float] | None = None,
     dof: float | None = None,
 ) -> Law:
-    """Fits one law to a value a width.
+    """Fits one law to one value per width.
 
-    errors: standard errors of the values; dof: with how many degrees of freedom they are known,
-      None for many. They are widened where the law misses the values by more (p < 0.01). Without
-      errors they are taken as equal, and their size from the residuals.
+    Args:
+      errors: standard errors of the values. They are widened where the law misses the values by
+        more (p < 0.01). None: equal errors, estimated from the residuals.
+      dof: degrees of freedom of the errors, None for many.
     """
     n, y, params = (
         np.asarray(widths, float),
@@ -206,7 +208,7 @@ def fit_law(
         )
         limits_P = found.limit_DP[0][within_P]
         if len(limits_P) and not (kind == "optimum" and interval[0] == 0):
-            # at beta = 0 there is no limit
+            # At beta = 0 there is no limit.
             ends = float((limits_P - spread_P).min()), float((limits_P + spread_P).max())
             limit_interval = (max(ends[0], 0.0), ends[1]) if kind == "loss" else ends
         if interval[1] - interval[0] > 2 * WIDEST:
@@ -215,9 +217,9 @@ def fit_law(
         flags.append("as many parameters as widths, and no errors given")
     limit, scale = float(found.limit_DP[0, best]), float(found.scale_DP[0, best])
     if kind == "optimum" and value == 0:
-        # x_inf + B n^0: the line in log n instead, limit = its value at n = 1
+        # In place of x_inf + B n^0: a line in log n, limit = its value at n = 1
         scale, limit = map(float, np.polyfit(np.log(n), y, 1, w=np.sqrt(weight_W)))
-    else:  # from units of (n/n_0)^power to those of n^power
+    else:  # converts coefficients of (n/n_0)^power to those of n^power
         scale *= float(_powers(kind, value, np.ones(1), n)[0])
     influence = _influence(kind, value, limit, scale, n, np.sqrt(weight_W)) * math.sqrt(unit)
     return Law(
@@ -230,7 +232,7 @@ def fit_law(
 def _noise_of_law(
     chi2: float, spare: int, unknown: bool, dof: float | None
 ) -> tuple[float, float | None]:
-    """(variance in units of the errors, its degrees of freedom)."""
+    """Returns (variance in units of the errors, its degrees of freedom)."""
     if unknown:
         return (chi2 / spare, spare) if spare else (0.0, None)
     if spare and stats.f.sf(chi2 / spare, spare, dof or 10**6) < 0.01:
@@ -239,7 +241,7 @@ def _noise_of_law(
 
 
 def _powers(kind: Kind, p: float, n: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """(n / n_0)^power."""
+    """Returns (n / n_0)^power."""
     middle = np.exp(np.log(widths).mean())
     return (n / middle) ** (p if kind == "curvature" else -p)
 
@@ -247,7 +249,7 @@ def _powers(kind: Kind, p: float, n: np.ndarray, widths: np.ndarray) -> np.ndarr
 def _search(
     kind: Kind, p_P: np.ndarray, widths: Sequence[int], y: np.ndarray, weight_W: np.ndarray
 ):
-    """The profile on a grid that is fine where chi2 is near its minimum, and keeps the bounds."""
+    """Returns the profile on a grid that is fine near the minimum of chi2 and keeps the bounds."""
     low, high = p_P[0], p_P[-1]
     for _ in range(3):
         found = profile(kind, p_P, widths, y[None], weight_W)
@@ -259,15 +261,14 @@ def _search(
 
 
 def _crossing(p_P: np.ndarray, delta_P: np.ndarray, level: float, best: int, side: int) -> float:
-    """Where the profile first reaches `level` on a side of its minimum; the bound if it does
-    not."""
+    """Returns where the profile first reaches `level` on a side of its minimum, else the bound."""
     i = best
     while 0 <= i + side < len(p_P) and delta_P[i + side] < level:
         i += side
     j = i + side
     if not 0 <= j < len(p_P):
         return float(p_P[i])
-    # Linear in the root of chi2, which is nearly straight
+    # Interpolates in the square root of chi2, which is nearly straight.
     a, b, c = math.sqrt(max(delta_P[i], 0)), math.sqrt(delta_P[j]), math.sqrt(level)
     return float(p_P[i] + (p_P[j] - p_P[i]) * (c - a) / (b - a))
 
@@ -287,8 +288,10 @@ def _flags(
 def _influence(
     kind: Kind, p: float, limit: float, scale: float, n: np.ndarray, root_W: np.ndarray
 ) -> np.ndarray:
-    """d exponent / d point, in units of the points' errors: a row of the pseudo-inverse of the
-    weighted Jacobian."""
+    """Returns d exponent / d point, in units of the points' errors.
+
+    It is a row of the pseudo-inverse of the weighted Jacobian.
+    """
     log_W, sign = np.log(n), 1 if kind == "curvature" else -1
     if kind == "optimum" and p == 0:
         return np.full(len(n), math.nan)

@@ -1,7 +1,7 @@
-"""Noise of the curves of one study: of a run's loss, of its growth with the learning rate, and of a
-seed's own optimum.
+"""Noise in one study's curves: of a run's loss, of its growth with the learning rate, and of seeds.
 
-Positions are log2 learning rates, losses nats per token. Axes: X learning rates, S seeds.
+A seed may shift its own optimum. Positions are log2 learning rates, losses nats per token. Axes: X
+learning rates, S seeds.
 """
 
 import dataclasses
@@ -11,23 +11,24 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-# Spread of the optimum over seeds, log2 LR, borrowed where a study has too few seeds to tell its
-# own. In the 54 studies of experiments/lingle2024 and experiments/kalra2026 that have at least
+# Spread of the optimum over seeds, log2 LR, borrowed where a study has too few seeds to estimate
+# its own. In the 54 studies of experiments/lingle2024 and experiments/kalra2026 that have at least
 # three seeds it is 0.165 (root mean square over 426 degrees of freedom), with quartiles of 0 and
-# 0.21 over studies; it is taken on the high side.
+# 0.21 over studies; the value here is on the high side.
 BORROWED_SPREAD = 0.2
 _GROWTH_PRIOR = 0.7  # standard deviation of the log variance's slope per log2 LR, before any data
 
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Standard deviation of one run's loss, nats; dof: degrees of freedom it was estimated with,
-    None if given.
+    """The standard deviation `sigma` of one run's loss, nats, and what else seeds change.
 
-    growth: slope of the log variance per log2 LR. spread: standard deviation of a seed's own
-    optimum, log2 LR, and spread_dof its degrees of freedom, None if it is borrowed. offset:
-    standard deviation of a seed's luck, which is common to all learning rates, nats; 0 where
-    nothing tells it.
+    dof: degrees of freedom that sigma was estimated with, None if it was given.
+    growth: slope of the log variance per log2 LR.
+    spread: standard deviation of a seed's own optimum, log2 LR.
+    spread_dof: degrees of freedom of the spread, None if it is borrowed.
+    offset: standard deviation of a seed's luck, nats, which is common to all learning rates; 0 if
+      it cannot be estimated.
     """
 
     sigma: float
@@ -44,8 +45,10 @@ class Noise:
 
 
 def student(z: float, dof: float | None) -> float:
-    """Returns the value of Student's t with `dof` degrees of freedom as improbable as z of a
-    normal; None: a normal."""
+    """Returns the value of Student's t as improbable as z standard deviations of a normal.
+
+    dof: degrees of freedom; None for a normal distribution.
+    """
     return z if dof is None else float(stats.t.ppf(stats.norm.cdf(z), dof))
 
 
@@ -53,7 +56,8 @@ def student(z: float, dof: float | None) -> float:
 class SeedCurve:
     """Losses around the optimum of one curve, at the learning rates that have all of its seeds.
 
-    offset_X: log2 LR less the optimum. slope_X: derivative of the loss there, nats per log2 LR.
+    offset_X: log2 LR less the optimum.
+    slope_X: derivative of the loss there, nats per log2 LR.
     """
 
     offset_X: np.ndarray
@@ -62,12 +66,10 @@ class SeedCurve:
 
 
 def noise_from_seeds(curves: Sequence[SeedCurve]) -> Noise | None:
-    """Splits what seeds differ by into an offset of each seed, a shift of its optimum, and noise of
-    each run.
+    """Splits differences between seeds into each seed's offset and shift, and each run's noise.
 
     A seed's offset is common to its learning rates and moves no optimum. A shift s of the optimum
-    changes the loss by
-    -slope * s. Returns None with fewer than two degrees of freedom for the noise.
+    changes the loss by -slope * s. None with fewer than two degrees of freedom for the noise.
     """
     squares, dof, logs, shifts, offsets = 0.0, 0, [], [], []
     for curve in curves:
@@ -106,8 +108,10 @@ def noise_from_seeds(curves: Sequence[SeedCurve]) -> Noise | None:
 
 
 def _excess(sums: Sequence[tuple[float, int, float]], variance: float) -> float:
-    """Standard deviation of what was estimated per seed, less what noise alone gives: (sum of
-    squares, dof, weight)."""
+    """Returns the standard deviation over seeds that remains after the noise is subtracted.
+
+    sums: (sum of squares, dof, weight) of each estimate per seed.
+    """
     own = sum(total - freedom * variance / size for total, freedom, size in sums) / sum(
         f for _, f, _ in sums
     )
@@ -115,8 +119,10 @@ def _excess(sums: Sequence[tuple[float, int, float]], variance: float) -> float:
 
 
 def _growth(logs: Sequence[tuple[float, float, int]]) -> float:
-    """Slope of the log variance per log2 LR; the variance of a log variance of f degrees of freedom
-    is about 2 / f."""
+    """Returns the slope of the log variance per log2 LR.
+
+    The variance of a log variance with f degrees of freedom is about 2 / f.
+    """
     if len(logs) < 6:
         return 0.0
     x, y, freedom = np.array(logs, float).T

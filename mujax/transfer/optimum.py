@@ -1,10 +1,9 @@
-"""The optimum of loss against learning rate: the best grid point, and where the curve is lowest,
-with its error.
+"""The optimum of loss against learning rate: the best grid point, and the fitted minimum.
 
 Positions are log2 learning rates, losses nats per token. Curvature is d2L/dx2 with x = ln(learning
 rate), as in Kalra & Barkeshli (arXiv 2605.21486). Axes: D draws, X learning rates, S seeds, W
 curves. A diverged run is None here, nan in arrays, and never a number; one diverged seed makes its
-whole point diverged. A point that was not run is not there.
+whole point diverged. A point that was not run is absent.
 """
 
 import dataclasses
@@ -18,10 +17,10 @@ from mujax.transfer.noise import Noise, SeedCurve, noise_from_seeds, student
 from mujax.transfer.parabola import LN2, Fits, fit_parabolas
 from mujax.transfer.valley import Bowl, Valleys
 
-# Losses at one learning rate: of one run, or of each seed, in the same order at every learning rate
+# Losses at one learning rate: of one run, or of each seed, in the same order everywhere
 Cell = float | None | Sequence[float | None]
 
-# Flags: what is wrong with an optimum, in words. A verdict never rests on a flagged one.
+# Flags say what is wrong with an optimum. A verdict never rests on a flagged optimum.
 EDGE = "the best point is at the edge of the grid"
 UNBRACKETED = "a neighbour of the best point diverged"
 FEW = "fewer than 3 points to fit"
@@ -34,27 +33,28 @@ CONTRADICTS = "the fitted optimum contradicts the measured points"
 STEEP = "a neighbour of the best point is more than 0.4 nats above it: the grid is too coarse"
 NO_NOISE = "noise unknown: one seed per point and too few points to estimate it"
 
-# Said of an optimum, but no reason to leave a verdict undecided: its interval allows for it
+# Cautions leave no verdict undecided: the optimum's interval allows for them.
 BORROWED = (
     "too few seeds to tell how far they move the optimum: 0.2 log2 LR is borrowed from other "
     "studies"
 )
 DISAGREE = "a parabola's vertex is elsewhere"
 
-BOWL = 3.0  # log2 LR to each side of the best point that the shared shape is fitted to
+BOWL = 3.0  # log2 LR to each side of the best point, where the shared shape is fitted
 RISE = 0.4  # nats above the best point, beyond which a curve is a cliff
-_NEEDED = 4  # points that tell a shape
+_NEEDED = 4  # points needed to fit a shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted to the points within 2.5
-    log2 LR.
+    """A parabola minimum + curvature/2 (x - vertex)^2, x = ln LR, fitted within 2.5 log2 LR.
 
-    Curvature and its error are measured with it; its vertex is a second opinion on the optimum,
-    biased where a curve
-    is steeper on one side. vertex: log2 LR. curvature: nats per (ln LR)^2. covariance: of (minimum,
-    vertex in log2, curvature), nats and log2; None with unknown noise.
+    Curvature and its error are measured with it. Its vertex is a second opinion on the optimum,
+    biased where a curve is steeper on one side.
+
+    vertex: log2 LR.
+    curvature: nats per (ln LR)^2.
+    covariance: of (minimum, vertex in log2, curvature), nats and log2; None with unknown noise.
     """
 
     vertex: float
@@ -75,11 +75,11 @@ class Parabola:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What the curves of one study were fitted with together.
+    """The fit that the curves of one study share.
 
-    covariance_WW: of the vertices, log2 LR squared: noise, what the shape leaves open, and how far
-      seeds move the
-    optimum. dof: effective degrees of freedom of the errors (Satterthwaite), None for many.
+    covariance_WW: covariance of the vertices, log2 LR squared, from noise, from the freedom of the
+      shape, and from seeds that move the optimum.
+    dof: effective degrees of freedom of the errors (Satterthwaite), None for many.
     """
 
     valleys: Valleys
@@ -87,8 +87,10 @@ class Fit:
     dof: float | None
 
     def own_error(self, index: int) -> float:
-        """Returns the standard error of a vertex less what all curves have in common, which moves
-        no trend, log2 LR."""
+        """Returns the standard error of a vertex, log2 LR, without the part common to all curves.
+
+        The common part moves no trend.
+        """
         size, variance = len(self.covariance_WW), float(self.covariance_WW[index, index])
         if size == 1:
             return math.sqrt(variance)
@@ -98,16 +100,19 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class Optimum:
-    """The best point of a curve, and where the curve is lowest.
+    """The best point of a curve, and the minimum of the fitted curve.
 
-    log2_lr, loss: of the best grid point; on_edge: it is the first or the last of the grid, so the
-      optimum may lie
-    outside. vertex: log2 LR where the fitted curve is lowest; None where nothing can be fitted.
-    error: its standard
-    error, interval: its 68% interval. minimum, minimum_error: fitted loss there, nats. parabola:
-    the local least-squares parabola. noise: what the errors rest on. flags: what is wrong;
-    cautions: what else must be said.
-    fit, index: the fit of all curves of the study, and which one of them this is.
+    log2_lr, loss: the best grid point.
+    on_edge: whether it is the first or last of the grid, so that the optimum may lie outside.
+    vertex: log2 LR where the fitted curve is lowest; None if no curve can be fitted.
+    error: standard error of the vertex.
+    interval: 68% interval of the vertex.
+    minimum, minimum_error: fitted loss at the vertex, nats.
+    parabola: the local least-squares parabola.
+    noise: the noise that the errors rest on.
+    flags: what is wrong with this optimum.
+    cautions: what else a reader should know.
+    fit, index: the fit of all curves of the study, and the index of this one.
     """
 
     log2_lr: float
@@ -134,13 +139,12 @@ class Optimum:
 
     @property
     def usable(self) -> bool:
-        """Whether anything may rest on this optimum: it has a vertex with an error, and no flag."""
+        """Whether a conclusion may rest on this optimum: it has a vertex, an error, and no flag."""
         return self.vertex is not None and self.noise is not None and not self.flags
 
 
 def cell_means(losses: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Returns means over seeds (nan where one diverged), numbers of seeds, and the losses
-    themselves."""
+    """Returns means over seeds (nan if one diverged), numbers of seeds, and the losses per seed."""
     cells = [np.atleast_1d(np.asarray(cell, dtype=float)) for cell in losses]
     means = np.array([cell.mean() if cell.size else math.nan for cell in cells])
     return (
@@ -152,8 +156,7 @@ def cell_means(losses: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray, list[np.
 
 @dataclasses.dataclass(frozen=True)
 class _Curve:
-    """One curve, its parabola, and the points that the shared shape is fitted to: a slice around
-    the best."""
+    """One curve and its parabola; the shared shape is fitted to the points `near` the best."""
 
     x_X: np.ndarray
     mean_X: np.ndarray
@@ -174,8 +177,10 @@ class _Curve:
         )
 
     def bowl(self, noise: Noise | None) -> Bowl:
-        """Returns the points to fit; the optimum is looked for between those worse than the best by
-        3 errors."""
+        """Returns the points to fit.
+
+        The optimum is searched between the points that are worse than the best by 3 errors.
+        """
         x_X, mean_X, count_X = self.x_X[self.near], self.mean_X[self.near], self.seeds_X[self.near]
         best, sigma = self.best - self.near.start, noise.sigma if noise else 0.0
         worse_X = mean_X - mean_X[best] > 3 * sigma * np.sqrt(1 / count_X + 1 / count_X[best])
@@ -200,16 +205,16 @@ def fit_optima(
     losses: Sequence[Sequence[Cell]],
     noise: float | None = None,
 ) -> list[Optimum | None]:
-    """Finds the optima of several curves, such as the widths of one study, that share their noise
-    and their shape.
+    """Finds the optima of several curves that share noise and shape, such as a study's widths.
 
     Args:
-      log2_lrs: ascending, a list per curve. losses: likewise.
-      noise: standard deviation of one run's loss, nats. Without it, it is estimated over all
-        curves, from the seeds of the points around the optima or, with one seed per point, from
-        what the fitted curves leave.
+      log2_lrs: ascending, a list per curve.
+      losses: a list per curve.
+      noise: standard deviation of one run's loss, nats. None: estimated over all curves, from the
+        seeds of the points around the optima or, with one seed per point, from the residuals.
 
-    Returns: an optimum per curve; None where every point diverged.
+    Returns:
+      An optimum per curve; None where every point diverged.
     """
     curves = [_curve(grid, curve) for grid, curve in zip(log2_lrs, losses, strict=True)]
     flags = [_structure(curve) if curve else () for curve in curves]
@@ -256,7 +261,7 @@ def _curve(grid: Sequence[float], losses: Sequence[Cell]) -> _Curve | None:
 
 
 def _structure(curve: _Curve) -> tuple[str, ...]:
-    """Flags of a curve that has no bowl to fit."""
+    """Returns the flags of a curve that has no bowl to fit."""
     best, mean_X = curve.best, curve.mean_X
     if best in (0, len(mean_X) - 1):
         return (EDGE, *((FEW,) if curve.parabola.count_D[0] < 3 else ()))
@@ -268,8 +273,7 @@ def _structure(curve: _Curve) -> tuple[str, ...]:
 
 
 def _fit_together(curves: Sequence[_Curve], noise: Noise | None) -> tuple[Fit, Noise | None]:
-    """Fits the shared shape. Noise that is known is widened where the curves miss the points by
-    more (p < 0.05)."""
+    """Fits the shared shape; known noise is widened where the curves miss the points (p < 0.05)."""
     valleys = Valleys([curve.bowl(noise) for curve in curves], noise.sigma if noise else None)
     wider = 1.0
     if noise is None:

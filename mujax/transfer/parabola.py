@@ -1,7 +1,6 @@
-"""Parabolas through the points around a minimum: batched least squares in a window that follows the
-vertex.
+"""Parabolas through the points around a minimum, by batched local least squares.
 
-Axes: D draws, X learning rates.
+The window of points follows the vertex. Axes: D draws, X learning rates.
 """
 
 import dataclasses
@@ -12,19 +11,20 @@ import numpy as np
 LN2 = math.log(2)
 
 
-# The window of points that a parabola is fitted to, nothing beyond a point that is left out. It is
-# local, since real curves are lopsided (slow below the optimum, a cliff above) and a wide
-# parabola's vertex is pulled to the slow side. It moves with the vertex, not with the noisy best
-# point: choosing points by their own noise biases the curvature. distance to the vertex in log2 LR,
-# but at least 1.5 grid steps so that there are 3 points
-HALF_WIDTH = 2.5
-RISE = 0.4  # nats above the lowest loss
+# A parabola is fitted to a window of contiguous points. The window is local, since real curves are
+# lopsided (slow below the optimum, a cliff above) and a wide parabola's vertex is pulled to the
+# slow side. It moves with the vertex, not with the noisy best point: choosing points by their own
+# noise biases the curvature.
+HALF_WIDTH = 2.5  # log2 LR around the vertex, but at least 1.5 grid steps, for 3 points
+RISE = 0.4  # nats above the lowest loss at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Fits:
-    """Parabolas of D draws of one curve, y = c0 + c1 u + c2 u^2 with u = ln(LR) - origin; unit:
-    (X'WX)^-1."""
+    """Parabolas y = c0 + c1 u + c2 u^2 of D draws of one curve, with u = ln(LR) - origin.
+
+    unit_D33: (X'WX)^-1.
+    """
 
     best_D: np.ndarray
     keep_DX: np.ndarray
@@ -38,8 +38,7 @@ class Fits:
         return self.keep_DX.sum(1)
 
     def summaries(self) -> tuple[np.ndarray, np.ndarray]:
-        """(minimum, vertex in log2, curvature) as (D, 3), and the covariance for noise 1 as (D, 3,
-        3)."""
+        """Returns (minimum, vertex in log2, curvature), (D, 3), and the covariance at noise 1."""
         c0, c1, c2 = self.coef_D3.T
         with np.errstate(divide="ignore", invalid="ignore"):
             v, h = -c1 / (2 * c2), 2 * c2
@@ -51,7 +50,10 @@ class Fits:
 
 
 def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray) -> Fits:
-    """Batched local fits; every draw has a finite loss. Points count by their number of seeds."""
+    """Fits one local parabola per draw; points weigh by their number of seeds.
+
+    Every draw has a finite loss.
+    """
     x_X, finite_DX = np.asarray(log2_lrs, float), np.isfinite(loss_DX)
     y_DX, rows, last = np.where(finite_DX, loss_DX, math.inf), np.arange(len(loss_DX)), len(x_X) - 1
     best_D = y_DX.argmin(1)
@@ -61,7 +63,7 @@ def fit_parabolas(log2_lrs: np.ndarray, loss_DX: np.ndarray, seeds_X: np.ndarray
     neighbour_DX = finite_DX & (x_X >= low_D[:, None]) & (x_X <= high_D[:, None])
     lowest_D1 = y_DX[rows, best_D][:, None]
     inside_DX = neighbour_DX | (y_DX <= lowest_D1 + RISE)
-    # constant from the best point up to the first that is left out
+    # Constant from the best point up to the first point that is left out.
     out_DX = np.cumsum(~inside_DX, 1)
     reach_DX = np.concatenate([np.zeros_like(out_DX[:, :1]), out_DX[:, :-1]], 1)
     at = out_DX[rows, best_D][:, None]

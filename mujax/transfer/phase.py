@@ -1,5 +1,4 @@
-"""Points of the phase diagrams of arXiv 2605.21486, and the effects of switches between
-parameterizations on E."""
+"""Points of the phase diagrams of arXiv 2605.21486, and effects of switches on E."""
 
 import dataclasses
 import itertools
@@ -12,15 +11,19 @@ from scipy import stats
 
 from mujax.transfer.laws import Estimate
 
-GUIDES = {"E": 0.01, "kappa": 0.0, "R_inf": 0.1}  # guide lines
-LINEAR_R = 0.01  # up to here the axis of R is linear
+GUIDES = {"E": 0.01, "kappa": 0.0, "R_inf": 0.1}  # where guide lines are drawn
+LINEAR_R = 0.01  # the axis of R is linear up to here, and logarithmic above
 
 
 @dataclasses.dataclass(frozen=True)
 class PhasePoint:
-    """E: mean squared residual of the joint law, nats^2. kappa: robustness of extrapolation. r_inf:
-    nats; each with
-    interval and flags. facets: what the point may be filtered by."""
+    """A point of the phase diagrams, with intervals and flags.
+
+    e: mean squared residual of the joint law, nats^2.
+    kappa: robustness of extrapolation.
+    r_inf: asymptotic regret, nats.
+    facets: properties that the points may be filtered by.
+    """
 
     name: str
     facets: Mapping[str, str]
@@ -32,18 +35,19 @@ class PhasePoint:
     def plain(
         cls, name: str, facets: Mapping[str, str], e: float, r_inf: float, kappa: float
     ) -> "PhasePoint":
-        """A published point, of which nothing but the numbers is known."""
+        """Makes a point from published numbers without intervals."""
         return cls(name, facets, *(Estimate(value, None) for value in (e, r_inf, kappa)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """Turning a switch on multiplies E by `factor` (geometric mean over pairs); it lowers E in
-    `better` of `pairs`.
+    """The effect of one switch on E: turned on, it multiplies E by `factor`.
 
-    interval: 68% one of the factor, from the spread over settings of the other switches: pairs of
-    one setting, at several weight decays, share seeds, data and most of training. None with one
-    setting.
+    factor: geometric mean over pairs.
+    interval: 68% interval of the factor, from the spread over settings of the other switches; None
+      with one setting. Pairs of one setting at several weight decays share seeds, data and most of
+      training.
+    better: number of `pairs` in which the switch lowers E.
     """
 
     switch: str
@@ -54,8 +58,10 @@ class Effect:
 
 
 def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
-    """'SP+Embd+LN' -> {embd, ln}; 'muP-LN' -> all known but ln; 'factorial+embd' likewise; None for
-    other names."""
+    """Returns the switches that a name turns on; None for other names.
+
+    'SP+Embd+LN' -> {embd, ln}; 'muP-LN' -> all known but ln; 'factorial+embd' as 'SP+Embd'.
+    """
     found = re.fullmatch(r"(sp|factorial)((?:\+\w+)*)|((?:mu|µ|μ)p)((?:-\w+)*)", name.lower())
     if not found:
         return None
@@ -67,10 +73,9 @@ def switches(name: str, known: Sequence[str] = ()) -> frozenset[str] | None:
 def paired(
     cells: Mapping[tuple[frozenset[str], Hashable], float], switch: str
 ) -> dict[frozenset[str], list[tuple[float, float]]]:
-    """(value off, on) of each pair of cells that differ in this switch alone, by the other switches
-    that are on.
+    """Returns (value off, on) of each pair of cells that differ in this switch alone.
 
-    cells: (switches on, all else) -> value.
+    Pairs are grouped by the other switches that are on. cells: (switches on, all else) -> value.
     """
     pairs: dict[frozenset[str], list[tuple[float, float]]] = {}
     for (on, rest), value in cells.items():
@@ -80,8 +85,10 @@ def paired(
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean of independent values and its 68% interval by Student's t; None where there is one
-    value."""
+    """Returns the mean of independent values with its 68% interval by Student's t.
+
+    The interval of a single value is None.
+    """
     mean, count = math.fsum(values) / len(values), len(values)
     if count < 2:
         return Estimate(mean, None)
@@ -94,8 +101,10 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 
 def main_effects(points: Sequence[PhasePoint]) -> list[Effect]:
-    """Paired over all other switches and facets; empty unless parameterizations are named by their
-    switches."""
+    """Returns the effect of each switch, paired over all other switches and facets.
+
+    Empty unless parameterizations are named by their switches.
+    """
     named = [
         name
         for point in points

@@ -1,15 +1,13 @@
-"""Where several curves are lowest: a parabola each, bent by a shape that they share and one of
-their own.
+"""Minima of several curves: each is a parabola, bent by a shared shape and by one of its own.
 
-  L_w(x) = c_w + h_w d^2 + R d^2 (g(d) + g_w(d)),   d = x - v_w
+    L_w(x) = c_w + h_w d^2 + R d^2 (g(d) + g_w(d)),   d = x - v_w
 
 x is log2 learning rate, v_w the optimum of curve w. g and g_w are Gaussian processes with length
-LENGTH and standard
-deviations 1 and s: relative changes of the curvature with the distance to the optimum, so that one
-side may be steeper than the other, in the same way at every width (g) or in another way at each
-(g_w). R is a common curvature. The optimum, which a plain parabola puts too far to the shallow
-side, then stays where the loss is lowest. How much curves differ in shape (s), and with one seed
-per point the noise, is averaged over, weighted by the marginal likelihood.
+LENGTH and standard deviations 1 and s. They are relative changes of the curvature with the distance
+to the optimum, so that one side may be steeper than the other, in the same way at every width (g)
+or in a way of each width's own (g_w). R is a common curvature. A plain parabola puts the optimum
+too far to the shallow side; here the optimum stays where the loss is lowest. The fit averages over
+s and, with one seed per point, over the noise, weighted by the marginal likelihood.
 
 Compared with parabolas, cubics and plain Gaussian processes in experiments/benchmarks/optimum.md.
 Axes: P points of all curves, W curves, M members of the average, B = 3 W coefficients.
@@ -23,20 +21,24 @@ from collections.abc import Sequence
 import numpy as np
 
 LENGTH = 2.0  # log2 LR over which the curvature changes
-OWN_SHAPE = (0.0, 1.2)  # s
-ONE_SHAPE = (0.6, 0.25)  # prior probability of s = 0: noise known from elsewhere, and unknown
-# of the parabolas' residuals, where nothing else tells the noise
+OWN_SHAPE = (0.0, 1.2)  # values of s
+ONE_SHAPE = (0.6, 0.25)  # prior probability of s = 0, with known and with unknown noise
+# Shares of the parabolas' residuals that are tried as noise, if the noise is unknown.
 NOISE_STEPS = (1.2, 0.8, 0.5, 0.3, 0.15)
-_ITERATIONS, _STEP, _CLOSE = 8, 0.7, 1e-4  # of the optima: at most so many steps, each of log2 LR
+# Search of the optima: most steps, largest step and tolerance in log2 LR.
+_ITERATIONS, _STEP, _CLOSE = 8, 0.7, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Bowl:
-    """Points of one curve around its optimum: log2 LRs, mean losses, variances of the means
-    relative to one run's.
+    """Points of one curve around its optimum.
 
-    start: a first guess of the optimum. low, high: where it is looked for. curvature: d2L/dx2 / 2
-      of a parabola.
+    x: log2 LRs.
+    loss: mean losses.
+    variance: variances of the means relative to one run's variance.
+    start: a first guess of the optimum.
+    low, high: bounds of the optimum.
+    curvature: d2L/dx2 / 2 of a parabola.
     """
 
     x: np.ndarray
@@ -68,16 +70,19 @@ class _Member:
 class Valleys:
     """Optima of several curves that share a shape.
 
-    vertex_W: log2 LR. covariance_WW: of the vertices, from the noise and from what the members
-      disagree on.
-    minimum_W, minimum_error_W: nats. sigma: standard deviation of one run's loss, nats, as
-    averaged. misfit: weighted squared residuals over their degrees of freedom `spare`, about 1
-    where the curves are fitted to within the noise.
+    vertex_W: log2 LR.
+    covariance_WW: covariance of the vertices, from the noise and from disagreement of the members.
+    minimum_W, minimum_error_W: nats.
+    sigma: standard deviation of one run's loss, nats, averaged over members.
+    misfit: weighted squared residuals over their degrees of freedom `spare`, about 1 where the
+      curves are fitted to within the noise.
     """
 
     def __init__(self, bowls: Sequence[Bowl], sigma: float | None):
-        """Fits the curves. sigma: standard deviation of one run's loss, nats; None: estimated from
-        the residuals."""
+        """Fits the curves.
+
+        sigma: standard deviation of one run's loss, nats; None: estimated from the residuals.
+        """
         self.bowls = tuple(bowls)
         self._curve_P = np.repeat(np.arange(len(bowls)), [len(b.x) for b in bowls])
         self._x_P = np.concatenate([b.x for b in bowls])
@@ -88,7 +93,7 @@ class Valleys:
         sigmas, one_shape = (
             ([sigma], ONE_SHAPE[0]) if sigma is not None else (self._sigmas(), ONE_SHAPE[1])
         )
-        # of the noise, where curves are exact: the matrices below stay regular
+        # Least noise: keeps the matrices below regular if the curves are exact.
         floor = 1e-3 * self._scale
         self._members = []
         for noise, own in itertools.product(sigmas, OWN_SHAPE if len(bowls) > 1 else OWN_SHAPE[:1]):
@@ -113,7 +118,7 @@ class Valleys:
         return np.tensordot(self._weight_M, values_M, 1)
 
     def _sigmas(self) -> list[float]:
-        """Noise levels to average over, as shares of what parabolas leave."""
+        """Returns the noise levels to average over, as shares of the parabolas' residuals."""
         left = [
             b.loss - np.polyval(np.polyfit(b.x - b.start, b.loss, 2), b.x - b.start)
             for b in self.bowls
@@ -130,7 +135,7 @@ class Valleys:
         found = self._solve(vertex_W, None, sigma, own, log_prior)
         for _ in range(_ITERATIONS):
             # A curve F moved by s is F - s F', so the coefficient of the slope is minus the step to
-            # the optimum
+            # the optimum.
             moved_W = np.clip(vertex_W + np.clip(-found.tilt_W, -_STEP, _STEP), low_W, high_W)
             close, vertex_W = np.abs(moved_W - vertex_W).max() < _CLOSE, moved_W
             found = self._solve(vertex_W, self._slope(found), sigma, own, log_prior)
@@ -146,8 +151,10 @@ class Valleys:
         own: float,
         log_prior: float,
     ) -> _Member:
-        """Fits all curves with d measured from vertex_W. slope_P: derivative of the curves, None:
-        of parabolas."""
+        """Fits all curves with d measured from vertex_W.
+
+        slope_P: derivative of the curves; None for parabolas.
+        """
         num_curves, each = len(self.bowls), np.arange(len(self._x_P))
         d_P = self._x_P - vertex_W[self._curve_P]
         covariance_PP = self._shape(d_P, own) * np.outer(d_P**2, d_P**2) + np.diag(
@@ -177,7 +184,7 @@ class Valleys:
         )  # fmt: skip
 
     def _shape(self, d_P: np.ndarray, own: float) -> np.ndarray:
-        """Covariance (P, P) of R (g + g_w) between all points."""
+        """Returns the covariance (P, P) of R (g + g_w) between all points."""
         same_PP = self._curve_P[:, None] == self._curve_P
         return (
             self._scale**2
@@ -186,7 +193,7 @@ class Valleys:
         )
 
     def _slope(self, m: _Member) -> np.ndarray:
-        """Derivative of the fitted curves at all points (P,), nats per log2 LR."""
+        """Returns the derivative of the fitted curves at all points (P,), nats per log2 LR."""
         d_P = self._x_P - m.vertex_W[self._curve_P]
         pull_PP = 2 * d_P[:, None] - (d_P[:, None] - d_P) / LENGTH**2 * d_P[:, None] ** 2
         return (
@@ -195,8 +202,10 @@ class Valleys:
         )
 
     def excess(self, curve: int, x: float) -> float:
-        """Returns the fitted loss at log2 LR x above the curve's minimum, nats; a straight line
-        beyond its points."""
+        """Returns the fitted loss at log2 LR x above the curve's minimum, nats.
+
+        Beyond the curve's points it continues as a straight line.
+        """
         bowl = self.bowls[curve]
         inside = min(max(x, bowl.x[0]), bowl.x[-1])
         value, step = self.loss(curve, inside), 0.01 * (bowl.x[-1] - bowl.x[0])
@@ -206,8 +215,7 @@ class Valleys:
         return max(value - float(self.minimum_W[curve]), 0.0)
 
     def loss(self, curve: int, x: float) -> float:
-        """Returns the fitted loss of a curve at log2 LR x, nats; meant for x among the points of
-        its bowl."""
+        """Returns the fitted loss of a curve at log2 LR x among the bowl's points, nats."""
         return float(self._mean(np.array([self._member_loss(m, curve, x) for m in self._members])))
 
     def _member_loss(self, m: _Member, curve: int, x: float) -> float:

@@ -1,5 +1,4 @@
-"""Does the optimum transfer? Drift, penalties and a verdict in words, from curves of one study at
-several widths.
+"""Drift, penalties and a verdict on transfer, from curves of one study at several widths.
 
 Positions are log2 learning rates, losses nats per token. See optimum.py for how a curve is given.
 """
@@ -18,18 +17,17 @@ from mujax.transfer.optimum import Cell, Optimum, cell_means
 
 Word = Literal["transfers", "moves at no cost", "drifts", "undecided"]
 
-# Level of the intervals that a verdict rests on: that a number lies above, or below, a limit is
-# then said wrongly in at most one of 20 cases, as in tests of equivalence by two one-sided tests at
-# 5%
+# Level of a verdict's intervals. A claim that a number lies above, or below, a limit is then wrong
+# in at most one of 20 cases, as in tests of equivalence by two one-sided tests at 5%.
 LEVEL = 0.90
-CLOSE = 0.02  # nats between the best two points of a grid that other seeds could turn
+CLOSE = 0.02  # nats between a grid's best two points, which other seeds could swap
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether the optimum transfers, and why, in words.
+    """The verdict on transfer, with its reasons in words.
 
-    movement: of the optimum from the narrowest width to the widest or the one asked for, log2 LR.
+    movement: of the optimum from the narrowest width to the widest (or the target), log2 LR.
     cost: loss of using the narrowest width's optimum there, nats.
     """
 
@@ -42,11 +40,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class ArgminVerdict:
-    """word: Yes if the best grid point is the same at every width (arXiv 2404.05728), undecided if
-    a cell is missing.
+    """The verdict by best grid points (arXiv 2404.05728).
 
-    best: log2 LR per width, None if every point diverged. close: widths where the second best point
-    is within CLOSE of the best, so that other seeds could turn the word.
+    word: Yes if the best point is the same at every width, undecided if a cell is missing.
+    best: log2 LR per width, None if every point diverged.
+    close: widths where the second best point is within CLOSE, so that other seeds could change the
+      word.
     """
 
     word: Literal["Yes", "No", "undecided"]
@@ -57,7 +56,10 @@ class ArgminVerdict:
 def argmin_verdict(
     widths: Sequence[int], log2_lrs: Sequence[Sequence[float]], losses: Sequence[Sequence[Cell]]
 ) -> ArgminVerdict:
-    """A cell is missing if another width has its learning rate; a diverged one is not missing."""
+    """Returns the verdict by best grid points.
+
+    A cell is missing if another width has its learning rate; a diverged cell is not missing.
+    """
     best, close = [], []
     for width, grid, curve in zip(widths, log2_lrs, losses, strict=True):
         ranked = sorted(
@@ -76,8 +78,9 @@ def argmin_verdict(
 def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) -> Estimate | None:
     """Measures the slope of the optimal log2 LR against log2 width, with its 68% interval.
 
-    The line is weighted by the vertices' covariance. Where it misses them (p < 0.01), its error is
-    widened. Flagged if an optimum is; None with fewer than two widths to draw a line through.
+    The line is weighted by the vertices' covariance. Where it misses the vertices (p < 0.01), its
+    error is widened. The slope is flagged if an optimum is flagged, and None with fewer than two
+    widths.
     """
     line = _line(widths, optima)
     if line is None:
@@ -95,8 +98,7 @@ def drift_per_doubling(widths: Sequence[int], optima: Sequence[Optimum | None]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A line through the optima: slope and its standard error, and the slope through the parabolas'
-    vertices."""
+    """A line through the optima, with its slope through the parabolas' vertices beside it."""
 
     slope: float
     error: float
@@ -131,24 +133,24 @@ def judge(
     loss_tolerance: float = 0.02,
     target: int | None = None,
 ) -> Verdict:
-    """Judges the movement of the optimum over the whole range of widths, and what it costs there.
+    """Judges how far the optimum moves over the whole range of widths, and what that costs.
 
-    All by 90% intervals (LEVEL), and with D the movement per doubling of width, C the loss at any
-    other width of using the narrowest one's optimum:
-      drifts: D lies beyond the tolerance; or the optimum surely moves and C is above the loss
-        tolerance.
-      transfers: D lies within the tolerance, C below the loss tolerance, and the optimum may not
-        move at all.
-      moves at no cost: the optimum surely moves, D is not beyond the tolerance, and C below the
-      loss tolerance.
-      undecided: neither, or an optimum is flagged: a curve that ends before its optimum could hide
-        any drift.
+    The verdict rests on 90% intervals (LEVEL). With D the movement per doubling of width, and C the
+    loss at any other width of using the narrowest width's optimum:
+
+        drifts             D lies beyond the tolerance; or the optimum surely moves and C is above
+                           the loss tolerance
+        transfers          D lies within the tolerance, C is below the loss tolerance, and the
+                           optimum may not move at all
+        moves at no cost   the optimum surely moves, D is not beyond the tolerance, and C is below
+                           the loss tolerance
+        undecided          none of these, or an optimum is flagged: a curve that ends before its
+                           optimum could hide any drift
 
     Args:
       tolerance: log2 LR per doubling of width (SP drifts by about 1, perfect transfer by 0).
       loss_tolerance: nats.
-      target: a width beyond the widest, up to which the optimum is taken to move on by D per
-        doubling.
+      target: a width beyond the widest; the optimum is assumed to move on to it by D per doubling.
     """
     drift = drift_per_doubling(widths, optima)
     if drift is None:
@@ -208,8 +210,7 @@ def _scaled(e: Estimate, by: float) -> Estimate:
 
 
 def _said(widths: Sequence[int], optima: Sequence[Optimum | None], drift: Estimate) -> list[str]:
-    """What a reader must know beside the verdict: estimators that disagree, errors that are
-    borrowed."""
+    """Returns the verdict's further remarks: estimators that disagree, errors that are borrowed."""
     said, line, ends = [], _line(widths, optima), drift.within(LEVEL)
     if line and ends and not ends[0] <= line.parabolas <= ends[1]:
         said.append(
@@ -228,11 +229,11 @@ def _said(widths: Sequence[int], optima: Sequence[Optimum | None], drift: Estima
 
 
 def penalties(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[Estimate | None]:
-    """Measures the loss at each width of using the first (narrowest) width's optimum, nats; 68%
-    intervals.
+    """Measures the loss at each width of using the narrowest width's optimum, nats.
 
-    From the fitted curve, at the ends of the interval of the distance between the optima; flagged
-    where the proxy's optimum is outside the points that the curve was fitted to.
+    The 68% interval is the fitted curve's loss at the ends of the interval of the distance between
+    the optima. It is flagged where the proxy's optimum is outside the points that the curve was
+    fitted to.
     """
     proxy, found = optima[0], []
     for optimum in optima:
@@ -259,7 +260,7 @@ def penalties(widths: Sequence[int], optima: Sequence[Optimum | None]) -> list[E
 
 
 def _cost(optimum: Optimum, gap: float, error: float, flags: tuple[str, ...]) -> Estimate:
-    """Excess loss at a distance `gap` from an optimum, log2 LR, known to `error`."""
+    """Returns the excess loss at a distance `gap` (log2 LR, known to `error`) from an optimum."""
     fit, vertex = optimum.fit, optimum.vertex
     assert fit is not None and vertex is not None
     bowl = fit.valleys.bowls[optimum.index]
@@ -276,16 +277,20 @@ def _cost(optimum: Optimum, gap: float, error: float, flags: tuple[str, ...]) ->
 
 
 def _cost_beyond(widest: Optimum | None, movement: Estimate) -> Estimate:
-    """Excess loss of the narrowest width's optimum at a width that was not trained, by the widest
-    curve's shape."""
+    """Returns the excess loss of the narrowest width's optimum at a width that was not trained.
+
+    The widest width's curve gives the shape.
+    """
     assert widest is not None and movement.interval is not None
     error = (movement.interval[1] - movement.interval[0]) / 2 / student(1, movement.dof)
     return _cost(widest, -movement.value, error, ())
 
 
 def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> float | None:
-    """Loss at log2 LR x, linear between measured points; None outside the grid or beside a diverged
-    point."""
+    """Returns the loss at log2 LR x, linear between measured points.
+
+    None outside the grid or beside a diverged point.
+    """
     means, grid = cell_means(losses)[0], np.asarray(log2_lrs, float)
     if not grid[0] <= x <= grid[-1]:
         return None
@@ -298,16 +303,16 @@ def loss_at(log2_lrs: Sequence[float], losses: Sequence[Cell], x: float) -> floa
     return value if math.isfinite(value) else None
 
 
-def price(
+def loss_gap(
     log2_lrs: Sequence[float],
     losses: Sequence[Cell],
     proxy_log2_lr: float,
     tuned_sp: Sequence[Cell],
 ) -> float | None:
-    """Loss at one width with the learning rate of the proxy, less that of SP tuned at this width,
-    nats.
+    """Returns the loss at the proxy's learning rate less the loss of tuned SP, at one width, nats.
 
-    Below 0 is gain. Both trained on the same budget; what tuning SP took besides is not counted.
+    Below 0, transfer is better. Both are trained on the same budget; the runs that tuned SP do not
+    count.
     """
     transferred, means = loss_at(log2_lrs, losses, proxy_log2_lr), cell_means(tuned_sp)[0]
     if transferred is None or not np.isfinite(means).any():
@@ -317,8 +322,10 @@ def price(
 
 @dataclasses.dataclass(frozen=True)
 class StableRange:
-    """log2 LRs around the best point with a loss within a tolerance of it; open_*: not ended by a
-    measured rise."""
+    """The range of log2 LRs around the best point with a loss within a tolerance of the best.
+
+    open_low, open_high: whether no measured rise ends the range on that side.
+    """
 
     low: float
     high: float
@@ -329,8 +336,10 @@ class StableRange:
 def stable_range(
     log2_lrs: Sequence[float], losses: Sequence[Cell], tolerance: float
 ) -> StableRange | None:
-    """Ends are interpolated linearly; one at a diverged point is the last finite point before it,
-    and not open."""
+    """Returns the stable range, with ends interpolated linearly.
+
+    At a diverged point the range ends, closed, at the last finite point before it.
+    """
     means, grid = cell_means(losses)[0], np.asarray(log2_lrs, float)
     if not np.isfinite(means).any():
         return None

@@ -1,1 +1,1 @@
-"""Shards of tokens from text, tables and task libraries."""
+"""Writers of token shards, from text, tables and task libraries."""

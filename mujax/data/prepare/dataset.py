@@ -1,8 +1,8 @@
-"""Raw text to token shards, by many processes: killed at any time, the same call goes on and leaves
-the same bytes.
+"""Token shards made from raw text by many processes; killed at any time, the same call resumes.
 
-A part of the source becomes a file of tokens for each split. What is done is on disk: a part's
-files first, then its record in preparing/; at the end dataset.json, and preparing/ goes.
+The bytes are the same as without interruption. A part of the source becomes one file of tokens per
+split. Progress is on disk: the files of a part, then its record in preparing/; at the end
+dataset.json is written and preparing/ removed.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ from mujax.storage import files, locks
 from mujax.storage.records import read_bytes, read_json, read_part, read_preparation
 
 COUNTS = ("documents", "tokens", "text_bytes", "cut_documents", "bytes")
-# Text that a SentencePiece model is trained on at most
+# most text that a SentencePiece model is trained on
 TRAINING_CHARACTERS = 2**26
 
 
@@ -60,11 +60,11 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the dataset of a recipe to a folder and returns its dataset.json.
 
-    A finished one of the same recipe is left alone; an interrupted one is gone on with.
+    A finished dataset of the same recipe stays as it is; an interrupted one is resumed.
 
     Raises:
       UserError: a recipe that cannot work, a source that cannot be read, or a folder that holds
-        something else. What is done of the right kind stays.
+        something else. Finished parts of the same recipe stay.
     """
     rule = Rule(recipe.validation)
     if recipe.layout not in LAYOUTS:
@@ -118,13 +118,15 @@ def prepare(
 
 
 def make_source(text: str, validation: str, field: str, data_dir: str) -> Source:
-    """The source that --source names: 'embedded', 'text:PATTERN', 'jsonl:PATTERN',
-    'parquet:PATTERN', 'tfds:NAME' or 'seqio:TASK'.
+    """Makes the source that --source names.
+
+    It is 'embedded', 'text:PATTERN', 'jsonl:PATTERN', 'parquet:PATTERN', 'tfds:NAME' or
+    'seqio:TASK'.
 
     Args:
-      validation: where its own validation documents are: a pattern, or a split; '' where it has
-        none.
-      field: of a record that holds its text. data_dir: of TFDS; '' for its own choice.
+      validation: the source's own validation documents, a pattern or a split; '' if it has none.
+      field: field of a record that holds its text.
+      data_dir: data folder of TFDS; '' for TFDS's own choice.
 
     Raises:
       UserError: there is no such source.
@@ -144,7 +146,7 @@ def make_source(text: str, validation: str, field: str, data_dir: str) -> Source
     if kind in ("jsonl", "parquet"):
         return {"jsonl": JsonLines, "parquet": Parquet}[kind](where, validation, field)
     if kind in ("tfds", "seqio"):
-        from mujax.data.prepare.tasks import TaskSource  # TensorFlow: 10 s
+        from mujax.data.prepare.tasks import TaskSource  # takes 10 s, for TensorFlow
 
         return TaskSource(kind, where, validation, field, data_dir)
     raise UserError(
@@ -159,7 +161,7 @@ def _check_same(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _files_of(parts: Sequence[Part]) -> dict[str, list[int]]:
-    """Size and time of change of each file of the source."""
+    """Returns size and time of change of each file of the source."""
     names = {
         name
         for part in parts
@@ -173,9 +175,11 @@ def _files_of(parts: Sequence[Part]) -> dict[str, list[int]]:
 def _tell_changes(
     root: Path, recipe: Recipe, rule: Rule, then: dict[str, list[int]] | None
 ) -> None:
-    """Says that a finished dataset was made of other files than the source has now; a source that
-    is gone may be."""
-    if not then:  # of TFDS, or of an earlier version
+    """Prints that a finished dataset was made from other files than the source has now.
+
+    The source may be gone.
+    """
+    if not then:  # the dataset is from TFDS, or from an earlier version
         return
     try:
         now = _files_of(make_source(recipe.source, rule.own, recipe.field, recipe.data_dir).parts())
@@ -195,8 +199,11 @@ def _tell_changes(
 
 
 def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[int]]:
-    """Recognizes the folder as that of this very recipe and source, or makes it so; returns the
-    files of the source as they were at the beginning."""
+    """Checks that the folder is of this recipe and source, or begins it.
+
+    Returns:
+      The source's files as they were at the beginning.
+    """
     begun = {
         "recipe": dataclasses.asdict(recipe),
         "parts": [[part.name, part.split, part.size] for part in parts],
@@ -206,7 +213,7 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[
     recorded = read_preparation(file) if file.exists() else None
     is_same = bool(recorded) and all(recorded.get(key) == begun[key] for key in begun)
     if recorded and not is_same and not any(file.parent.glob("part-*.json")):
-        # a try that came to nothing
+        # Files of an attempt that did not get far enough to resume.
         for left in (*root.glob("*.bin"), *root.glob("tokenizer.*")):
             left.unlink()
         shutil.rmtree(file.parent)
@@ -231,13 +238,13 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[
             )
         files.write_json(file, {**begun, "source_files": source_files})
     for entry in root.iterdir():
-        if re.fullmatch(r"\..+\.\d+", entry.name):  # of a process that was killed while it wrote
+        if re.fullmatch(r"\..+\.\d+", entry.name):  # left by a process killed while writing
             entry.unlink()
     return source_files
 
 
 def _check_outside(root: Path, parts: Sequence[Part]) -> None:
-    """What is written must not be read as a part of the source."""
+    """Raises UserError if the output would be read as a part of the source."""
     own = os.path.join(os.path.realpath(root), "")
     for part in parts:
         for name in part.where:
@@ -249,7 +256,7 @@ def _check_outside(root: Path, parts: Sequence[Part]) -> None:
 
 
 def _check_tokenizer(root: Path, tokenizer: Tokenizer) -> None:
-    """Parts that were done with another one stay as they are."""
+    """Raises UserError if finished parts, which stay as they are, have another tokenizer."""
     file, described = root / PREPARING / "tokenizer.json", tokenizer.as_dict()
     if not file.exists():
         files.write_json(file, described)
@@ -287,7 +294,7 @@ def _make_tokenizer(recipe: Recipe, root: Path, source: Source, parts: Sequence[
 
 
 def _training_text(source: Source, parts: Sequence[Part]) -> Iterator[str]:
-    """Documents of all parts for training, the first ones of each where they are too many."""
+    """Yields training documents of all parts, only the first ones of each if they are too many."""
     train = [part for part in parts if part.split == "train"]
     for part in train:
         left = TRAINING_CHARACTERS // len(train)
@@ -300,8 +307,7 @@ def _training_text(source: Source, parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _heads(source: Source, parts: Sequence[Part], count: int) -> list[int]:
-    """How many of the first documents of each part are for validation, so that `count` are in
-    all."""
+    """Returns how many first documents of each part are for validation, `count` in all."""
     heads = [0] * len(parts)
     for i, part in enumerate(parts):
         if not count:
@@ -324,7 +330,7 @@ def _describe(
     num_parts: int,
     source_files: dict[str, list[int]],
 ) -> dict[str, Any]:
-    """What dataset.json holds."""
+    """Returns the content of dataset.json."""
     records = [read_part(record_file(root, i)) for i in range(num_parts)]
     shards = [shard for record in records for shard in record["shards"] if shard["bytes"]]
     splits = {}

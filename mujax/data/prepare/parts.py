@@ -1,4 +1,4 @@
-"""Parts of a source into files of tokens: by this process or by many, each part by one of them."""
+"""Parts of a source into files of tokens, by one process or by many, each part by one of them."""
 
 import concurrent.futures
 import contextlib
@@ -26,24 +26,26 @@ from mujax.errors import UserError
 from mujax.storage import files
 
 PREPARING = "preparing"
-# What is counted of layout document beside the tokens of its rows: ends after the first, and what
-# the documents were before they were cut
+# Counts for layout document beside the tokens of its rows: ends after the first, and tokens before
+# documents were cut
 ROW_COUNTS = ("padding", "whole_tokens")
-# Text that is encoded in one call
+# text that is encoded per call
 BATCH_CHARACTERS = 2**20
 Encode = Callable[[Sequence[Document]], Sequence[Ids]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What is made of what; every field is a flag of `mujax prepare`.
+    """The recipe of a dataset; every field is a flag of `mujax prepare`.
 
     source, tokenizer: see make_source and tokenizers.parse; `train:N` trains SentencePiece on the
-      source, and ''
-    leaves it to a seqio Task. layout: document or packed. seq_len: of layout document, else 0.
-    validation: head:N, the first N documents; hash:SHARE, those whose SHA-256 is lowest, wherever
-      they stand; own or own:WHERE, what the source
-    itself sets aside. field: of a record, that holds its text. data_dir: of TFDS.
+      source, '' leaves the tokenizer to a seqio Task.
+    layout: document or packed.
+    seq_len: for layout document, else 0.
+    validation: head:N, the first N documents; hash:SHARE, the documents with the lowest SHA-256;
+      own or own:WHERE, the source's own validation documents.
+    field: field of a record that holds its text.
+    data_dir: data folder of TFDS.
     """
 
     source: str
@@ -56,7 +58,7 @@ class Recipe:
 
 
 class Rule:
-    """What is for validation, see Recipe.validation."""
+    """The rule of which documents are for validation, see Recipe.validation."""
 
     def __init__(self, text: str):
         self.kind, _, value = text.partition(":")
@@ -89,8 +91,10 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a process needs to know to do parts; it makes the tokenizer anew, which cannot be
-    sent."""
+    """The data that a process needs to do parts.
+
+    Processes make the tokenizer anew, since it cannot be pickled.
+    """
 
     source: Source
     recipe: Recipe
@@ -125,14 +129,14 @@ def do_all(
 
 
 def _completed(work: Work, parts, heads, todo: Sequence[int], num_processes: int) -> Iterator[int]:
-    """Does the parts, and tells each that is done."""
+    """Does the parts, and yields each that is done."""
     if num_processes <= 1:
         encode = work.make_encode()
         for i in todo:
             _do(work, encode, i, parts[i], heads[i])
             yield i
         return
-    # Not by fork: threads of JAX and TensorFlow do not survive it
+    # Not by fork, which threads of JAX and TensorFlow do not survive.
     pool = concurrent.futures.ProcessPoolExecutor(
         num_processes,
         multiprocessing.get_context("spawn"),
@@ -149,7 +153,7 @@ def _completed(work: Work, parts, heads, todo: Sequence[int], num_processes: int
             "a process of mujax prepare was killed, as when memory is short: try fewer --processes"
         ) from e
     finally:
-        # Whatever has ended this: what is half done is done again
+        # After an exception unfinished parts are given up: the next call does them again.
         for process in list((pool._processes or {}).values()) if sys.exc_info()[0] else []:
             process.terminate()
         pool.shutdown(cancel_futures=True)
@@ -160,7 +164,7 @@ _worker: tuple[Work, Encode] | None = None
 
 def _start_worker(work: Work) -> None:
     global _worker
-    # Ctrl-C reaches all; the first process ends the others
+    # Ctrl-C reaches all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -211,8 +215,7 @@ def _do(work: Work, encode: Encode, i: int, part: Part, head: int) -> None:
 
 
 class _Output:
-    """The file of one split of a part: tokens in the layout of the recipe, and what is to be told
-    of them."""
+    """The file of one split of a part: tokens in the recipe's layout, and counts."""
 
     def __init__(
         self,
@@ -257,7 +260,7 @@ class _Output:
         self._counts["text_bytes"] += sum(
             len(d.encode()) if isinstance(d, str) else d.text_bytes for d in documents
         )
-        whole = sum(len(ids) + 1 for ids in encoded)  # with their ends
+        whole = sum(len(ids) + 1 for ids in encoded)  # one end per document
         is_packed = self._work.recipe.layout == "packed"
         if is_packed:
             self._counts["tokens"] += whole
@@ -281,8 +284,7 @@ class _Output:
         return np.concatenate([piece for ids in encoded for piece in (ids, end)] or [end[:0]])
 
     def _rows(self, encoded: Sequence[np.ndarray]) -> np.ndarray:
-        """[., seq_len + 1]: a start, the document, its end; the end also where a long one is cut
-        (2404.05728)."""
+        """Returns [., seq_len + 1]: start, document and end, even if it is cut (2404.05728)."""
         seq_len = self._work.recipe.seq_len
         rows = np.full((len(encoded), seq_len + 1), self._work.eos_id, self._dtype)
         rows[:, 0] = self._work.start_id
@@ -308,7 +310,7 @@ def _ids_of(documents: Sequence[Document]) -> Sequence[Ids]:
 
 
 def texts_of(documents: Sequence[Document], kind: str) -> Sequence[Any]:
-    """What a tokenizer of this kind encodes: texts, or ids."""
+    """Returns what a tokenizer of this kind encodes: texts, or ids."""
     is_text = [isinstance(document, str) for document in documents]
     if kind == "ids" and any(is_text):
         raise UserError("it is text where --tokenizer=ids expects lists of ids")

@@ -1,6 +1,8 @@
-"""Where documents come from: files of text, JSON lines or parquet. Each source is cut into parts,
-each the work of one process; their order, and that of the documents in them, is that of the
-source."""
+"""Sources of documents: files of text, JSON lines or parquet.
+
+Each source is cut into parts, each the work of one process. Parts, and documents in a part, keep
+the order of the source.
+"""
 
 import contextlib
 import dataclasses
@@ -17,13 +19,15 @@ from mujax.data.text import compression_of, cut_of, find_files, held_out_files
 from mujax.data.tokenizers import Ids, Tokenizer
 from mujax.errors import UserError, shown
 
-# Text of a part, where a source can be cut anywhere
+# text per part, if a source can be cut anywhere
 PART_BYTES = 2**26
 
 
 class Encoded(NamedTuple):
-    """A document that comes as ids, without its end. text_bytes: of what they stand for; 0: not
-    known."""
+    """A document that comes as ids, without its end.
+
+    text_bytes: bytes of the text that the ids stand for; 0: unknown.
+    """
 
     ids: Ids
     text_bytes: int
@@ -33,15 +37,19 @@ Document = str | Encoded
 
 
 def length_of(document: Document) -> int:
-    """Characters, or ids."""
+    """Returns the number of characters, or of ids."""
     return len(document if isinstance(document, str) else document.ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """name: as messages call it. split: train or validation, of the source itself. size: bytes, to
-    tell progress by.
-    where: what the source knows it by, JSON values."""
+    """A part of a source.
+
+    name: its name in messages.
+    split: train or validation, by the source itself.
+    size: bytes, for showing progress.
+    where: how the source finds it, as JSON values.
+    """
 
     name: str
     split: str
@@ -50,10 +58,10 @@ class Part:
 
 
 class Source(Protocol):
-    """Sources are sent to other processes, so they are pickled.
+    """A source of documents; it is pickled, to be sent to other processes.
 
-    has_validation: whether some of its parts are for validation. tokenizer: that of its documents,
-      if they are encoded.
+    has_validation: whether some of its parts are for validation.
+    tokenizer: the tokenizer of its documents, if they are encoded.
     """
 
     @property
@@ -69,10 +77,12 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """A file is a document: of the embedded text, or of a folder. Those for validation are those of
-    mujax.data.text: by file, or the end of each of a few."""
+    """Text files, the embedded ones or a folder's; a file is a document.
 
-    name: str  # embedded or text
+    Validation documents are those of mujax.data.text: by file, or the end of each of a few.
+    """
+
+    name: str  # "embedded" or "text"
     path: str
     glob: str
     has_validation = True
@@ -106,8 +116,7 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """A document is a line, as C4 and FineWeb have it on Hugging Face: .jsonl or .json, also as
-    .gz."""
+    """JSON lines as on Hugging Face (C4, FineWeb), also as .gz; a line is a document."""
 
     pattern: str
     validation_pattern: str
@@ -173,8 +182,7 @@ class JsonLines:
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-    """A document is a row, as in Hugging Face's parquet files; a part is some of a file's row
-    groups."""
+    """Parquet files as on Hugging Face: a row is a document, row groups of a file are a part."""
 
     pattern: str
     validation_pattern: str
@@ -222,7 +230,7 @@ class Parquet:
 
 
 def folder_and_glob(pattern: str) -> tuple[str, str]:
-    """'a/b/**/*.txt' -> ('a/b', '**/*.txt'); all files of a folder where no pattern follows."""
+    """Splits 'a/b/**/*.txt' into ('a/b', '**/*.txt'); a folder alone means all its files."""
     parts = Path(pattern).parts
     first = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts))
     return str(Path(*parts[:first])), str(Path(*parts[first:])) if first < len(parts) else "**/*"
@@ -248,7 +256,7 @@ def _found(kind: str, pattern: str, validation_pattern: str) -> list[tuple[str, 
 
 
 def _by_size(items: Sequence[Any], sizes: Sequence[int], limit: int) -> Iterator[list[Any]]:
-    """Neighbours together, up to a size; one that is larger by itself."""
+    """Groups neighbours up to a size; a larger item is a group by itself."""
     chunk, total = [], 0
     for item, size in zip(items, sizes, strict=True):
         if chunk and total + size > limit:
@@ -283,7 +291,7 @@ def _open_parquet(file: str, field: str):
 
 
 def _names(fields: Iterable[str]) -> str:
-    """Those of a record, as far as a line takes them; a document may stand where a name should."""
+    """Returns the names of a record's fields, cut to a line, as a name may be a whole document."""
     fields = [name if len(name) <= 40 else f"{name[:40]}..." for name in fields]
     return ", ".join(fields[:20]) + (f" and {len(fields) - 20} more" if len(fields) > 20 else "")
 
@@ -294,7 +302,7 @@ def _document(value: Any, field: str, where: str) -> Document:
     if isinstance(value, str):
         try:
             value.encode()
-        except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON can spell
+        except UnicodeEncodeError as e:  # half of a surrogate pair, which JSON allows
             raise UserError(f"{where}: {field} is no text that UTF-8 can hold ({e.reason})") from e
         return value
     if isinstance(value, list):

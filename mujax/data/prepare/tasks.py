@@ -1,7 +1,6 @@
-"""TFDS by way of seqio: C4 with T5's vocabulary as a Task and a Mixture for any user of seqio, and
-Tasks as sources.
+"""TFDS through seqio: C4 with T5's vocabulary as a Task and a Mixture, and Tasks as sources.
 
-Importing it takes 10 s: TensorFlow.
+Any user of seqio may use them. The import takes 10 s, for TensorFlow.
 """
 
 import dataclasses
@@ -30,8 +29,7 @@ C4_T5 = "mujax_c4_en_t5"
 def text_task(
     name: str, tfds_name: str, field: str, vocabulary: seqio.Vocabulary | None, **source
 ) -> seqio.Task:
-    """A Task whose `targets` are the text of a TFDS dataset, or without a vocabulary the text
-    itself.
+    """Makes a Task whose `targets` are a TFDS dataset's ids, or its text if there is no vocabulary.
 
     Args:
       source: further arguments of seqio.TfdsDataSource.
@@ -60,10 +58,11 @@ if C4_T5 not in seqio.TaskRegistry.names():
 
 @dataclasses.dataclass(frozen=True)
 class TaskSource:
-    """A document is an example: of a TFDS dataset, or of a registered Task, whose `targets` are
-    encoded already; a part is a file of it.
+    """Examples of a TFDS dataset, or of a registered Task with encoded `targets`, as documents.
 
-    name: of kind `tfds`, NAME[/CONFIG]:VERSION; of kind `seqio`, MODULE:TASK, or one of the Tasks
+    A part is one file of the dataset.
+
+    name: for kind `tfds`, NAME[/CONFIG]:VERSION; for kind `seqio`, MODULE:TASK, or one of the Tasks
       of this module.
     """
 
@@ -110,8 +109,7 @@ class TaskSource:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """That of the Task: as one of ours where it is, else one that encodes and decodes
-        nothing."""
+        """The tokenizer of the Task: mujax's if possible, else one that cannot encode or decode."""
         return self._tokenizer
 
     @functools.cached_property
@@ -121,7 +119,7 @@ class TaskSource:
         vocabulary = self._task.output_features["targets"].vocabulary
         try:
             if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-                # with the extra ids in it
+                # This model has the extra ids in it.
                 return tokenizers.make("sentencepiece", vocabulary.sp_model or b"", {})
             if isinstance(vocabulary, seqio.ByteVocabulary):
                 return tokenizers.make(
@@ -153,7 +151,7 @@ class TaskSource:
                 continue
             try:
                 shards = source.list_shards(wanted)
-            except Exception as e:  # TFDS, seqio and TensorFlow each raise their own
+            except Exception as e:  # TFDS, seqio and TensorFlow each raise their own types
                 where = f"--source={self.kind}:{self.name}: its split {wanted!r} cannot be read"
                 raise UserError(f"{where}: {type(e).__name__}: {_first_line(e)}") from e
             sizes = [os.path.getsize(file) if os.path.isfile(file) else 0 for file in shards]
@@ -179,7 +177,7 @@ class TaskSource:
             shuffle=False,
             num_epochs=1,
             use_cached=False,
-            seed=0,  # of what is random in a Task
+            seed=0,  # for random operations of a Task
             shard_info=seqio.ShardInfo(index, num_shards),
         )
         for example in dataset.as_numpy_iterator():
@@ -198,7 +196,7 @@ class TaskSource:
         return Encoded(ids, len(example.get("targets_pretokenized", b"")))
 
     def __getstate__(self):
-        return dataclasses.asdict(self)  # not what is cached, which cannot be sent
+        return dataclasses.asdict(self)  # without caches, which cannot be pickled
 
     def __setstate__(self, state) -> None:
         self.__dict__.update(state)
