@@ -25,7 +25,7 @@ from mujax.training.steps import Program, abstract_state, effective
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn; the restrictions apply in this order, and all are traced numbers.
+    """The way a token is drawn; restrictions apply in this order, and all are traced numbers.
 
     temperature: the logits are divided by it; 0 takes the most likely token.
     top_k: only the so many most likely ones; 0 for all.
@@ -39,7 +39,7 @@ class Sampling(NamedTuple):
 
 
 def draw(keys_B, logits_BV, sampling: Sampling):
-    """One token [B] from each row of logits, each with a random key of its own."""
+    """Draws one token [B] from each row of logits, each with a random key of its own."""
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     is_greedy = sampling.temperature == 0
@@ -92,7 +92,7 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             return cast(jax.Array, logits_B1V)[:, 0]
 
         def read(tokens_BN, cache, position, length: int):
-            """(logits of what follows the `length` tokens at `position` [B, V], the cache)."""
+            """Returns (logits of what follows the `length` tokens at `position` [B, V], the cache)."""
             if cache is None:
                 return reread(tokens_BN, position + length), None
             tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BN, position, length, axis=1)
@@ -100,7 +100,8 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             return read_out(x_BTD[:, -1:]), cache
 
         def reread(tokens_BN, length):
-            """read() of the first `length` tokens, or of the last of these, without a cache."""
+            """Returns logits after the first `length` tokens, from reading the last of these
+            without a cache."""
             seen = min(window, max_length or window, tokens_BN.shape[1])
             first = jnp.maximum(length - seen, 0)
             # Those after the first `length` change nothing, as the model is causal
@@ -147,7 +148,7 @@ def sample(
     seed: int = 0,
     which: str = "latest",
 ) -> list[str]:
-    """Continuations of prompts by the run that `mujax train` has left in `workdir`.
+    """Continues prompts with the run that `mujax train` has left in `workdir`.
 
     Each ends before the end of a document, or after num_tokens tokens. An empty prompt starts a new
     document.
@@ -202,9 +203,9 @@ def sample(
 
 
 def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
-    """The weights of a checkpoint on one device of this machine, whichever the run was on.
+    """Loads the weights of a checkpoint onto one device of this machine, whichever the run was on.
 
-    fingerprint: of the data that its tokens are read by; None: they are bytes.
+    fingerprint: of the data that the run's tokens come from; None: tokens are bytes.
     """
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = jax.tree.map(
@@ -242,8 +243,8 @@ def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
 
 
 def _tokenizer(run: Run) -> tuple[Tokenizer, bool, str | None]:
-    """That of the text which the run was trained on; whether a document has a row of its own; the
-    fingerprint."""
+    """Returns (tokenizer of the training text, whether a document has a row of its own,
+    fingerprint)."""
     data = run.cfg.data
     if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return make("bytes", b"", {}), False, None

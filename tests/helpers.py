@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mujax.config import RunConfig
-from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.engine import Progress, Snapshot
 from mujax.sweep.lanes import LaneState, abstract_lane
 from mujax.training.outcome import Outcome
 from mujax.training.run import Run
@@ -41,11 +41,17 @@ class Engine:
         self.steps = self.calls = 0
 
     def __call__(
-        self, runs, batches, validation, parked=(), report=lambda *_: None, interrupt=lambda _: None
+        self,
+        runs,
+        batches,
+        validation,
+        snapshots=(),
+        report=lambda *_: None,
+        interrupt=lambda _: None,
     ):
         assert validation.ndim == 3 and set(batches) >= {run.cfg.seed for run in runs}
         in_flight = {}
-        for entry in parked:
+        for entry in snapshots:
             run, done = runs[entry.index], entry.progress.done
             for wanted, found in zip(
                 jax.tree.leaves(_state(run, done)), jax.tree.leaves(entry.state), strict=True
@@ -59,7 +65,7 @@ class Engine:
         while in_flight:
             interrupt(
                 lambda: [
-                    Parked(i, copy.deepcopy(p), _state(runs[i], p.done))
+                    Snapshot(i, copy.deepcopy(p), _state(runs[i], p.done))
                     for i, p in in_flight.items()
                 ]
             )

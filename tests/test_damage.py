@@ -40,15 +40,15 @@ from mujax.storage.files import open_workdir, read_jsonl, write_json, write_json
 from mujax.storage.locks import locked
 from mujax.storage.records import is_name, read_config
 from mujax.sweep import study
-from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.engine import Progress, Snapshot
 from mujax.sweep.lanes import abstract_lane
 from mujax.sweep.merge import merge
 from mujax.sweep.points import make_points
-from mujax.sweep.snapshots import Unusable, load_parked, save_parked
+from mujax.sweep.snapshots import Unusable, load_snapshots, save_snapshots
 from mujax.training.checkpoint import Checkpoints, _Damaged, _digest
 from mujax.training.logs import RunLog
 from mujax.training.outcome import Outcome
-from mujax.training.ownership import Claim
+from mujax.training.ownership import Ownership
 from mujax.training.results import code_version
 from mujax.training.steps import METRICS
 
@@ -145,19 +145,19 @@ def report_on(root, tree):
 
 def make_run(root, tree, point):
     """A finished run."""
-    claim = Claim(root, point.run, "bbbbbbbbbbbb", ())
+    ownership = Ownership(root, point.run, "bbbbbbbbbbbb", ())
     write_json(root / "config.json", point.run.cfg.as_dict())
     write_json(root / "result.json", {**ROW, "id": point.id, "table_hash": point.run.table_hash})
     write_jsonl(root / "metrics.jsonl", METRIC_LINES)
     write_jsonl(root / "performance.jsonl", [{"step": 12}])
-    return claim
+    return ownership
 
 
-def train_again(root, claim):
-    open_workdir(root, "config.json", claim.run.cfg.as_dict(), ())
+def train_again(root, ownership):
+    open_workdir(root, "config.json", ownership.run.cfg.as_dict(), ())
     with locked(root):
-        claim.finished_row()
-        claim.take()
+        ownership.finished_row()
+        ownership.take()
         RunLog(root, is_writer=True).go_on_from(12, [0])
 
 
@@ -431,7 +431,7 @@ def restore(folder: Path, whole: dict[Path, bytes]) -> None:
 @pytest.fixture(scope="module")
 def in_flight(point, tmp_path_factory):
     """A small file of two runs in flight, as a sweep saves it, without a step of training."""
-    parked = []
+    snapshots = []
     for i in range(2):
         state = jax.tree.map(
             lambda x, i=i: np.full(x.shape, i + 1, x.dtype), abstract_lane(point.run.program)
@@ -440,20 +440,20 @@ def in_flight(point, tmp_path_factory):
             train=state.train._replace(step=np.int32(6)), diverged_at=np.int32(-1)
         )
         history = np.full((len(METRICS), point.run.cfg.train.steps), np.nan, np.float32)
-        parked.append(
-            Parked(
+        snapshots.append(
+            Snapshot(
                 i,
                 Progress(6, Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)]), history, 1.5),
                 state,
             )
         )
     file = tmp_path_factory.mktemp("in_flight") / "it.npz"
-    save_parked(file, parked, ["aaaaaaaaaaaa", "bbbbbbbbbbbb"], "code")
+    save_snapshots(file, snapshots, ["aaaaaaaaaaaa", "bbbbbbbbbbbb"], "code")
     return file.read_bytes()
 
 
 def load(file, point, code="code"):
-    return load_parked(file, point.run, {"aaaaaaaaaaaa": 3, "bbbbbbbbbbbb": 7}, code)
+    return load_snapshots(file, point.run, {"aaaaaaaaaaaa": 3, "bbbbbbbbbbbb": 7}, code)
 
 
 def test_runs_in_flight_are_read_as_saved(in_flight, tmp_path, point):
@@ -463,7 +463,7 @@ def test_runs_in_flight_are_read_as_saved(in_flight, tmp_path, point):
     assert first.progress.outcome == Outcome(point.run.cfg.train, [(0, 5.5), (5, 5.25)])
     assert all((x == 2).all() for x in jax.tree.leaves(second.state.train.params))
     # the other has its row
-    (only,) = load_parked(tmp_path / "it.npz", point.run, {"bbbbbbbbbbbb": 0}, "code")
+    (only,) = load_snapshots(tmp_path / "it.npz", point.run, {"bbbbbbbbbbbb": 0}, "code")
     assert only.index == 0
 
 
@@ -649,7 +649,7 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
     state = state._replace(diverged_at=np.int32(-1))
     history = np.full((len(METRICS), point.run.cfg.train.steps), 1, np.float32)
 
-    def train_runs(runs, batches, validation, parked, trained, interrupt):
+    def train_runs(runs, batches, validation, snapshots, trained, interrupt):
         interrupt(list)  # nothing has happened yet
         moved(root)
         if is_replaced:
@@ -658,7 +658,9 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
         yield 0, Progress(12, Outcome(runs[0].cfg.train, [(0, 5.5), (12, 5.25)]), history, 1.5)
         interrupt(
             lambda: [
-                Parked(0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state)
+                Snapshot(
+                    0, Progress(0, Outcome(runs[0].cfg.train, [(0, 5.5)]), history, 1.5), state
+                )
             ]
         )
         raise AssertionError("it goes on training")
@@ -672,7 +674,7 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
     now = tmp_path / "moved"
     assert [row["id"] for row in read_jsonl(now / "results.jsonl")] == [point.id]
     assert len(list(read_jsonl(now / "points" / point.id / "metrics.jsonl"))) > 2
-    (entry,) = load_parked(
+    (entry,) = load_snapshots(
         now / "in_flight" / f"{point.run.group}.npz", point.run, {point.id: 0}, code_version()
     )
     assert entry.progress.done == 0
@@ -682,7 +684,7 @@ def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree,
 def test_a_sweep_whose_workdir_was_deleted_says_so(tmp_path, tree):
     root = tmp_path / "w"
 
-    def train_runs(runs, batches, validation, parked, trained, interrupt):
+    def train_runs(runs, batches, validation, snapshots, trained, interrupt):
         shutil.rmtree(root)
         interrupt(list)
         yield

@@ -182,28 +182,28 @@ def test_parked_runs_go_on_to_the_bit_on_fewer_devices_too(tiny, monkeypatch):
     whole = results(runs)
     calls = 0
 
-    def stop(park):
+    def stop(take_snapshots):
         nonlocal calls
         calls += 1
-        parked.append(park())
+        snapshots.append(take_snapshots())
         if calls == 2:
             raise InterruptedError
 
     monkeypatch.setattr(compilation, "MAX_STEPS_PER_CALL", 3)
     compilation._compile.cache_clear()
-    parked = []
+    snapshots = []
     with pytest.raises(InterruptedError):
         results(runs, interrupt=stop)
-    assert [entry.progress.done for entry in parked[-1]] == [3] * 6
+    assert [entry.progress.done for entry in snapshots[-1]] == [3] * 6
     for num_devices in (8, 2):
         monkeypatch.setattr(jax, "device_count", lambda n=num_devices: n)
-        again = [engine.Parked(e.index, copied(e.progress), e.state) for e in parked[-1]]
+        again = [engine.Snapshot(e.index, copied(e.progress), e.state) for e in snapshots[-1]]
         steps, saved = [], []
         on = results(
             runs,
-            parked=again,
+            snapshots=again,
             report=lambda indices, n, log=steps: log.append(len(indices) * n),
-            interrupt=lambda park, log=saved: log.append(len(park())),
+            interrupt=lambda take_snapshots, log=saved: log.append(len(take_snapshots())),
         )
         assert sum(steps) == 6 * (12 - 3)
         assert saved[0] == 6  # those that wait for a lane are saved with the others

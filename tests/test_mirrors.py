@@ -1,4 +1,4 @@
-"""Mirrors say what the record says, under its ids, and can neither stop nor outlive a sweep."""
+"""Trackers say what the record says, under its ids, and can neither stop nor outlive a sweep."""
 
 import resource
 import struct
@@ -8,7 +8,7 @@ import types
 import pytest
 
 from mujax.errors import UserError
-from mujax.sweep.trackers import open_mirrors
+from mujax.sweep.trackers import open_trackers
 
 ROW = {"id": "0123456789ab", "status": "ok", "final_loss": 2.5, "best_loss": 2.25, "steps": 8}
 ROW |= {"learning_rate": 0.25, "weight_decay": 0.0, "width": 64, "parameterization": "mup"}
@@ -43,10 +43,10 @@ def curves(events) -> list:
 
 
 def test_tensorboard_holds_the_record_once(tmp_path):
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=True, wandb_mode="")
-    mirror.point({**ROW, "final_loss": None}, RECORDS[:2], CONFIG)
-    mirror.point(ROW, RECORDS, CONFIG)
-    mirror.point({**ROW, "id": "another"}, [], CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=True, wandb_mode="")
+    tracker.point({**ROW, "final_loss": None}, RECORDS[:2], CONFIG)
+    tracker.point(ROW, RECORDS, CONFIG)
+    tracker.point({**ROW, "id": "another"}, [], CONFIG)
     assert {file.name for file in (tmp_path / "tensorboard").iterdir()} == {ROW["id"], "another"}
     (file,) = (tmp_path / "tensorboard" / ROW["id"]).iterdir()
     assert "tfevents" in file.name
@@ -67,8 +67,8 @@ def test_tensorboard_holds_the_record_once(tmp_path):
 def test_tensorboard_hparams(tmp_path):
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=True, wandb_mode="")
-    mirror.point({**ROW, "status": "diverged", "final_loss": None}, RECORDS, CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=True, wandb_mode="")
+    tracker.point({**ROW, "status": "diverged", "final_loss": None}, RECORDS, CONFIG)
     events = read_events(tmp_path / "tensorboard" / ROW["id"] / "events.out.tfevents")
     assert "final_loss" not in [tag for _, tag, _ in curves(events)]
     contents = {
@@ -91,19 +91,19 @@ def test_tensorboard_hparams(tmp_path):
 
 
 def test_a_full_disk_costs_a_line_and_leaves_the_earlier_copy(tmp_path, capsys):
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=True, wandb_mode="")
-    mirror.point(ROW, RECORDS, CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=True, wandb_mode="")
+    tracker.point(ROW, RECORDS, CONFIG)
     file = tmp_path / "tensorboard" / ROW["id"] / "events.out.tfevents"
     before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        mirror.point(ROW, RECORDS * 100, CONFIG)
+        tracker.point(ROW, RECORDS * 100, CONFIG)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"TensorBoard mirror, point {ROW['id']}: OSError: ")
-    mirror.point(ROW, RECORDS, CONFIG)
+    assert line.startswith(f"TensorBoard tracker, point {ROW['id']}: OSError: ")
+    tracker.point(ROW, RECORDS, CONFIG)
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
@@ -149,9 +149,9 @@ def fake_wandb(monkeypatch):
 
 def test_wandb_runs_are_the_points(tmp_path, fake_wandb, capsys):
     wandb = fake_wandb()
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="offline")
-    mirror.point(ROW, RECORDS, CONFIG)
-    mirror.point({**ROW, "id": "another", "status": "diverged", "final_loss": None}, [], CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="offline")
+    tracker.point(ROW, RECORDS, CONFIG)
+    tracker.point({**ROW, "id": "another", "status": "diverged", "final_loss": None}, [], CONFIG)
     run, diverged = wandb.runs
     identity = {
         "id": ROW["id"],
@@ -178,13 +178,13 @@ def test_wandb_runs_are_the_points(tmp_path, fake_wandb, capsys):
 
 def test_wandb_out_of_reach_costs_a_line_and_one_wait(tmp_path, fake_wandb, capsys):
     wandb = fake_wandb(unreachable=True)
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="online")
-    mirror.point(ROW, RECORDS, CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="online")
+    tracker.point(ROW, RECORDS, CONFIG)
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        line.startswith(f"W&B mirror, point {ROW['id']}: ") and "OSError: no route to host" in line
+        line.startswith(f"W&B tracker, point {ROW['id']}: ") and "OSError: no route to host" in line
     )
-    mirror.point({**ROW, "id": "next"}, RECORDS, CONFIG)
+    tracker.point({**ROW, "id": "next"}, RECORDS, CONFIG)
     tried = [tuple(run.settings[name] for name in ("id", "mode", "resume")) for run in wandb.runs]
     assert tried == [(ROW["id"], "online", "allow"), ("next", "offline", None)]
     assert capsys.readouterr().err == ""
@@ -192,8 +192,8 @@ def test_wandb_out_of_reach_costs_a_line_and_one_wait(tmp_path, fake_wandb, caps
 
 def test_real_wandb_accepts_this_and_prints_nothing(tmp_path, capfd):
     pytest.importorskip("wandb")
-    (mirror,) = open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="offline")
-    mirror.point(ROW, RECORDS, CONFIG)
+    (tracker,) = open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="offline")
+    tracker.point(ROW, RECORDS, CONFIG)
     assert len(list(tmp_path.glob(f"wandb/offline-run-*-{ROW['id']}/run-{ROW['id']}.wandb"))) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -214,17 +214,17 @@ def test_what_is_missing_is_said_at_the_start(tmp_path, monkeypatch, tensorboard
     ):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=message):
-        open_mirrors(tmp_path, "study", tensorboard, mode)
-    assert open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="") == []
+        open_trackers(tmp_path, "study", tensorboard, mode)
+    assert open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="") == []
 
 
 def test_a_folder_of_wandb_runs_is_not_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     with pytest.raises(UserError, match="needs wandb"):
-        open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="offline")
+        open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="offline")
 
 
 def test_online_without_a_key_is_said_at_the_start(tmp_path, fake_wandb):
     fake_wandb(key=False)
     with pytest.raises(UserError, match="--wandb_mode=online is not logged in"):
-        open_mirrors(tmp_path, "study", tensorboard=False, wandb_mode="online")
+        open_trackers(tmp_path, "study", tensorboard=False, wandb_mode="online")

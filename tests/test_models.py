@@ -280,7 +280,7 @@ def test_documents_of_a_row_do_not_see_each_other(implementation, scan_layers):
     zero."""
     run = make(
         "transformer",
-        model__boundary_id=3,
+        model__separator_id=3,
         model__attention_impl=implementation,
         model__scan_layers=scan_layers,
     )

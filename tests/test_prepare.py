@@ -299,7 +299,7 @@ def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
     )
     said = capsys.readouterr().out
     assert "train: 39 documents" in said and f"--config.data.path={data}" in said
-    assert main.run([*train_args(data, run), "--config.model.boundary_id=1"]) == 0
+    assert main.run([*train_args(data, run), "--config.model.separator_id=1"]) == 0
     row, made = json.loads((run / "result.json").read_text()), read_description(data)
     counts = made["splits"]["validation"]
     assert row["data_fingerprint"] == made["fingerprint"]
@@ -320,7 +320,7 @@ def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
     )
     assert main.run(["prepare", *args, "--layout=packed", "--validation=head:21"]) == 0
     capsys.readouterr()
-    assert main.run([*train_args(data, run), "--config.model.boundary_id=1"]) == 2
+    assert main.run([*train_args(data, run), "--config.model.separator_id=1"]) == 2
     assert f"fingerprint {made['fingerprint']} -> " in capsys.readouterr().err
     assert main.run(["sample", f"--workdir={run}", "--prompt=import os", "--num_tokens=5"]) == 2
     assert f"it was trained on data of fingerprint {made['fingerprint']}" in capsys.readouterr().err
@@ -665,9 +665,9 @@ def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
         assert re.search(complaint, said), said
     # rounded up to a multiple of 128
     args = train_args(tmp_path / "packed", tmp_path / "run", vocab_size=384)
-    assert main.run([*args, "--config.model.boundary_id=3"]) == 2
+    assert main.run([*args, "--config.model.separator_id=3"]) == 2
     assert "documents of" in capsys.readouterr().err
-    assert main.run([*args, "--config.model.boundary_id=1"]) == 0
+    assert main.run([*args, "--config.model.separator_id=1"]) == 0
 
 
 def test_training_imports_no_tensorflow():

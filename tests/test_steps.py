@@ -9,9 +9,9 @@ from conftest import tiny_tree
 
 from mujax.config import make_run_config
 from mujax.models import MODELS
-from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.engine import Progress, Snapshot
 from mujax.sweep.lanes import LaneState
-from mujax.sweep.snapshots import load_parked, save_parked
+from mujax.sweep.snapshots import load_snapshots, save_snapshots
 from mujax.training.loss import until_first
 from mujax.training.outcome import Outcome
 from mujax.training.run import make_run
@@ -129,9 +129,9 @@ def test_first_moment_in_bfloat16(name, tmp_path):
     progress = Progress(
         1, Outcome(run.cfg.train, [(0, 5.5)]), np.zeros((3, run.cfg.train.steps), np.float32)
     )
-    parked = Parked(0, progress, jax.device_get(LaneState(state, np.int32(-1))))
-    save_parked(tmp_path / "it.npz", [parked], ["a"], "code")
-    (again,) = load_parked(tmp_path / "it.npz", run, {"a": 0}, "code")
-    for a, b in zip(jax.tree.leaves(parked.state), jax.tree.leaves(again.state), strict=True):
+    snapshots = Snapshot(0, progress, jax.device_get(LaneState(state, np.int32(-1))))
+    save_snapshots(tmp_path / "it.npz", [snapshots], ["a"], "code")
+    (again,) = load_snapshots(tmp_path / "it.npz", run, {"a": 0}, "code")
+    for a, b in zip(jax.tree.leaves(snapshots.state), jax.tree.leaves(again.state), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

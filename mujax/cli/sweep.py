@@ -70,11 +70,14 @@ def run(
     make_cores_devices()
     find_devices()
     from mujax.sweep.study import sweep
-    from mujax.sweep.trackers import open_mirrors
+    from mujax.sweep.trackers import open_trackers
 
     study = Path(workdir).name
     rows = sweep(
-        config, workdir, part, lambda root: open_mirrors(root, study, tensorboard, wandb_mode or "")
+        config,
+        workdir,
+        part,
+        lambda root: open_trackers(root, study, tensorboard, wandb_mode or ""),
     )
     counts = {
         status: sum(row["status"] == status for row in rows) for status in ("diverged", "stopped")

@@ -11,7 +11,8 @@ from typing import Any
 from mujax.config.trees import canonical, hashed
 
 SCHEMA = 2
-RENAMED: Mapping[str, str] = {}  # earlier name of a field, dotted -> today's
+# earlier name of a field, dotted -> today's
+RENAMED: Mapping[str, str] = {"model.boundary_id": "model.separator_id"}
 
 
 def run_id(seed: int, model_name: str, model, sections: Mapping[str, Any]) -> str:
@@ -28,7 +29,7 @@ def run_id(seed: int, model_name: str, model, sections: Mapping[str, Any]) -> st
 
 
 def is_of_today(id: str) -> bool:
-    """Whether an id is of SCHEMA."""
+    """Returns whether an id is of SCHEMA."""
     return id.startswith(f"{SCHEMA}-")
 
 

@@ -82,9 +82,9 @@ def _load(cfg: RunConfig) -> Corpus:
         return load_images(data.name, data.path, data.seq_len, data.vocab_size, batch_size)
     if data.name != "shards" and data.vocab_size == NUM_BYTES:
         return load_corpus(data.name, data.path, data.glob, data.seq_len, batch_size)
-    boundary_id = getattr(cfg.model, "boundary_id", -1)
+    separator_id = getattr(cfg.model, "separator_id", -1)
     return load_shards(
-        shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, boundary_id, batch_size
+        shards_folder(data), data.seq_len, data.vocab_size, data.eos_id, separator_id, batch_size
     )
 
 

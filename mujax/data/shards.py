@@ -232,7 +232,7 @@ def check_files(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
 
 
 def load_shards(
-    folder: Path, seq_len: int, vocab_size: int, eos_id: int, boundary_id: int, batch_size: int
+    folder: Path, seq_len: int, vocab_size: int, eos_id: int, separator_id: int, batch_size: int
 ) -> Corpus:
     """Returns the rows of a dataset, memory-mapped [., seq_len + 1], checked against a config.
 
@@ -263,9 +263,9 @@ def load_shards(
         raise UserError(
             f"data.eos_id = {eos_id}: {where} is packed, and the loss counts all of a row: set -1"
         )
-    if boundary_id not in (-1, end):
+    if separator_id not in (-1, end):
         raise UserError(
-            f"model.boundary_id = {boundary_id}: documents of {where} end with {end}; set that, "
+            f"model.separator_id = {separator_id}: documents of {where} end with {end}; set that, "
             "or -1"
         )
     check_files(folder, description["shards"])

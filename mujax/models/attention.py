@@ -15,7 +15,7 @@ from mujax.models.layers import at_least_float32, squared_relu
 
 
 def causal_mask(seq_len: int):
-    """[T, S]: whether a query sees a key: those of its own position and before."""
+    """Returns [T, S]: whether a query sees a key, which it does at its own position and before."""
     return jnp.tril(jnp.ones((seq_len, seq_len), bool))
 
 
@@ -49,7 +49,7 @@ NONLINEARITIES = {
 
 
 def logits_of(q_BTHK, k_BSGK):
-    """q.k [B, H, T, S]."""
+    """Returns the products of queries and keys, [B, H, T, S]."""
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     if G == H:  # no axis of size one, which makes XLA slower on CPU
@@ -59,8 +59,10 @@ def logits_of(q_BTHK, k_BSGK):
 
 
 def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask, low_precision: bool):
-    """Values weighted by the nonlinearity of the logits, [B, T, H, K]. mask: [T, S] or [B, 1, T,
-    S]."""
+    """Returns the values weighted by the nonlinearity of the logits, [B, T, H, K].
+
+    mask: [T, S] or [B, 1, T, S].
+    """
     B, H, T, S = logits_BHTS.shape
     G = v_BSGK.shape[2]
     logits = logits_BHTS if low_precision else at_least_float32(logits_BHTS)
@@ -73,12 +75,12 @@ def mix(logits_BHTS, v_BSGK, nonlinearity: str, mask, low_precision: bool):
 
 
 def same_document(document_BT):
-    """[B, 1, T, S]: whether a query and a key are of one document."""
+    """Returns [B, 1, T, S]: whether a query and a key are of one document."""
     return (document_BT[:, :, None] == document_BT[:, None, :])[:, None]
 
 
 def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None):
-    """All logits at once. record is given those, [B, H, T, S]."""
+    """Computes attention with all logits at once; `record` is given the logits, [B, H, T, S]."""
     logits_BHTS = logits_of(q_BTHK, k_BSGK)
     record("attention_logits", logits_BHTS)
     mask = causal_mask(q_BTHK.shape[1])
@@ -88,7 +90,8 @@ def plain(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name
 
 
 def dot_product(q_BTHK, k_BSGK, v_BSGK, cfg: Any, document_BT=None, record=lambda name, x: None):
-    """jax.nn.dot_product_attention: on GPU in bfloat16 cuDNN's flash attention, elsewhere XLA's."""
+    """Calls jax.nn.dot_product_attention: cuDNN's flash attention on GPU in bfloat16, XLA's
+    elsewhere."""
     del record  # no logits to see
     is_flash = jax.default_backend() == "gpu" and cfg.dtype == "bfloat16"
     implementation = "cudnn" if is_flash else "xla"
@@ -107,11 +110,10 @@ def splash(
     record=lambda name, x: None,
     interpret: bool = False,
 ):
-    """The splash attention kernel for TPUs, or interpreted; d_head and the sequence are multiples
-    of 128.
+    """Calls the splash attention kernel for TPUs, or interprets it; d_head and T are multiples of
+    128.
 
-    Other lengths, as the one token that models are initialized on, are left to the plain
-    implementation.
+    Other lengths, such as the one token that models are initialized on, go to `plain`.
     """
     if q_BTHK.shape[1] % 128:
         return plain(q_BTHK, k_BSGK, v_BSGK, cfg, document_BT, record)
@@ -137,8 +139,8 @@ class Cache(NamedTuple):
 
 
 def cached(q_BTHK, k_BTGK, v_BTGK, cache: Cache, position, cfg: Any):
-    """Attention of the T tokens at `position` and on, each to the W positions that end with its
-    own.
+    """Computes attention of the T tokens from `position` on, each to the W positions that end with
+    its own.
 
     Returns:
       (mixed [B, T, H, K], the cache with these tokens).

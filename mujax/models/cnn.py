@@ -69,8 +69,8 @@ class CNNConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a byte of an image: 6 per weight and place it is used
-        at."""
+        """Returns forward and backward matmul FLOPs per byte of an image: 6 per weight and place of
+        its use."""
         places = [(self.side // 2**i) ** 2 for i in range(self.num_layers)]
         kernels = [
             KERNEL**2 * (self.d_model if i else COLORS) * self.d_model
@@ -85,7 +85,7 @@ class CNN(MuModule):
 
     @nn.compact
     def __call__(self, tokens_BT, hps: Hps):
-        """Bytes of images [B, T] -> logits of their classes [B, 1, V], in cfg.dtype."""
+        """Maps bytes of images [B, T] to logits of their classes [B, 1, V], in cfg.dtype."""
         cfg = self.cfg
         first_YXCD = self.weight("first", "input", "rows columns colors -> embed")
         x_BYXC = (tokens_BT.reshape(-1, cfg.side, cfg.side, COLORS) / 127.5 - 1).astype(
@@ -117,7 +117,7 @@ def _convolve(x_BYXC, w_YXCD):
 
 
 def _halve(x_BYXD):
-    """The mean of each two by two."""
+    """Averages each two by two pixels."""
     B, Y, X, D = x_BYXD.shape
     return jnp.mean(x_BYXD.reshape(B, Y // 2, 2, X // 2, 2, D), axis=(2, 4))
 

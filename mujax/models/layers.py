@@ -13,8 +13,8 @@ from mujax.models.module import MuModule
 
 
 def exact_product(ratio: float, size: float) -> float:
-    """ratio x size; where that is a whole number but for the rounding of floats, as 2.2 x 200 is,
-    that number."""
+    """Returns ratio x size, rounded where it is a whole number but for the rounding of floats (2.2
+    x 200)."""
     product = ratio * size
     # From 2^53 on every float is whole. 1e-15: a rounding of the ratio and one of the product are
     # 2.2e-16.
@@ -23,22 +23,23 @@ def exact_product(ratio: float, size: float) -> float:
 
 
 def at_least_float32(x):
-    """bfloat16 -> float32; float32 and float64 as they are."""
+    """Casts bfloat16 to float32; float32 and float64 stay."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def scaled(x, factor):
-    """x times a traced factor, in the dtype of x."""
+    """Multiplies x by a traced factor, in the dtype of x."""
     return x * jnp.asarray(factor, x.dtype)
 
 
 def along_last(x, like):
-    """x as an array that broadcasts over the first axes of `like`; no rank is promoted silently."""
+    """Reshapes x so that it broadcasts over the first axes of `like`; JAX promotes no rank by
+    itself here."""
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
 
 def with_bias(module: MuModule, x, name: str, outs: str):
-    """x plus a bias over its last axes, `outs`, where module.cfg.bias asks for one."""
+    """Adds a bias over the last axes of x, `outs`, where module.cfg.bias asks for one."""
     if not module.cfg.bias:
         return x
     return x + along_last(module.weight(name, "vector", f"-> {outs}", dist="zeros"), x)
@@ -55,7 +56,7 @@ class LanguageModel(MuModule):
     """
 
     def __call__(self, tokens_BT, hps: Hps):
-        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype."""
+        """Maps int tokens [B, T] to logits [B, T, V], in cfg.dtype."""
         return self.logits(self.features(tokens_BT, hps), hps)
 
     def features(self, tokens_BT, hps: Hps) -> jax.Array:
@@ -78,8 +79,8 @@ def reads_out_apart(module: MuModule) -> bool:
 
 
 def normalize(x, kind: str, eps: float):
-    """Over the last axis, in the dtype of x: x / RMS(x) (rms, 1910.07467), of x - mean(x) (layer,
-    1607.06450)."""
+    """Normalizes over the last axis in the dtype of x: x / RMS(x) (rms, 1910.07467), of x - mean(x)
+    for layer (1607.06450)."""
     if kind == "layer":
         x = x - jnp.mean(x, axis=-1, keepdims=True)
     mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
@@ -113,7 +114,7 @@ class Norm(MuModule):
 
 
 def rope(x_BTHK, base: float, position=0):
-    """Rotary position embedding (2104.09864) over the whole head; pairs are (k, k + K/2).
+    """Rotates pairs (k, k + K/2) of the whole head by their position (2104.09864).
 
     position: of the first of the T tokens.
     """

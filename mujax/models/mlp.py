@@ -40,7 +40,7 @@ class MLPConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a token: 6 per weight used."""
+        """Returns forward and backward matmul FLOPs per token: 6 per weight that the token meets."""
         del seq_len  # no operation grows with the sequence
         layers = (self.context + self.num_layers - 1) * self.d_model**2
         return 6 * (layers + self.vocab_size * self.d_model)
@@ -51,7 +51,7 @@ class MLPLanguageModel(MuModule):
 
     @nn.compact
     def __call__(self, tokens_BT, hps: Hps):
-        """Int tokens [B, T] -> logits [B, T, V] in cfg.dtype; position t sees tokens
+        """Maps int tokens [B, T] to logits [B, T, V], in cfg.dtype; position t sees tokens
         t-context+1..t."""
         embed_VD = self.weight("embed", "input", "vocab -> embed")
         # and so its gradient, as in the transformer

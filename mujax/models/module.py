@@ -40,7 +40,8 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: Mapping[Any, Any]):
-        """nn.scan stacked the parameter along a new first axis; `params` is its metadata_params."""
+        """Adds the axis along which nn.scan has stacked the parameter; `params` is its
+        metadata_params."""
         assert index == 0, "stacked axes come first"
         meta = dataclasses.replace(
             self.meta,
@@ -50,7 +51,7 @@ class Boxed(struct.PyTreeNode, AxisMetadata):
         return self.replace(meta=meta)
 
     def remove_axis(self, index: int, params: Mapping[Any, Any]):
-        """The inverse of add_axis: nn.scan calls both."""
+        """Removes the axis that add_axis has added; nn.scan calls both."""
         meta = dataclasses.replace(self.meta, batch=self.meta.batch[1:], sizes=self.meta.sizes[1:])
         return self.replace(meta=meta)
 
@@ -94,18 +95,18 @@ class MuModule(nn.Module):
         return w if self.layout is None else self.layout.weight(w, meta)
 
     def constrain(self, x: jax.Array, axes: str) -> jax.Array:
-        """x, whose axes have these logical names ("batch length embed"), split over devices as a
+        """Splits x over devices by the logical names of its axes ("batch length embed"), as the
         layout says."""
         return x if self.layout is None else self.layout.activation(x, axes.split())
 
     def record(self, name: str, x) -> None:
-        """Names an activation, for `check`; costs nothing where the collection `activations` is not
-        asked for."""
+        """Records an activation by name, for `check`; costs nothing where nobody asks for the
+        collection `activations`."""
         self.sow("activations", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
 def unbox(tree) -> tuple[dict, dict]:
-    """Tree of Boxed -> (arrays, metas): two plain dicts of the same structure.
+    """Splits a tree of Boxed into (arrays, metas): two plain dicts of the same structure.
 
     Raises:
       UserError: a parameter was not declared with MuModule.weight, so it has no role.

@@ -24,7 +24,7 @@ from mujax.models.transformer import MLP, Block, Transformer, TransformerConfig,
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoEConfig(TransformerConfig):
-    """Of the transformer, with mlp_ratio that of one expert."""
+    """The transformer's config, with mlp_ratio that of one expert."""
 
     mlp_ratio: float = declare(2.0, "width of an expert / d_model")
     num_experts: int = declare(8, "of every layer")
@@ -70,8 +70,11 @@ class MoEConfig(TransformerConfig):
         return min(seq_len, max(1, math.ceil(exact_product(self.capacity_factor, fair))))
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Of the active experts, the router, and all else; places that stay empty are not
-        counted."""
+        """Returns forward and backward matmul FLOPs per token of the active experts, the router and
+        all else.
+
+        Empty places of experts are not counted.
+        """
         expert = num_mlp_matrices(self.activation) * self.mlp_ratio * self.d_model**2
         more = (self.experts_per_token - 1) * expert + self.num_experts * self.d_model
         return super().flops_per_token(seq_len) + 6 * self.num_layers * more
@@ -79,7 +82,7 @@ class MoEConfig(TransformerConfig):
 
 @jax.custom_vjp
 def with_auxiliary_loss(x, loss):
-    """x; training also minimizes `loss`, though nothing adds it to the loss that is reported."""
+    """Returns x; training also minimizes `loss`, which is not added to the loss that is reported."""
     del loss
     return x
 
@@ -88,10 +91,10 @@ with_auxiliary_loss.defvjp(lambda x, loss: (x, loss), lambda loss, g: (g, jnp.on
 
 
 def dispatch(chosen_BTE, capacity: int):
-    """[B, T, E, C]: 1 where a token that has chosen this expert (0 or 1) has this place of it.
+    """Returns [B, T, E, C]: 1 where a token that chose this expert (0 or 1) has this place in it.
 
-    Places go to tokens in their order, so that none is taken from a token by one after it, which it
-    must not see.
+    Tokens get places in their order, so that a later token takes no place from an earlier one,
+    which must not see it.
     """
     before_BTE = jnp.cumsum(chosen_BTE, axis=1) - chosen_BTE
     place_BTE = jnp.where(chosen_BTE > 0, before_BTE, capacity).astype(jnp.int32)
@@ -130,8 +133,11 @@ class Experts(MLP):
 
 
 def load_balancing_loss(shares_BTE, chosen_BTE):
-    """E times the sum over experts of (share of the choices) x (mean share of the router): 1 where
-    all are alike (2101.03961, equation 4)."""
+    """Returns E times the sum over experts of (share of choices) x (mean router probability): 1 if
+    all are equal.
+
+    2101.03961, equation 4.
+    """
     E, choices = shares_BTE.shape[-1], jnp.sum(chosen_BTE, axis=(0, 1))
     return E * jnp.sum(choices / jnp.sum(choices) * jnp.mean(shares_BTE, axis=(0, 1)))
 

@@ -1,5 +1,8 @@
-"""What mujax asks of an architecture, of its config and of its module, and what a block of the
-transformer asks of its parts. Nothing else is known of them."""
+"""Protocols of an architecture (its config and its module) and of the parts of a transformer's
+block.
+
+The rest of mujax knows nothing else of them.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -94,10 +97,10 @@ class Decoder(Protocol):
 
 
 class Context(NamedTuple):
-    """What the parts of a block are told beside the stream.
+    """The arguments that every part of a block is given beside the stream.
 
-    hps: the traced numbers of the run. position: that of the first of the tokens. document_BT: the
-    number of each token's document in its row; None: all tokens of a row are one document.
+    hps: the traced numbers of the run. position: of the first token. document_BT: the number of
+    each token's document in its row; None: all tokens of a row are one document.
     """
 
     hps: Hps
@@ -107,8 +110,8 @@ class Context(NamedTuple):
 
 @runtime_checkable
 class Mixer(Protocol):
-    """What may stand in a block in the place of attention or of the MLP: a MuModule made of the
-    model's config."""
+    """A part of a block, in the place of attention or of the MLP: a MuModule made of the model's
+    config."""
 
     def __call__(self, x_BTD: jax.Array, context: Context, /) -> jax.Array:
         """Returns what the block adds to the stream [B, T, D]: at position t from tokens 0..t."""

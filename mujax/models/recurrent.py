@@ -55,7 +55,7 @@ class RecurrentConfig:
 
     # No fields: options of the transformer that make no sense here
     tied, bias, embedding_norm, parallel = False, False, False, False
-    position, boundary_id, max_length = "none", -1, None
+    position, separator_id, max_length = "none", -1, None
 
     def __post_init__(self):
         check_options(self, "mlp_ratio", "recurrent_ratio")
@@ -73,15 +73,15 @@ class RecurrentConfig:
         }  # fmt: skip
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a token, 6 a weight; the scan and the kernel are left
-        out."""
+        """Returns forward and backward matmul FLOPs per token, 6 per weight, without the scan and
+        the kernel."""
         r = self.recurrent_ratio
         matrices = 3 * r + 2 * r**2 + num_mlp_matrices(self.activation) * self.mlp_ratio
         return 6 * (self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model)
 
 
 class Memory(NamedTuple):
-    """What a layer keeps of the tokens so far: its state, and the last inputs of its kernel."""
+    """The cache of a layer: its state, and the last inputs of its kernel."""
 
     h_BR: jax.Array
     x_BCR: jax.Array
@@ -137,7 +137,7 @@ class Recurrence(MuModule):
         return out_BTD, None if cache is None else Memory(last_BR, padded[:, T:])
 
     def gates(self, x_BTR):
-        """(log of the decay a_t, its input's factor sqrt(1 - a_t^2) i_t), in float32."""
+        """Returns (log of the decay a_t, the input's factor sqrt(1 - a_t^2) i_t), in float32."""
         wa_RS, wi_RS = (self.weight(name, "hidden", "recurrent -> gates") for name in ("wa", "wi"))
         decay_R = self.weight("decay", "vector", "-> recurrent", dist="zeros")
         opened_BTR, input_BTR = (
@@ -155,7 +155,8 @@ class Recurrence(MuModule):
 
 
 def scan(log_a_BTR, x_BTR, h_BR=None):
-    """h_t = exp(log_a_t) h_(t-1) + x_t of all t at once; h_BR: the state before the first."""
+    """Computes h_t = exp(log_a_t) h_(t-1) + x_t for all t at once; h_BR: the state before the
+    first."""
     if h_BR is not None:
         x_BTR = x_BTR.at[:, 0].add(jnp.exp(log_a_BTR[:, 0]) * h_BR)
 

@@ -41,8 +41,7 @@ CHOICES = {
 
 
 def check_options(cfg, *ratios: str) -> None:
-    """That a config's options are some that there are, and that these ratios of d_model make whole
-    numbers.
+    """Checks that a config's options exist, and that ratios of d_model make whole numbers.
 
     Raises:
       UserError: the message names the field.
@@ -112,7 +111,7 @@ class TransformerConfig:
         "float32", "of compute: float32 or bfloat16; master weights are always float32"
     )
     low_precision: bool = declare(False, "norms and softmax in dtype too, rather than in float32")
-    boundary_id: int = declare(
+    separator_id: int = declare(
         -1,
         "where documents are packed in a row: the token between two of them, which no attention "
         "looks beyond; -1: it "
@@ -151,9 +150,9 @@ class TransformerConfig:
                 f"= {self.seq_len}: "
                 "both must be multiples of 128"
             )
-        if self.boundary_id >= self.vocab_size:
+        if self.separator_id >= self.vocab_size:
             raise UserError(
-                f"model.boundary_id = {self.boundary_id} is no token of data.vocab_size = "
+                f"model.separator_id = {self.separator_id} is no token of data.vocab_size = "
                 f"{self.vocab_size}"
             )
         if self.low_precision and self.attention_impl != "plain":
@@ -188,8 +187,8 @@ class TransformerConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Forward and backward matmul FLOPs a token: 6 N + 12 L D T (2204.02311, appendix B), no
-        remat."""
+        """Returns forward and backward matmul FLOPs per token without remat: 6 N + 12 L D T
+        (2204.02311, appendix B)."""
         shared = (self.num_kv_heads or self.num_heads) / self.num_heads
         matrices = 2 + 2 * shared + num_mlp_matrices(self.activation) * self.mlp_ratio
         weights = self.num_layers * matrices * self.d_model**2 + self.vocab_size * self.d_model
@@ -260,7 +259,7 @@ class MLP(MuModule):
         return self.mlp(x_BTD)
 
     def mlp(self, x_TD):
-        """[..., T, D] -> the same; of several copies [B, E, T, D], each with a part of its own."""
+        """Applies the MLP to [..., T, D], or to copies [B, E, T, D] with weights of their own."""
         wi_DF = self.weight("wi", "hidden", f"{self.copies} embed -> mlp")
         wo_FD = self.weight("wo", "hidden", f"{self.copies} mlp -> embed")
         h_TF = with_bias(self, x_TD @ wi_DF, "bi", "mlp")
@@ -306,7 +305,7 @@ class Block(MuModule):
 
 
 def _remat(block, policy: str):
-    """The block with its activations recomputed in the backward pass: all of them, or all but its
+    """Returns the block with its activations recomputed in the backward pass: all, or all but its
     matmuls."""
     if policy == "none":
         return block
@@ -372,8 +371,8 @@ class Transformer(LanguageModel):
         if self.cfg.embedding_norm:
             x_BTD = self.embedding_norm(x_BTD)
         document_BT = None
-        if self.cfg.boundary_id >= 0 and cache is None:  # what is sampled is one document
-            document_BT = jnp.cumsum(tokens_BT == self.cfg.boundary_id, axis=1)
+        if self.cfg.separator_id >= 0 and cache is None:  # what is sampled is one document
+            document_BT = jnp.cumsum(tokens_BT == self.cfg.separator_id, axis=1)
         x_BTD, cache = self.blocks(x_BTD, Context(hps, position, document_BT), cache)
         x_BTD = self.final_norm(x_BTD)
         self.record("final", x_BTD)

@@ -106,7 +106,8 @@ def load_sources(
 
 
 def _is_one_run(row: Row, other: Row) -> bool:
-    """Whether two rows of a sweep are of one run; under ids of two schemas it has two names."""
+    """Returns whether two rows of a sweep are of one run, which ids of two schemas name
+    differently."""
     a, b = row["config"], other["config"]
     if row["id"] == other["id"] or a is None or b is None:
         return row["id"] == other["id"]

@@ -136,8 +136,7 @@ def same_study(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_same_study(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two configs, either of which may have been recorded by an earlier version, are of one
-    study."""
+    """Returns whether two configs, of this or of earlier versions, are of one study."""
     a, b = _comparable(a, b)
     return a == b
 

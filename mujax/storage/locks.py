@@ -32,7 +32,7 @@ class Held:
         self._root, self._folder = root, folder
 
     def is_in_place(self) -> bool:
-        """Whether the name that the process was given is still that of the folder."""
+        """Returns whether the name that the process was given is still that of the folder."""
         return self._folder is None or self._is(self._root)
 
     @property

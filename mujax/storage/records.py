@@ -22,8 +22,8 @@ MAX_NUMBER = 1e39  # float32, which all numbers come from, ends before
 
 
 def is_name(x: Any) -> bool:
-    """Whether text from a file can be one part of a path, and no other: of the id of a run, or a
-    file in a folder."""
+    """Returns whether text from a file (an id, or a file's name) can be one part of a path and no
+    more."""
     return (
         isinstance(x, str)
         and 0 < len(x.encode(errors="replace")) <= 240
@@ -35,7 +35,7 @@ _NAME = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
 
 
 def is_number(x: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number that a run can have measured or be configured with."""
+    """Returns whether a value is a number that a run can have measured or be configured with."""
     return type(x) in (int, float) and abs(x) < MAX_NUMBER
 
 

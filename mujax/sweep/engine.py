@@ -45,7 +45,7 @@ class Progress:
     seconds: float = 0.0
 
 
-class Parked(NamedTuple):
+class Snapshot(NamedTuple):
     """A run in flight, outside of a chunk; `state` is its LaneState as NumPy arrays."""
 
     index: int
@@ -57,9 +57,9 @@ def train_runs(
     runs: Sequence[Run],
     batches: Mapping[int, TrainBatches],
     validation: np.ndarray,
-    parked: Sequence[Parked] = (),
+    snapshots: Sequence[Snapshot] = (),
     report: Callable[[Sequence[int], int], None] = lambda indices, steps: None,
-    interrupt: Callable[[Callable[[], list[Parked]]], None] = lambda park: None,
+    interrupt: Callable[[Callable[[], list[Snapshot]]], None] = lambda _: None,
     vmapped: bool | None = None,
 ) -> Iterator[tuple[int, Progress]]:
     """Trains runs that share their program, data, and lengths; yields (index, Progress) as each
@@ -67,7 +67,7 @@ def train_runs(
 
     Args:
       batches: seed -> Batches. validation: [E, B, T + 1].
-      parked: runs among these that go on from an earlier chunk; the others start at step 0.
+      snapshots: runs among these that go on from an earlier chunk; the others start at step 0.
       report: called with the indices of runs that have advanced, and by how many steps.
       interrupt: called between two calls of the program, with a function that returns all runs in
         flight; may raise to end the work here.
@@ -76,8 +76,8 @@ def train_runs(
     Raises:
       UserError: one run does not fit into memory.
     """
-    started = {p.index for p in parked}
-    waiting: collections.deque[Parked | int] = collections.deque(parked)
+    started = {p.index for p in snapshots}
+    waiting: collections.deque[Snapshot | int] = collections.deque(snapshots)
     waiting.extend(i for i in range(len(runs)) if i not in started)
     if vmapped is None:
         vmapped = jax.default_backend() != "cpu"
@@ -89,8 +89,8 @@ def train_runs(
             continue
         interrupt(
             lambda chunk=chunk: [
-                *chunk.park(),
-                *(entry for entry in waiting if isinstance(entry, Parked)),
+                *chunk.take_snapshots(),
+                *(entry for entry in waiting if isinstance(entry, Snapshot)),
             ]
         )
         if not waiting:
@@ -129,12 +129,12 @@ class Chunk:
         interval = self._train_cfg.eval_interval
         if not all(progress.done % interval == 0 for _, progress in self.busy):
             return
-        new: dict[int, Parked | int] = {}
+        new: dict[int, Snapshot | int] = {}
         for lane, slot in enumerate(self._slots):
             if slot or not waiting or not self._has_rows_for(waiting[0]):
                 continue
             entry = new[lane] = waiting.popleft()
-            if isinstance(entry, Parked):
+            if isinstance(entry, Snapshot):
                 self._slots[lane] = (entry.index, entry.progress)
             else:
                 history = np.full((len(METRICS), self._train_cfg.steps), np.nan, np.float32)
@@ -148,7 +148,7 @@ class Chunk:
             drawn if self._lanes is None else self._executables.replace(self._lanes, drawn, is_new)
         )
         if restored := {
-            lane: entry.state for lane, entry in new.items() if isinstance(entry, Parked)
+            lane: entry.state for lane, entry in new.items() if isinstance(entry, Snapshot)
         }:
             self._put(restored)
 
@@ -249,26 +249,26 @@ class Chunk:
         saved = remaining * self._seconds_per_step * (1 - num_lanes / old.num_lanes)
         if math.isnan(saved) or saved < old.compile_seconds:
             return self
-        parked = self.park()
+        snapshots = self.take_snapshots()
         self._lanes = None  # makes room for the smaller chunk
         executables = compile_lanes(
             self._runs, self._validation, old.layout, num_lanes, old.vmapped
         )
         chunk = Chunk(self._runs, self._batches, self._validation, executables)
-        chunk.refill(collections.deque(parked))
+        chunk.refill(collections.deque(snapshots))
         return chunk
 
-    def park(self) -> list[Parked]:
+    def take_snapshots(self) -> list[Snapshot]:
         """Returns snapshots of everything in flight, between two calls of the program."""
         lanes = jax.device_get(self._lanes)
         return [
-            Parked(*slot, jax.tree.map(lambda x, lane=lane: x[lane], lanes))
+            Snapshot(*slot, jax.tree.map(lambda x, lane=lane: x[lane], lanes))
             for lane, slot in enumerate(self._slots)
             if slot
         ]
 
     def _put(self, states: Mapping[int, LaneState]) -> None:
-        """Writes the states of parked runs into their lanes."""
+        """Writes the states of snapshots into their lanes."""
 
         def write(x, *of_lanes):
             values = np.array(x)
@@ -289,9 +289,9 @@ class Chunk:
             (self._runs[slot[0]].cfg.seed, slot[1].done) if slot else None for slot in self._slots
         ]
 
-    def _has_rows_for(self, entry: Parked | int) -> bool:
+    def _has_rows_for(self, entry: Snapshot | int) -> bool:
         index, done = (
-            (entry.index, entry.progress.done) if isinstance(entry, Parked) else (entry, 0)
+            (entry.index, entry.progress.done) if isinstance(entry, Snapshot) else (entry, 0)
         )
         return (
             len({*self._row_sets(), (self._runs[index].cfg.seed, done)} - {None})
@@ -299,8 +299,8 @@ class Chunk:
         )
 
     def _read_rows(self, seed: int, first: int) -> np.ndarray:
-        """Batches from step `first` on [K, B, T + 1]; always as many, so that one program serves
-        every call."""
+        """Reads batches from step `first` on [K, B, T + 1]; always as many, so that one program
+        serves every call."""
         last = self._train_cfg.steps - 1
         return np.stack(
             [

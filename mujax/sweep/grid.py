@@ -85,7 +85,7 @@ def sweep_points(section: Mapping[str, Any]) -> Sweep:
     """Returns the points of a config's section `sweep`: the product of its axes and of its
     `points`, if there are any.
 
-    Every other entry mirrors the config, with a tuple of values at each leaf.
+    Every other entry has the shape of the config, with a tuple of values at each leaf.
 
     Raises:
       UserError: no axis, an empty axis, or an axis over a field that `points` set too.

@@ -150,7 +150,7 @@ def abstract_lanes(program: Program, layout: Layout, num_lanes: int) -> LaneStat
 
 
 def abstract_lane(program: Program) -> LaneState:
-    """Shapes and types of the state of one lane."""
+    """Returns shapes and types of the state of one lane."""
     return jax.eval_shape(LaneState, abstract_state(program), jax.ShapeDtypeStruct((), jnp.int32))
 
 

@@ -164,8 +164,10 @@ def _configs(manifest: Mapping[str, Any]) -> list[Any]:
 
 
 def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Parts of one sweep stay that sweep; others become a list of configs, which no sweep takes for
-    its own, and each point says by number which of them is its own."""
+    """Joins two manifests: parts of one sweep stay that sweep, others become a list of configs.
+
+    No sweep takes such a list for its own; each point says by number which config is its own.
+    """
     a = a or {"config": b["config"]}
     for data, fingerprint in b.get("data", {}).items():
         if a.get("data", {}).get(data, fingerprint) != fingerprint:

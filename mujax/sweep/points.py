@@ -130,7 +130,8 @@ class Shard:
         return cls(index, count)
 
     def take(self, points: Sequence[Point], curve_field: str | None = None) -> list[Point]:
-        """This shard's points: every count-th of each group, so that all shards have like work.
+        """Returns this shard's points: every count-th of each group, so that all shards have like
+        work.
 
         With curve_field, the points of a curve along it stay together.
         """

@@ -32,8 +32,8 @@ def same_values(values: Iterable[float], tolerance: float = SAME_RATE) -> dict[f
 def level_seeds(
     seeds: Sequence[Sequence[Hashable]], losses: Sequence[Sequence[float | None]]
 ) -> tuple[tuple[float | None, ...], ...]:
-    """Losses without what a seed adds at every learning rate, if some rates have other seeds than
-    the rest.
+    """Removes what a seed adds at every learning rate, if some rates have other seeds than the
+    rest.
 
     A seed's luck is largely common to all learning rates. Where each rate has the same seeds it
     shifts the whole curve and is left in; else means over seeds would differ by who is in them.

@@ -20,11 +20,11 @@ from mujax.training.run import make_run
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """What one curve still needs: log2 values to add, none when it is settled, and in words where
-    it stands.
+    """The needs of one curve: log2 values to add, none when it is settled, and where it stands in
+    words.
 
     bracket: the best value and those within two steps of it, once it is settled between its
-    neighbours; they decide where the optimum is. Not those that diverged, which more seeds would
+    neighbours; they decide where the optimum is. Diverged ones are left out, which more seeds would
     not mend.
     """
 

@@ -149,7 +149,7 @@ def record_of(root: Path) -> dict[str, Any]:
 
 
 def is_single_run(root: Path) -> bool:
-    """Whether a workdir is that of `mujax train`."""
+    """Returns whether a workdir is that of `mujax train`."""
     others = ("manifest.json", "results.jsonl")
     return (root / "config.json").exists() and not any((root / name).exists() for name in others)
 
@@ -183,7 +183,7 @@ def numbers(run: Fields) -> set[str]:
 
 
 def _agrees(row: Mapping[str, Any], config: Fields, overrides: Fields) -> bool:
-    """Whether what a row says of itself could come from a config."""
+    """Returns whether what a row says of itself could come from a config."""
     said = {field: row[fact] for field, fact in FACTS.items() if row.get(fact) is not None}
     here = {**config, **overrides}
     return all(

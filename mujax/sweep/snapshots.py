@@ -18,7 +18,7 @@ import numpy as np
 
 from mujax.storage.files import replacing
 from mujax.storage.records import is_number, parse_object
-from mujax.sweep.engine import Parked, Progress
+from mujax.sweep.engine import Progress, Snapshot
 from mujax.sweep.lanes import abstract_lane
 from mujax.training.outcome import Outcome
 from mujax.training.run import Run
@@ -32,8 +32,8 @@ class Unusable(Exception):
     """A file of runs in flight that cannot be resumed; the message says why."""
 
 
-def save_parked(
-    file: Path, parked: Sequence[Parked], ids: Sequence[str], code_version: str
+def save_snapshots(
+    file: Path, snapshots: Sequence[Snapshot], ids: Sequence[str], code_version: str
 ) -> None:
     """Writes runs in flight; ids name the runs that their indices stand for."""
     header = {
@@ -45,15 +45,15 @@ def save_parked(
                 "evals": p.progress.outcome.evals,
                 "seconds": p.progress.seconds,
             }
-            for p in parked
+            for p in snapshots
         ],
     }
     leaves = [
         _storable(np.stack(values))
-        for values in zip(*(jax.tree.leaves(p.state) for p in parked), strict=True)
+        for values in zip(*(jax.tree.leaves(p.state) for p in snapshots), strict=True)
     ]
     arrays = {f"state_{i}": leaf for i, leaf in enumerate(leaves)}
-    arrays["history"] = np.stack([p.progress.history for p in parked])
+    arrays["history"] = np.stack([p.progress.history for p in snapshots])
     arrays["header"] = np.array(json.dumps(header))
     with replacing(file) as stream:
         np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
@@ -73,13 +73,13 @@ def _sum(stream: IO[bytes], size: int) -> bytes:
 
 
 def _storable(x: np.ndarray) -> np.ndarray:
-    """NumPy's files know no bfloat16: its bits as integers."""
+    """Returns an array that NumPy's files can hold: bfloat16 as integers of the same bits."""
     return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def load_parked(
+def load_snapshots(
     file: Path, run: Run, indices: Mapping[str, int], code_version: str
-) -> list[Parked]:
+) -> list[Snapshot]:
     """Reads runs in flight, of those that `indices` names by id.
 
     Args:
@@ -128,7 +128,7 @@ def load_parked(
         name: ((len(runs), *shape), dtype) for name, (shape, dtype) in shapes.items()
     }:
         raise Unusable("its arrays have other names, shapes or types than those of its runs")
-    parked, seen = [], set()
+    snapshots, seen = [], set()
     for n, entry in enumerate(runs):
         state = jax.tree.unflatten(
             structure, [arrays[f"state_{i}"][n] for i in range(len(expected))]
@@ -140,8 +140,8 @@ def load_parked(
         if entry["id"] in indices:
             outcome = Outcome(train, [(step, loss) for step, loss in entry["evals"]])
             progress = Progress(entry["done"], outcome, arrays["history"][n], entry["seconds"])
-            parked.append(Parked(indices[entry["id"]], progress, state))
-    return parked
+            snapshots.append(Snapshot(indices[entry["id"]], progress, state))
+    return snapshots
 
 
 def _restored(x: np.ndarray, dtype) -> np.ndarray:
@@ -151,8 +151,10 @@ def _restored(x: np.ndarray, dtype) -> np.ndarray:
 def _is_in_flight(
     entry: Any, steps_of_state: tuple[int, int], num_steps: int, eval_interval: int
 ) -> bool:
-    """Whether an entry of the header tells of a run between two calls: no further than its weights,
-    and evaluated when it had to be."""
+    """Returns whether a header's entry fits a run between two calls.
+
+    It is no further than its weights, and was evaluated at every interval.
+    """
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
         return False
     done, evals, seconds = entry.get("done"), entry.get("evals"), entry.get("seconds", -1)

@@ -16,12 +16,12 @@ from mujax.data.loader import load_batches
 from mujax.errors import UserError
 from mujax.storage import files, locks
 from mujax.storage.records import Row, first_by_id, read_manifest, read_rows
-from mujax.sweep.engine import Parked, Progress, train_runs
+from mujax.sweep.engine import Progress, Snapshot, train_runs
 from mujax.sweep.migration import carry_over
 from mujax.sweep.points import Point, Shard, group_points, make_points
 from mujax.sweep.refine import propose, refine_config
-from mujax.sweep.snapshots import Unusable, load_parked, save_parked
-from mujax.sweep.trackers import Mirror
+from mujax.sweep.snapshots import Unusable, load_snapshots, save_snapshots
+from mujax.sweep.trackers import Tracker
 from mujax.training.distributed import deferred_signals
 from mujax.training.metrics import metric_records
 from mujax.training.results import code_version, make_row
@@ -31,7 +31,7 @@ from mujax.training.steps import METRICS
 # saving of much state may take no more than a twentieth of the time.
 SAVE_SECONDS = 60.0
 
-Mirrors = Callable[[Path], Sequence[Mirror]]
+Trackers = Callable[[Path], Sequence[Tracker]]
 TrainRuns = Callable[..., Iterator[tuple[int, Progress]]]  # as train_runs
 
 
@@ -39,7 +39,7 @@ def sweep(
     tree: Mapping[str, Any],
     workdir: str | Path,
     shard: Shard = Shard(),  # noqa: B008 - frozen
-    open_mirrors: Mirrors = lambda root: (),
+    open_trackers: Trackers = lambda root: (),
     train_runs: TrainRuns = train_runs,
 ) -> list[Row]:
     """Runs every point of `config.sweep` that `workdir` has no row of; returns the rows of all
@@ -51,7 +51,7 @@ def sweep(
     optimum is settled.
 
     Args:
-      open_mirrors: given the workdir, what finished points are copied to.
+      open_trackers: given the workdir, what finished points are copied to.
       train_runs: what trains the points of a group.
 
     Raises:
@@ -72,8 +72,8 @@ def sweep(
     root = files.open_workdir(files.local_path(workdir), "manifest.json", tree)
     with locks.locked(root) as held, deferred_signals() as is_interrupted:
         carry_over(root)
-        own_part, mirrors = part if shard.count > 1 else "", open_mirrors(root)
-        study = _Study(tree, root, held, grid, own_part, mirrors, is_interrupted, train_runs)
+        own_part, trackers = part if shard.count > 1 else "", open_trackers(root)
+        study = _Study(tree, root, held, grid, own_part, trackers, is_interrupted, train_runs)
         points, notes = grid, []
         while True:
             study.run(points, notes)
@@ -98,12 +98,13 @@ class _Study:
         held: locks.Held,
         grid: Sequence[Point],
         part: str,
-        mirrors: Sequence[Mirror],
+        trackers: Sequence[Tracker],
         is_interrupted: Callable[[], bool],
         train_runs: TrainRuns,
     ):
         self._tree, self._root, self._held, self._part = tree, root, held, part
-        self._mirrors, self._is_interrupted, self._train_runs = mirrors, is_interrupted, train_runs
+        self._trackers, self._train_runs = trackers, train_runs
+        self._is_interrupted = is_interrupted
         manifest_file, results_file = root / "manifest.json", root / "results.jsonl"
         self._recorded = read_manifest(manifest_file) if manifest_file.exists() else {}
         recorded_rows = read_rows(results_file) if results_file.exists() else []
@@ -201,13 +202,13 @@ class _Study:
         name = f"in_flight/{members[0].run.group}.npz"
         next_save = time.monotonic() + SAVE_SECONDS
 
-        def interrupt(park: Callable[[], list[Parked]]) -> None:
+        def interrupt(take_snapshots: Callable[[], list[Snapshot]]) -> None:
             nonlocal next_save
             start = time.monotonic()
             if self._is_interrupted() or start > next_save or not self._held.is_in_place():
                 file = self._held.path / name
                 try:
-                    save_parked(file, park(), ids, code_version())
+                    save_snapshots(file, take_snapshots(), ids, code_version())
                 except OSError as e:
                     # the rows are what counts; this is tried again, or these points start again
                     print(f"{file} could not be saved: {e}", file=sys.stderr)
@@ -215,11 +216,11 @@ class _Study:
                 next_save = now + max(SAVE_SECONDS, 20 * (now - start))
             self._stop_if_asked()
 
-        parked = self._parked(name, members)
-        bar.resumed({entry.index: entry.progress.done for entry in parked})
+        snapshots = self._load_snapshots(name, members)
+        bar.resumed({entry.index: entry.progress.done for entry in snapshots})
         runs = [point.run for point in members]
         for i, progress in self._train_runs(
-            runs, batches, validation, parked, bar.trained, interrupt
+            runs, batches, validation, snapshots, bar.trained, interrupt
         ):
             row = make_row(
                 runs[i],
@@ -242,12 +243,12 @@ class _Study:
         files.append_jsonl(root / "results.jsonl", row)
         self.rows[point.id] = row
         if not self._held.is_in_place():
-            # mirrors know the folder by its name, and would make another
+            # trackers know the folder by its name, and would make another
             return
-        for mirror in self._mirrors:
-            mirror.point(row, records, point.run.cfg.as_dict())
+        for tracker in self._trackers:
+            tracker.point(row, records, point.run.cfg.as_dict())
 
-    def _parked(self, name: str, members: Sequence[Point]) -> list[Parked]:
+    def _load_snapshots(self, name: str, members: Sequence[Point]) -> list[Snapshot]:
         """Reads the snapshots that an interrupted call has left of these points; a file that cannot
         be used is set aside."""
         root = self._held.path
@@ -255,7 +256,7 @@ class _Study:
             return []
         try:
             indices = {point.id: i for i, point in enumerate(members)}
-            return load_parked(root / name, members[0].run, indices, code_version())
+            return load_snapshots(root / name, members[0].run, indices, code_version())
         except Unusable as e:
             folder = files.set_aside(root, [name])
             print(

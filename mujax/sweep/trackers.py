@@ -36,7 +36,7 @@ WANDB_SETTINGS = {
 }
 
 
-def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> list["Mirror"]:
+def open_trackers(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> list["Tracker"]:
     """Opens the trackers that were asked for and imports their packages; `wandb_mode` may be '' for
     none.
 
@@ -44,11 +44,11 @@ def open_mirrors(root: Path, study: str, tensorboard: bool, wandb_mode: str) -> 
       UserError: a package is missing, the mode is unknown, or W&B is to be online and cannot log
         in.
     """
-    mirrors: list[Mirror] = [TensorBoard(root)] if tensorboard else []
-    return [*mirrors, Wandb(root, study, wandb_mode)] if wandb_mode else mirrors
+    trackers: list[Tracker] = [TensorBoard(root)] if tensorboard else []
+    return [*trackers, Wandb(root, study, wandb_mode)] if wandb_mode else trackers
 
 
-class Mirror(abc.ABC):
+class Tracker(abc.ABC):
     """A tracker, which copies finished points and keeps nothing open between them; a failure costs
     one line on stderr, never the sweep."""
 
@@ -65,7 +65,7 @@ class Mirror(abc.ABC):
         try:
             self.copy(row, records, config)
         except Exception as e:
-            print(f"{self.name} mirror, point {row['id']}: {one_line(e)}", file=sys.stderr)
+            print(f"{self.name} tracker, point {row['id']}: {one_line(e)}", file=sys.stderr)
 
     @abc.abstractmethod
     def copy(
@@ -77,7 +77,7 @@ class Mirror(abc.ABC):
         """Copies a point; may raise anything, which `point` catches."""
 
 
-class TensorBoard(Mirror):
+class TensorBoard(Tracker):
     """A tracker with one event file per point, tensorboard/ID/events.out.tfevents, replaced as a
     whole."""
 
@@ -119,7 +119,7 @@ class TensorBoard(Mirror):
         os.replace(unfinished, file)
 
 
-class Wandb(Mirror):
+class Wandb(Tracker):
     """A tracker with one W&B run per point, under the point's id in the group of the study; files
     are in wandb/."""
 

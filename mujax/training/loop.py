@@ -23,7 +23,7 @@ from mujax.training.distributed import agreed, all_same, everywhere, is_primary,
 from mujax.training.logs import RunLog
 from mujax.training.observer import Observer
 from mujax.training.outcome import Outcome
-from mujax.training.ownership import Claim, check_allowed
+from mujax.training.ownership import Ownership, check_allowed
 from mujax.training.results import make_row
 from mujax.training.resume import Saves
 from mujax.training.run import Run, make_run
@@ -68,21 +68,21 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
         raise UserError(
             f"the processes of this run read different data (fingerprint {corpus.fingerprint} here)"
         )
-    claim = Claim(root, run, corpus.fingerprint, allowed_changes)
-    row = agreed(claim.finished_row)
+    ownership = Ownership(root, run, corpus.fingerprint, allowed_changes)
+    row = agreed(ownership.finished_row)
     if row is not None:
         return row
     with contextlib.ExitStack() as stack:
         held: list[locks.Held] = []  # the lock, on the primary process
         agreed(lambda: held.append(stack.enter_context(locks.locked(root))))
-        row = agreed(claim.finished_row)  # another process may have finished it in the meantime
+        row = agreed(ownership.finished_row)  # another process may have finished it in the meantime
         if row is not None:
             return row
         folder = Workdir(root, held[0] if held else None)
         log = RunLog(root, is_primary(), lambda: folder.now)
         fns = _jit(run, layout)
         observer = Observer(run, corpus, folder, log, layout)
-        saves = Saves(claim, folder, log)
+        saves = Saves(ownership, folder, log)
         stack.callback(saves.close)
         stack.callback(observer.close)
 

@@ -14,7 +14,7 @@ from mujax.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class Ownership:
     """A run's right to a workdir.
 
     allowed_changes: fields in which the config may differ from the one that the workdir was begun
@@ -70,7 +70,7 @@ class Claim:
         files.write_json(file, config)
 
     def _is_own(self, record: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint was saved by this run as it is, without a change."""
+        """Returns whether a checkpoint was saved by this run as it is, without a change."""
         same = files.is_same_study(record["config"], self.run.cfg.as_dict())
         sources = record["table_hash"], record["data_fingerprint"]
         return same and sources == (self.run.table_hash, self.data_fingerprint)

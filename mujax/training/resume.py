@@ -12,7 +12,7 @@ from mujax.training.checkpoint import Checkpoints, Record
 from mujax.training.distributed import agreed, everywhere, is_primary
 from mujax.training.logs import RunLog
 from mujax.training.outcome import Outcome
-from mujax.training.ownership import Claim
+from mujax.training.ownership import Ownership
 from mujax.training.results import code_version
 from mujax.training.steps import TrainState
 from mujax.training.workdir import Workdir
@@ -21,14 +21,14 @@ from mujax.training.workdir import Workdir
 class Saves:
     """The saved states of one run; all its processes make the same calls."""
 
-    def __init__(self, claim: Claim, workdir: Workdir, log: RunLog):
-        self._claim, self._workdir, self._log = claim, workdir, log
+    def __init__(self, ownership: Ownership, workdir: Workdir, log: RunLog):
+        self._ownership, self._workdir, self._log = ownership, workdir, log
         self._start = time.monotonic()
         self._saved_at = self._best_saved_at = -1
         self._open()
 
     def _open(self) -> None:
-        folder, cfg = self._workdir.root / "checkpoints", self._claim.run.cfg.checkpoint
+        folder, cfg = self._workdir.root / "checkpoints", self._ownership.run.cfg.checkpoint
         self._latest = everywhere(lambda: Checkpoints(folder / "latest", cfg.keep))
         self._best = everywhere(lambda: Checkpoints(folder / "best", keep=1)) if cfg.best else None
 
@@ -52,9 +52,9 @@ class Saves:
           UserError: there are only damaged checkpoints, or they are of another run.
         """
         trees = {"params": abstract.params, "opt_state": abstract.opt_state}
-        found = self._latest.restore(trees, self._claim.check_checkpoint)
-        agreed(self._claim.take)
-        step, outcome, root = 0, Outcome(self._claim.run.cfg.train), self._workdir.root
+        found = self._latest.restore(trees, self._ownership.check_checkpoint)
+        agreed(self._ownership.take)
+        step, outcome, root = 0, Outcome(self._ownership.run.cfg.train), self._workdir.root
         if found is not None:
             record, trees = found
             step, outcome.evals = record["step"], [(at, loss) for at, loss in record["evals"]]
@@ -143,12 +143,12 @@ class Saves:
 
     def _record(self, outcome: Outcome) -> Record:
         """Returns what is saved beside the arrays, to know the run by and to go on with."""
-        run = self._claim.run
+        run = self._ownership.run
         return {
             "config": run.cfg.as_dict(),
             "table": run.table,
             "table_hash": run.table_hash,
-            "data_fingerprint": self._claim.data_fingerprint,
+            "data_fingerprint": self._ownership.data_fingerprint,
             "evals": outcome.evals,
             "seconds": self.seconds,
             "code_version": code_version(),
