@@ -92,7 +92,7 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
             return cast(jax.Array, logits_B1V)[:, 0]
 
         def read(tokens_BN, cache, position, length: int):
-            """Returns (logits of what follows the `length` tokens at `position` [B, V], the cache)."""
+            """Returns (logits after the `length` tokens from `position` on [B, V], the cache)."""
             if cache is None:
                 return reread(tokens_BN, position + length), None
             tokens_BT = jax.lax.dynamic_slice_in_dim(tokens_BN, position, length, axis=1)

@@ -627,7 +627,7 @@ def test_intervals_are_measured_by_a_clock_that_cannot_be_set_back():
     assert {name for name, _ in calls} == {
         "training/logs.py",
         "sweep/trackers.py",
-        "storage/buckets.py",
+        "storage/locks.py",
     }
     assert all(re.search(r'"time": time|now = time.time|isoformat', line) for _, line in calls), (
         calls

@@ -81,11 +81,13 @@ def tree(tiny):
 
 
 def make_first(root, tree):
-    """Makes of a workdir of today one of schema 1, which knew a field less."""
+    """Makes of a workdir of today one of schema 1, which knew a field less, and one by another
+    name."""
     points = make_points(tree)
     old = {p.id: first_id(p.run.cfg) for p in points}
     record = json.loads((root / "manifest.json").read_text())
     del record["config"]["optim"][LATER]
+    record["config"]["model"]["boundary_id"] = record["config"]["model"].pop("separator_id")
     record["points"] = {old[id]: point for id, point in record["points"].items()}
     (fingerprint,) = record["data"].values()
     record["data"] = {first_schema(points[0].run.cfg.as_dict()["data"]): fingerprint}

@@ -40,7 +40,7 @@ class MLPConfig:
         }
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Returns forward and backward matmul FLOPs per token: 6 per weight that the token meets."""
+        """Returns forward and backward matmul FLOPs per token: 6 per weight used."""
         del seq_len  # no operation grows with the sequence
         layers = (self.context + self.num_layers - 1) * self.d_model**2
         return 6 * (layers + self.vocab_size * self.d_model)

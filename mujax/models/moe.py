@@ -82,7 +82,7 @@ class MoEConfig(TransformerConfig):
 
 @jax.custom_vjp
 def with_auxiliary_loss(x, loss):
-    """Returns x; training also minimizes `loss`, which is not added to the loss that is reported."""
+    """Returns x; training also minimizes `loss`, which is no part of the reported loss."""
     del loss
     return x
 
