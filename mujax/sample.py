@@ -67,15 +67,8 @@ def make_generate(program: Program, num_tokens: int, window: int, stop: int):
     Every row starts at position 0, as in training, so no row needs padding: while the longest
     prompts are still read, the others are continued already. The draws of a row depend on the seed,
     the row and the position.
-
-    Raises:
-      UserError: the model cannot be sampled from.
     """
     module = program.model_class(program.model)
-    if (reads := getattr(program.model, "reads", "text")) != "text":
-        raise UserError(
-            f"{program.model_class.__name__} cannot be sampled from: it reads {reads}, not text"
-        )
     dtype = jnp.dtype(program.model.dtype)
     precise = jnp.promote_types(dtype, jnp.float32)  # the readout, as in evaluation
     is_apart = reads_out_apart(module)
@@ -158,8 +151,7 @@ def sample(
       which: latest, or best: the checkpoint with the lowest validation loss.
 
     Raises:
-      UserError: no such run or no checkpoint, a model that cannot be sampled from, or more tokens
-        than it can take.
+      UserError: no such run or no checkpoint, a model of images, or more tokens than it can take.
     """
     root = files.any_path(workdir)
     if not (root / "config.json").exists():
@@ -169,6 +161,11 @@ def sample(
             f"--workdir={workdir} has no config.json: it is not the workdir of mujax train"
         )
     run = make_run(make_run_config(read_config(root / "config.json")))
+    if (reads := getattr(run.cfg.model, "reads", "text")) != "text":
+        raise UserError(
+            f"--workdir={workdir}: model.name = {run.cfg.model_name!r} reads {reads}, not text, so "
+            "nothing can be drawn from it"
+        )
     tokenizer, is_row, fingerprint = _tokenizer(run)
     # An empty prompt is where a document begins: after the end of one, or at the start of its row
     start = tokenizer.start_id if is_row else tokenizer.eos_id

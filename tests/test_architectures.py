@@ -140,7 +140,7 @@ def test_decays_start_between_the_slowest_and_the_fastest():
     np.testing.assert_allclose(np.exp(2 * log_a[0, 0]), np.linspace(0.9, 0.999, 16), rtol=1e-4)
 
 
-@pytest.mark.parametrize("pieces", [(16,), (1,) * 16, (5, 1, 10), (2, 14)])
+@pytest.mark.parametrize("pieces", [(16,), (1,) * 16, (2, 14)])
 def test_a_recurrence_goes_on_from_its_memory(pieces):
     """In pieces, with the memory in between, as in one call; pieces shorter than the kernel too."""
     run = make("recurrent")

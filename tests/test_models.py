@@ -16,7 +16,8 @@ from models import OPTIONS, apply, in_numpy, initial_params, make, make_with, sh
 from mujax.errors import UserError
 from mujax.models import MODELS, attention
 from mujax.models.layers import LanguageModel, rope
-from mujax.models.protocol import CachedMixer, Decoder, Mixer, Model, ModelConfig
+from mujax.models.protocol import Decoder, Mixer, Model, ModelConfig
+from mujax.models.transformer import Transformer
 from mujax.params import named_leaves
 from mujax.plan.topology import load_topology
 from mujax.training.loss import cross_entropy
@@ -24,7 +25,7 @@ from mujax.training.sharding import ONE_DEVICE, make_layout
 from mujax.training.steps import abstract_state, make_train_fns
 
 TEXT_MODELS = [name for name, (cfg, _) in MODELS.items() if getattr(cfg, "reads", "text") == "text"]
-DECODERS = ("transformer", "moe", "recurrent")
+CACHED = ("transformer", "moe", "recurrent")
 
 
 def matmul_flops(jaxpr):
@@ -59,11 +60,9 @@ def test_every_architecture_is_what_the_protocol_asks_for(model):
         run.cfg.data.seq_len,
     )
     assert isinstance(cfg, ModelConfig) and isinstance(module, Model) and hash(cfg) is not None
-    assert isinstance(module, Decoder) == (model in DECODERS)
-    if model in DECODERS:
+    if isinstance(module, Transformer):
         block = module.block_class
         assert isinstance(block.mixer_class(cfg), Mixer) and isinstance(block.mlp_class(cfg), Mixer)
-        assert isinstance(block.mixer_class(cfg), CachedMixer)
     for meta in named_leaves(run.metas).values():
         assert [cfg.dims[axis] for axis in meta.axes] == list(meta.sizes)
     cfg = dataclasses.replace(cfg, dtype="bfloat16")
@@ -102,6 +101,24 @@ def test_a_token_changes_logits_from_its_own_on(model):
         is_reached_T = (0 <= np.arange(length) - s) & (np.arange(length) - s < reach)
         np.testing.assert_array_equal(influence_T > 0, is_reached_T)
         assert influence_T[s] > 1e-3
+
+
+@pytest.mark.parametrize("model", CACHED)
+def test_in_pieces_from_its_cache_as_in_one_call(model):
+    """Experts have places for all, which tokens by themselves find."""
+    run = make(model, **({"model__capacity_factor": 4.0} if model == "moe" else {}))
+    module, variables = run.program.model_class(run.cfg.model), {"params": initial_params(run)}
+    assert isinstance(module, Decoder)
+    cache = module.empty_cache(2, 16)
+    tokens_BT = np.random.default_rng(0).integers(0, 256, (2, 16))
+    whole_BTD = jax.jit(functools.partial(module.apply, method="features"))(
+        variables, tokens_BT, run.hps
+    )
+    extend, found = jax.jit(functools.partial(module.apply, method="extend")), []
+    for start, stop in ((0, 5), (5, 6), (6, 16)):
+        out_BTD, cache = extend(variables, tokens_BT[:, start:stop], run.hps, cache, start)
+        found.append(out_BTD)
+    np.testing.assert_allclose(np.concatenate(found, 1), whole_BTD, rtol=1e-4, atol=1e-5)
 
 
 def rows_of(run, num_rows):
@@ -202,7 +219,7 @@ WIDTHS = {"transformer": (8, 40), "mlp": (8, 40)}
 
 
 @pytest.mark.parametrize(
-    ("model", "width"), [(m, width) for m in MODELS for width in WIDTHS.get(m, (24,))]
+    ("model", "width"), [(m, width) for m in MODELS for width in WIDTHS.get(m, (48,))]
 )
 def test_any_width_trains(model, width):
     """The loss on a repeated batch falls."""

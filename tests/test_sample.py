@@ -310,8 +310,10 @@ def test_text_ends_with_its_document(trained):
 
 def test_what_cannot_be_sampled_is_told_in_one_line(trained, tmp_path, tiny, capsys):
     root, _, _ = trained
-    with pytest.raises(UserError, match="CNN cannot be sampled from: it reads images, not text"):
-        make_generate(make("cnn").program, 4, 4, 0)
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "config.json").write_text(json.dumps(make("cnn").cfg.as_dict()))
+    with pytest.raises(UserError, match="model.name = 'cnn' reads images, not text"):
+        sample.sample(tmp_path / "cnn", ["a"], 4, Sampling())
     with pytest.raises(UserError, match="no config.json"):
         sample.sample(tmp_path, ["a"], 4, Sampling())
     train(tiny(optim__learning_rate=1e4, optim__grad_clip=0.0), tmp_path / "diverged")
