@@ -272,8 +272,7 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
         rule = our.argmin()
         lines.append([
             *line, word, best_text(our), drift_text(our), cost_text(our), agree,
-            rule.word + "?" * bool(rule.close),
-            " ".join(map(str, seeds)),
+            rule.word + "?" * bool(rule.close), " ".join(map(str, seeds)),
         ])  # fmt: skip
     legend = (
         "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does "

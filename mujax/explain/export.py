@@ -132,8 +132,8 @@ def export(
         matches no tensor.
     """
     for flag, value, known in (
-        ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer,
-        OPTIMIZERS),
+        ("parameterization", parameterization, PARAMETERIZATIONS),
+        ("optimizer", optimizer, OPTIMIZERS),
     ):  # fmt: skip
         if value not in known:
             raise UserError(f"--{flag}={value} {not_one_of(value, known)}")

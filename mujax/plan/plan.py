@@ -15,9 +15,10 @@ from mujax.sweep.points import Point, group_points, make_points
 from mujax.training.run import Run, make_run
 
 SPARE = 0.25  # share of a device's memory that --search leaves free
-HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute",
-"exposed", "MFU",
-          "tokens/day", "hours", "chip-hours", "verdict")  # fmt: skip
+HEADER = (
+    "width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute", "exposed",
+    "MFU", "tokens/day", "hours", "chip-hours", "verdict",
+)  # fmt: skip
 ASSUMPTIONS = (
     "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; "
     "gathers, scatters, sorts, "
@@ -120,8 +121,7 @@ def plan(
     if root is not None:
         document = {
             "topology": topology_name, "groups": [group_json(group) for group in groups],
-            "tried": tried,
-            "assumptions": ASSUMPTIONS,
+            "tried": tried, "assumptions": ASSUMPTIONS,
         }  # fmt: skip
         files.write_json(root / "plan.json", document)
     return all(group.estimate.fits for group in groups)
@@ -226,14 +226,13 @@ def format_plan(groups: Sequence[Group]) -> str:
         if e.step_s is not None and e.tokens_per_s and e.mfu is not None:
             numbers = (
                 _seconds(e.step_s), _seconds(e.compute_s), _seconds(e.exposed_s),
-                f"{100 * e.mfu:.1f}%",
-                f"{86400 * e.tokens_per_s:.3g}", f"{group.hours:.3g}", f"{group.chip_hours:.4g}",
+                f"{100 * e.mfu:.1f}%", f"{86400 * e.tokens_per_s:.3g}", f"{group.hours:.3g}",
+                f"{group.chip_hours:.4g}",
             )  # fmt: skip
         verdict = "fits" if e.fits else "does not fit"
         lines.append((
             f"{model.d_model}", f"{model.num_layers}", f"{group.num_points}", f"{e.lanes}", shape,
-            remat, memory,
-            *numbers, verdict,
+            remat, memory, *numbers, verdict,
         ))  # fmt: skip
         if not e.fits:
             notes.append(
@@ -266,8 +265,6 @@ def group_json(group: Group) -> dict[str, Any]:
     return {
         "width": cfg.model.d_model, "depth": cfg.model.num_layers, "num_points": group.num_points,
         "n_params": group.run.num_params, "tokens_per_step": group.run.tokens_per_step,
-        "steps": cfg.train.steps,
-        "model": dataclasses.asdict(cfg.model), "hours": group.hours,
-        "chip_hours": group.chip_hours,
-        **dataclasses.asdict(group.estimate),
+        "steps": cfg.train.steps, "model": dataclasses.asdict(cfg.model), "hours": group.hours,
+        "chip_hours": group.chip_hours, **dataclasses.asdict(group.estimate),
     }  # fmt: skip

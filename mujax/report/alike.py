@@ -263,9 +263,9 @@ def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[st
     decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
     row = {
         "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok",
-        "diverged_at_step": None,
-        "width": run.width, "parameterization": run.parameterization or run.study or "all",
-        "learning_rate": run.rate,
-        "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
+        "diverged_at_step": None, "width": run.width,
+        "parameterization": run.parameterization or run.study or "all",
+        "learning_rate": run.rate, "seed": seed, "final_loss": run.loss, "overrides": overrides,
+        **facts, **decay,
     }  # fmt: skip
     return cast(Row, row)

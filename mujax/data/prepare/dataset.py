@@ -224,7 +224,7 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[
             raise UserError(
                 f"--workdir={root} was begun with other files of this source; choose a new workdir"
             )
-        print(f"{root}: going on with what was begun", file=sys.stderr)
+        print(f"{root}: resuming", file=sys.stderr)
         source_files = recorded.get("source_files", source_files)
     else:
         own = ("lock", PREPARING)
