@@ -20,25 +20,20 @@ HEADER = (
     "MFU", "tokens/day", "hours", "chip-hours", "verdict",
 )  # fmt: skip
 ASSUMPTIONS = (
-    "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; "
-    "gathers, scatters, sorts, "
-    "random numbers and custom calls (Pallas kernels) have none and count as nothing; loops of "
-    "unknown "
-    "length count once",
+    "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; gathers, "
+    "scatters, sorts, random numbers and custom calls (Pallas kernels) have none and count as "
+    "nothing; loops of unknown length count once",
     "memory is that of the training program; putting a run into a lane holds two states of it for "
     "a moment",
-    "communication is the bytes of ring collectives over all ICI links of a device, a lower "
-    "bound; links between "
-    "slices are taken for ICI",
+    "communication is the bytes of ring collectives over all ICI links of a device, a lower bound; "
+    "links between slices are taken for ICI",
     "a step is the longer of compute and asynchronous communication, plus synchronous "
-    "communication; latency, the host "
-    "and evaluations are not in it",
+    "communication; latency, the host and evaluations are not in it",
     "measured against hardware, such estimates are within about 10% on v3 and v4, 15% on v5e and "
-    "v5p, 25% on v6e, 30% "
-    "at width 128 (tpu7x: never compared); two similar programs compare to a few percent",
+    "v5p, 25% on v6e, 30% at width 128 (tpu7x: never compared); two similar programs compare to a "
+    "few percent",
     "MFU: (6 N + 12 L D T) a token over the bfloat16 peak, N the weights of matmuls, so without "
-    "the input embedding; "
-    "nothing for what remat repeats",
+    "the input embedding; nothing for what remat repeats",
 )
 
 

@@ -263,8 +263,7 @@ class _Cells:
         more = f" and {len(holes) - FEW} more" if len(holes) > FEW else ""
         return runs, [
             f"{len(holes)} rows have no loss in column {column!r} and are left out: "
-            f"{', '.join(holes[:FEW])}{more}; "
-            "where a run diverged write nan"
+            f"{', '.join(holes[:FEW])}{more}; where a run diverged write nan"
         ]
 
     def _name(self, record: Mapping[str, Any], name: str) -> str | None:
