@@ -46,10 +46,8 @@ TOLERANCE = 1e-3  # nats, for a point that is repeated on the same kind of devic
 # Fields of a committed row: those that a report reads, and the row's origin
 KEPT = (
     "id", "status", "diverged_at_step", "width", "parameterization", "learning_rate",
-    "weight_decay", "seed", "steps",
-    "tokens", "final_loss", "best_loss", "n_params", "overrides", "table_hash", "data_fingerprint",
-    "code_version",
-    "jax_version", "device", "seconds",
+    "weight_decay", "seed", "steps", "tokens", "final_loss", "best_loss", "n_params", "overrides",
+    "table_hash", "data_fingerprint", "code_version", "jax_version", "device", "seconds",
 )  # fmt: skip
 
 

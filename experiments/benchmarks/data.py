@@ -97,8 +97,7 @@ def main() -> None:
     given_ms, read_ms = (1000 * float(np.median(seconds[name])) for name in ("given", "read"))
     print(
         f"the narrowest run of 2404.05728 at desk scale: a step {given_ms:.2f} ms on a batch that "
-        "is there, "
-        f"{read_ms:.2f} ms on batches that are read ahead: {read_ms / given_ms - 1:+.1%}"
+        f"is there, {read_ms:.2f} ms on batches that are read ahead: {read_ms / given_ms - 1:+.1%}"
     )
 
 

@@ -308,9 +308,8 @@ def embedding_share(ours: Sequence[Measured]) -> str:
         (m.study.facets["parameterization"], m.study.facets.get("weight decay")): m for m in ours
     }
     lines = [[
-        "weight decay", "E, muP / SP", "SP+Embd / SP", "share", "|drift|, SP+Embd / "
-                                                                "SP", "loss, muP - SP",
-        "SP+Embd - SP", "share",
+        "weight decay", "E, muP / SP", "SP+Embd / SP", "share", "|drift|, SP+Embd / SP",
+        "loss, muP - SP", "SP+Embd - SP", "share",
     ]]  # fmt: skip
     for decay in dict.fromkeys(decay for _, decay in by_key):
         found = [by_key.get((table, decay)) for table in (SP, EMBD, MUP)]
@@ -320,10 +319,9 @@ def embedding_share(ours: Sequence[Measured]) -> str:
         drifts = [np.abs(drift_draws(m)) for m in found[:2] if m]
         losses = [loss_draws(m) for m in found if m]
         lines.append([
-            decay or "0", spread(np.exp(mup - sp)), spread(np.exp(embd - sp)), share(embd - sp,
-            mup - sp),
-            spread(drifts[1] / drifts[0]), spread(losses[2] - losses[0], 3),
-            spread(losses[1] - losses[0], 3),
+            decay or "0", spread(np.exp(mup - sp)), spread(np.exp(embd - sp)),
+            share(embd - sp, mup - sp), spread(drifts[1] / drifts[0]),
+            spread(losses[2] - losses[0], 3), spread(losses[1] - losses[0], 3),
             share(losses[1] - losses[0], losses[2] - losses[0]),
         ])  # fmt: skip
     return "\n".join(align(lines))
@@ -447,9 +445,8 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
                     side.set_ticks((-1, 0, 0.1, 1, 10))
             axis.set_title(who)
     for label, color, marker in (
-        ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"), ("LN off", "0.4", "o"), ("LN on",
-        "0.4", "^"),
-        ("flagged: hollow", "0.4", "o"),
+        ("Embd on", "#00798c", "o"), ("Embd off", "#d1495b", "o"),
+        ("LN off", "0.4", "o"), ("LN on", "0.4", "^"), ("flagged: hollow", "0.4", "o"),
     ):  # fmt: skip
         axes[0][0].plot(
             [],

@@ -272,20 +272,15 @@ def overview(ours: Mapping[str, Study], theirs: Mapping[str, Study]) -> str:
         rule = our.argmin()
         lines.append([
             *line, word, best_text(our), drift_text(our), cost_text(our), agree,
-            rule.word + "?" * bool(rule.close),
-            " ".join(map(str, seeds)),
+            rule.word + "?" * bool(rule.close), " ".join(map(str, seeds)),
         ])  # fmt: skip
     legend = (
         "Published: does one learning rate of the grid win at widths 128, 512, 2048? Ours: does "
-        "the optimum move by "
-        f"less than {TOLERANCE} log2 per doubling of width, and cost the narrowest width's less "
-        f"than {LOSS_TOLERANCE} "
-        "nats at the others? Drift: with its 90% interval. Cost: in nats, and in brackets the "
-        "highest end of the 90% "
-        "intervals. By its rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. "
-        "Seeds: at the best of "
-        "each width. "
-        f"{MISSING}: not known; *: flagged, see the ablation's table."
+        f"the optimum move by less than {TOLERANCE} log2 per doubling of width, and cost the "
+        f"narrowest width's less than {LOSS_TOLERANCE} nats at the others? Drift: with its 90% "
+        "interval. Cost: in nats, and in brackets the highest end of the 90% intervals. By its "
+        "rule: the paper's on our grid of factor 4; ?: a gap below 0.02 nats. Seeds: at the best "
+        f"of each width. {MISSING}: not known; *: flagged, see the ablation's table."
     )
     return "\n".join([*textwrap.wrap(legend, 120), *align(lines)])
 

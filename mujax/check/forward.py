@@ -147,9 +147,8 @@ def causality_findings(forward: Forward) -> list[Finding]:
     if forward.is_causal is not False:
         return []
     text = (
-        f"reads the future: the logits at position {forward.position} change with the tokens "
-        "after position "
-        f"{forward.after}; the loss of a model that sees what it must predict is no loss"
+        f"reads the future: the logits at position {forward.position} change with the tokens after "
+        f"position {forward.after}; the loss of a model that sees what it must predict is no loss"
     )
     fix = "look for a norm, a mean or a mix over the sequence axis without a causal mask"
     if forward.first_leak:

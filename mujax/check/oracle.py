@@ -40,8 +40,8 @@ def stretch(scalings, thetas, gauge: int):
 
     def stretched(s, theta):
         return s._replace(
-            init=s.init * theta, forward=s.forward / theta, lr=s.lr * theta**gauge,
-            eps=s.eps / theta
+            init=s.init * theta, forward=s.forward / theta,
+            lr=s.lr * theta**gauge, eps=s.eps / theta,
         )  # fmt: skip
 
     return jax.tree.map(stretched, scalings, thetas, is_leaf=is_scaling)

@@ -206,8 +206,8 @@ def _wrong_exponent(name, meta: ParamMeta, run: Run, what: str, exponent, target
         return Finding(name, "benign", "static", what, f"{says}; meant so: {meant.reason}")
     if what == "eps":
         return Finding(
-            name, "benign", "static", what, f"{says}; too small to matter as long as updates keep "
-                                            "their exponent",
+            name, "benign", "static", what,
+            f"{says}; too small to matter as long as updates keep their exponent",
             fix=f"eps x {power(target - exponent)}",
         )  # fmt: skip
     if what == "decay":

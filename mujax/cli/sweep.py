@@ -84,8 +84,8 @@ def run(
     }
     stopped = f" and {counts['stopped']} given up" if counts["stopped"] else ""
     print(
-        f"{len(rows)} points finished, {counts['diverged']} of them diverged{stopped}; "
-        f"see them with: mujax report --workdir={workdir}"
+        f"{len(rows)} points finished, {counts['diverged']} of them diverged{stopped}; see them "
+        f"with: mujax report --workdir={workdir}"
     )
     return FINISHED
 

@@ -61,12 +61,11 @@ def _read(path: str, side: int, num_classes: int) -> tuple[np.ndarray, np.ndarra
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, COLORS):
         raise UserError(
             f"data.path = {path!r}: images are {images.dtype} {images.shape}; data.seq_len wants "
-            "uint8 "
-            f"(N, {side}, {side}, {COLORS})"
+            f"uint8 (N, {side}, {side}, {COLORS})"
         )
     if labels.shape != images.shape[:1] or labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"data.path = {path!r}: labels must be one an image, from 0 to data.vocab_size - 1 = "
+            f"data.path = {path!r}: labels must be one per image, from 0 to data.vocab_size - 1 = "
             f"{num_classes - 1}"
         )
     return images, labels

@@ -99,7 +99,6 @@ def shards_folder(data: DataConfig) -> Path:
     if "://" in data.path:
         raise UserError(
             f"data.path = {data.path!r}: shards are read from a local disk; copy them first "
-            "(gcloud storage rsync -r), "
-            "or mount the bucket (gcsfuse)"
+            "(gcloud storage rsync -r), or mount the bucket (gcsfuse)"
         )
     return Path(os.path.expanduser(data.path))

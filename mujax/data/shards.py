@@ -244,9 +244,8 @@ def load_shards(
     least = tokenizer["vocab_size"]
     if not least <= vocab_size <= -(-least // VOCAB_MULTIPLE) * VOCAB_MULTIPLE:
         raise UserError(
-            f"data.vocab_size = {vocab_size}: {where} has {least} ids; set that, or up to the "
-            "next multiple of "
-            f"{VOCAB_MULTIPLE}"
+            f"data.vocab_size = {vocab_size}: {where} has {least} ids; set that, or up to the next "
+            f"multiple of {VOCAB_MULTIPLE}"
         )
     is_packed, end = description["layout"] == "packed", tokenizer["eos_id"]
     if not is_packed and description["seq_len"] != seq_len:
@@ -282,8 +281,7 @@ def load_shards(
         if len(splits[split]) < batch_size:
             raise UserError(
                 f"{where}: its {split} split has {len(splits[split])} rows of {seq_len} tokens, "
-                "and "
-                f"train.batch_size = {batch_size}"
+                f"and train.batch_size = {batch_size}"
             )
     validation = description["splits"]["validation"]
     return Corpus(

@@ -140,9 +140,8 @@ def load_corpus(name: str, path: str, glob: str, seq_len: int, batch_size: int) 
     for split, stream in (("training", train), ("validation", validation)):
         if len(stream) < batch_size * seq_len + 1:
             raise UserError(
-                f"{_describe(name, path)} is too small: {len(stream)} {split} bytes, and one "
-                "batch needs "
-                f"train.batch_size * data.seq_len = {batch_size * seq_len}"
+                f"{_describe(name, path)} is too small: {len(stream)} {split} bytes, and one batch "
+                f"needs train.batch_size * data.seq_len = {batch_size * seq_len}"
             )
     digest = hashlib.sha256(b"%d %d " % (seq_len, len(train)) + train + validation).hexdigest()
     return Corpus(

@@ -186,13 +186,11 @@ def _one(description: Mapping[str, Any]) -> str:
 
 
 _NOTES = textwrap.fill(
-    "init: standard deviation of the stored weight; forward: effective weight / stored weight; "
-    "lr, eps, decay: as the "
-    "optimizer uses them, at the peak of the schedule; steps: in which decay alone shrinks the "
-    "weight by a factor e. "
-    "Clipping, l2 and decoupled decay act on effective weights, so forms of one table that store "
-    "other weights "
-    "(rescaled by theta, forward by 1/theta) train alike.",
+    "init: standard deviation of the stored weight; forward: effective weight / stored weight; lr, "
+    "eps, decay: as the optimizer uses them, at the peak of the schedule; steps: in which decay "
+    "alone shrinks the weight by a factor e. Clipping, l2 and decoupled decay act on effective "
+    "weights, so forms of one table that store other weights (rescaled by theta, forward by "
+    "1/theta) train alike.",
     COLUMNS,
 )
 

@@ -92,8 +92,7 @@ def role_of(name: str, base: BaseShape, roles: Mapping[str, str]) -> str:
         return "hidden" if grows[1] else "input"
     raise UserError(
         f"{name} {json.dumps(base)} may be an embedding or a readout: give its role, "
-        f"--roles={name}=input or "
-        f"--roles={name}=output"
+        f"--roles={name}=input or --roles={name}=output"
     )
 
 
@@ -132,8 +131,8 @@ def export(
         matches no tensor.
     """
     for flag, value, known in (
-        ("parameterization", parameterization, PARAMETERIZATIONS), ("optimizer", optimizer,
-        OPTIMIZERS),
+        ("parameterization", parameterization, PARAMETERIZATIONS),
+        ("optimizer", optimizer, OPTIMIZERS),
     ):  # fmt: skip
         if value not in known:
             raise UserError(f"--{flag}={value} {not_one_of(value, known)}")
@@ -152,8 +151,7 @@ def export(
         elif role == "input" and len(base) > 1 and base == sizes:
             raise UserError(
                 f"{name} has shape {json.dumps(sizes)} in both files: is it an embedding or a "
-                "layer? Write null in "
-                "--base_shapes for the size that does not grow"
+                "layer? Write null in --base_shapes for the size that does not grow"
             )
         metas[name] = _meta(name, role, sizes, name in embeddings)  # pyright: ignore[reportArgumentType]
         base_metas[name] = _meta(name, role, at_base, name in embeddings)  # pyright: ignore[reportArgumentType]
@@ -206,8 +204,7 @@ def _check_table(table: Parameterization, column: str, optimizer: str) -> None:
     if without:
         raise UserError(
             f"{here} has no learning rate of {without[0]} tensors for --optimizer={optimizer}; it "
-            "has those of "
-            f"{', '.join(table.rows[without[0]].lr)}"
+            f"has those of {', '.join(table.rows[without[0]].lr)}"
         )
 
 
@@ -237,8 +234,7 @@ def _check_names(
         if is_wider and any(size == own for size, own in pairs[name]):
             raise UserError(
                 f"{name} has shape {json.dumps(sizes)} in both files; write null in --base_shapes "
-                "for a size that does "
-                "not grow"
+                "for a size that does not grow"
             )
 
 

@@ -98,7 +98,7 @@ def make_launch(
     root = os.path.abspath(local_path(workdir))
     if "," in root:
         raise UserError(
-            f"--workdir={workdir} has a comma, at which mujax merge would part it; choose another"
+            f"--workdir={workdir} has a comma, at which mujax merge would split it; choose another"
         )
     label = _label(name, Path(root).name, shards)
     jobs = []

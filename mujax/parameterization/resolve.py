@@ -59,9 +59,9 @@ def assign_rows(table: Parameterization, metas) -> dict[str, Any]:
             if axis not in table.repeated:
                 raise UserError(
                     f"{name} is repeated over {axis!r}, for which parameterization {table.name!r} "
-                    "declares no rule; "
-                    "override its tensors to scale each copy as a matrix of its own, e.g. "
-                    f"parameterization.override = ('{name.rpartition('/')[0]}/w*={table.name}',)"
+                    "declares no rule; override its tensors to scale each copy as a matrix of its "
+                    "own, e.g. parameterization.override = "
+                    f"('{name.rpartition('/')[0]}/w*={table.name}',)"
                 )
         if meta.role not in table.rows:
             raise UserError(
@@ -96,9 +96,8 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
 
     if changed := sorted(set(named_leaves(metas)) ^ set(named_leaves(base_metas))):
         raise UserError(
-            f"{changed[0]} is in the model or in the model at the base sizes, but not in both: "
-            "its layers are no stack "
-            f"(nn.scan), so parameterization.base_num_layers must be 0"
+            f"{changed[0]} is in the model or in the model at the base sizes, but not in both: its "
+            "layers are no stack (nn.scan), so parameterization.base_num_layers must be 0"
         )
 
     width, base_width = _width(metas), _width(base_metas)
@@ -112,15 +111,14 @@ def resolve(rows, metas, base_metas, column: str) -> dict[str, Any]:
         if column not in row.lr:
             raise UserError(
                 f"{name}: the rule from {row.source} has no learning rate for the {column} family "
-                "of optimizers; "
-                f"it has {', '.join(row.lr)}. Declare one, e.g. parameterization.override = "
-                f"('{name}.lr=mup',)"
+                f"of optimizers; it has {', '.join(row.lr)}. Declare one, e.g. "
+                f"parameterization.override = ('{name}.lr=mup',)"
             )
         if not width and any(power.width for power in row.powers):
             raise UserError(
                 f"{name}: the rule from {row.source} goes by the width, which is the size of the "
-                "axis 'embed', and no "
-                "tensor of the model has that axis; name the width so in its signatures"
+                "axis 'embed', and no tensor of the model has that axis; name the width so in its "
+                "signatures"
             )
         size, base_size = size_of(meta, width), size_of(base, base_width)
         return Scaling(
@@ -160,8 +158,7 @@ def check_depth(
     if dims.get("layers", 1) > 1 and not is_stacked and has_depth_rules(rows, rules):
         raise UserError(
             f"parameterization {table.name!r} has rules for depth, but no tensor of the model is "
-            "repeated over "
-            "'layers': stack the layers with nn.scan"
+            "repeated over 'layers': stack the layers with nn.scan"
         )
 
 

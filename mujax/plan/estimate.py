@@ -90,8 +90,8 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
     found = _compile(run.program, mesh, topology, slots, lanes)
     num_devices = slots * mesh.num_devices
     common = {
-        "topology": topology.name if topology.slices == 1 else f"{topology.slices} x "
-                                                               f"{topology.name}",
+        "topology": f"{topology.slices} x {topology.name}" if topology.slices > 1
+        else topology.name,
         "chips": topology.num_chips, "slots": slots, "lanes": lanes, "hbm_bytes": chip.hbm,
         "mesh": {"sweep": slots, "data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor},
         "compile_s": found.seconds,
@@ -119,8 +119,8 @@ def _estimate(run: Run, topology: Topology, slots: int, lanes: int) -> Estimate:
     return Estimate(
         **common, fits=fits, memory_bytes=needed, arguments_bytes=found.arguments,
         temporaries_bytes=found.temporaries,
-        why="" if fits else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} "
-                            "may be used",
+        why="" if fits
+        else f"it needs {needed / GIB:.1f} GiB a device, and {MEMORY_SHARE:.0%} may be used",
         compute_cycles=cost.cycles, compute_s=compute, communication_s=hidden + exposed,
         exposed_s=exposed, step_s=step,
         mfu=flops / (num_devices * topology.peak * step) if step else None,

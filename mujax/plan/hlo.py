@@ -24,8 +24,7 @@ COLLECTIVES = (
 # Instructions that move or compute nothing, and those that run their computations as own code
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
-    "replica-id",
-    "optimization-barrier", "iota",
+    "replica-id", "optimization-barrier", "iota",
 }  # fmt: skip
 CALLS = {"while", "call", "conditional", "fusion", "async-start"}
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")

@@ -15,29 +15,25 @@ from mujax.sweep.points import Point, group_points, make_points
 from mujax.training.run import Run, make_run
 
 SPARE = 0.25  # share of a device's memory that --search leaves free
-HEADER = ("width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute",
-"exposed", "MFU",
-          "tokens/day", "hours", "chip-hours", "verdict")  # fmt: skip
+HEADER = (
+    "width", "depth", "points", "at once", "mesh", "remat", "memory", "step", "compute", "exposed",
+    "MFU", "tokens/day", "hours", "chip-hours", "verdict",
+)  # fmt: skip
 ASSUMPTIONS = (
-    "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; "
-    "gathers, scatters, sorts, "
-    "random numbers and custom calls (Pallas kernels) have none and count as nothing; loops of "
-    "unknown "
-    "length count once",
+    "compute is the TPU compiler's own estimate of cycles, loops times their trip counts; gathers, "
+    "scatters, sorts, random numbers and custom calls (Pallas kernels) have none and count as "
+    "nothing; loops of unknown length count once",
     "memory is that of the training program; putting a run into a lane holds two states of it for "
     "a moment",
-    "communication is the bytes of ring collectives over all ICI links of a device, a lower "
-    "bound; links between "
-    "slices are taken for ICI",
+    "communication is the bytes of ring collectives over all ICI links of a device, a lower bound; "
+    "links between slices are taken for ICI",
     "a step is the longer of compute and asynchronous communication, plus synchronous "
-    "communication; latency, the host "
-    "and evaluations are not in it",
+    "communication; latency, the host and evaluations are not in it",
     "measured against hardware, such estimates are within about 10% on v3 and v4, 15% on v5e and "
-    "v5p, 25% on v6e, 30% "
-    "at width 128 (tpu7x: never compared); two similar programs compare to a few percent",
+    "v5p, 25% on v6e, 30% at width 128 (tpu7x: never compared); two similar programs compare to a "
+    "few percent",
     "MFU: (6 N + 12 L D T) a token over the bfloat16 peak, N the weights of matmuls, so without "
-    "the input embedding; "
-    "nothing for what remat repeats",
+    "the input embedding; nothing for what remat repeats",
 )
 
 
@@ -120,8 +116,7 @@ def plan(
     if root is not None:
         document = {
             "topology": topology_name, "groups": [group_json(group) for group in groups],
-            "tried": tried,
-            "assumptions": ASSUMPTIONS,
+            "tried": tried, "assumptions": ASSUMPTIONS,
         }  # fmt: skip
         files.write_json(root / "plan.json", document)
     return all(group.estimate.fits for group in groups)
@@ -226,14 +221,13 @@ def format_plan(groups: Sequence[Group]) -> str:
         if e.step_s is not None and e.tokens_per_s and e.mfu is not None:
             numbers = (
                 _seconds(e.step_s), _seconds(e.compute_s), _seconds(e.exposed_s),
-                f"{100 * e.mfu:.1f}%",
-                f"{86400 * e.tokens_per_s:.3g}", f"{group.hours:.3g}", f"{group.chip_hours:.4g}",
+                f"{100 * e.mfu:.1f}%", f"{86400 * e.tokens_per_s:.3g}", f"{group.hours:.3g}",
+                f"{group.chip_hours:.4g}",
             )  # fmt: skip
         verdict = "fits" if e.fits else "does not fit"
         lines.append((
             f"{model.d_model}", f"{model.num_layers}", f"{group.num_points}", f"{e.lanes}", shape,
-            remat, memory,
-            *numbers, verdict,
+            remat, memory, *numbers, verdict,
         ))  # fmt: skip
         if not e.fits:
             notes.append(
@@ -266,8 +260,6 @@ def group_json(group: Group) -> dict[str, Any]:
     return {
         "width": cfg.model.d_model, "depth": cfg.model.num_layers, "num_points": group.num_points,
         "n_params": group.run.num_params, "tokens_per_step": group.run.tokens_per_step,
-        "steps": cfg.train.steps,
-        "model": dataclasses.asdict(cfg.model), "hours": group.hours,
-        "chip_hours": group.chip_hours,
-        **dataclasses.asdict(group.estimate),
+        "steps": cfg.train.steps, "model": dataclasses.asdict(cfg.model), "hours": group.hours,
+        "chip_hours": group.chip_hours, **dataclasses.asdict(group.estimate),
     }  # fmt: skip

@@ -63,8 +63,8 @@ def load_topology(name: str, slices: int = 1) -> Topology:
     # Asks no metadata server, looks for no TPU, and lets other processes have the library open.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v4-8", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8",
+        "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
     }  # fmt: skip
     for key, value in quiet.items():
         os.environ.setdefault(key, value)

@@ -193,8 +193,8 @@ def _refuse_contradictions(
         )
     raise UserError(
         f"{said}. They differ in {_list(telling)}: --columns={_flag(named, 'seed', 'COLUMN')} "
-        "averages them, "
-        f"--columns={_flag(named, 'study', 'COLUMN')} tells studies apart by it (by several: A+B)"
+        f"averages them, --columns={_flag(named, 'study', 'COLUMN')} tells studies apart by it (by "
+        "several: A+B)"
     )
 
 
@@ -216,8 +216,7 @@ def _averages(
         return said, []
     warning = (
         f"{said}, but also in {_list(differing)}, which --columns does not name; where that makes "
-        "them other runs, "
-        f"tell studies apart by it: --columns={_flag(named, 'study', 'COLUMN')}"
+        f"them other runs, tell studies apart by it: --columns={_flag(named, 'study', 'COLUMN')}"
     )
     return "", [warning]
 
@@ -263,9 +262,9 @@ def _row(run: Run, facts: Mapping[str, float], seed: int, splitting: Sequence[st
     decay = {} if run.weight_decay is None else {"weight_decay": run.weight_decay}
     row = {
         "id": f"line {run.line}", "status": "diverged" if run.loss is None else "ok",
-        "diverged_at_step": None,
-        "width": run.width, "parameterization": run.parameterization or run.study or "all",
-        "learning_rate": run.rate,
-        "seed": seed, "final_loss": run.loss, "overrides": overrides, **facts, **decay,
+        "diverged_at_step": None, "width": run.width,
+        "parameterization": run.parameterization or run.study or "all",
+        "learning_rate": run.rate, "seed": seed, "final_loss": run.loss, "overrides": overrides,
+        **facts, **decay,
     }  # fmt: skip
     return cast(Row, row)

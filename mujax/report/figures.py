@@ -201,8 +201,7 @@ def _draw_law(measured: Sequence[Measured], kind: Kind, label: str):
                 n, y, low, high = map(np.array, zip(*some, strict=True))
                 axis.errorbar(
                     n, y, np.maximum([y - low, high - y], 0), fmt=marker, color=color, ms=5,
-                    capsize=2,
-                    mfc="none" if hollow else color,
+                    capsize=2, mfc="none" if hollow else color,
                 )  # fmt: skip
         if not law and found:
             axis.plot(

@@ -191,16 +191,17 @@ def _points(sources: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     rows = [(source, row) for source, found in sources.items() for row in found]
     several = len(sources) > 1
     return {
-        "header": [*(["source"] if several else []), "id", "status", "parameterization", "width",
-        "log2 LR", "seed",
-                   "final loss", "diverged at step", "overrides"],
+        "header": [
+            *(["source"] if several else []), "id", "status", "parameterization", "width",
+            "log2 LR", "seed", "final loss", "diverged at step", "overrides",
+        ],
         "rows": [
-            [*([source] if several else []), row["id"], row["status"], row["parameterization"],
-            row["width"],
-             round(math.log2(row["learning_rate"]), 3), row["seed"],
-             None if row["final_loss"] is None else round(row["final_loss"], 5),
-             row["diverged_at_step"],
-             " ".join(f"{k}={v}" for k, v in row["overrides"].items())]
+            [
+                *([source] if several else []), row["id"], row["status"], row["parameterization"],
+                row["width"], round(math.log2(row["learning_rate"]), 3), row["seed"],
+                None if row["final_loss"] is None else round(row["final_loss"], 5),
+                row["diverged_at_step"], " ".join(f"{k}={v}" for k, v in row["overrides"].items()),
+            ]
             for source, row in rows[:MAX_POINTS]
         ],
         "total": len(rows),

@@ -191,8 +191,7 @@ def warnings(root: Path, rows: Sequence[Row], repeated: int = 0) -> list[str]:
     if untold := sum(row.get("config") is None for row in rows):
         found.append(
             f"{untold} rows do not tell their whole config ({_why_untold(root)}); what they carry "
-            "themselves"
-            " decides which of them count as seeds of each other"
+            "themselves decides which of them count as seeds of each other"
         )
     if lost := sum(row["status"] == "ok" and row["final_loss"] is None for row in rows):
         found.append(f"{lost} rows have no loss although they did not diverge; they are left out")

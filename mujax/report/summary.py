@@ -317,6 +317,5 @@ def study_json(m: Measured) -> dict[str, Any]:
     ]
     return as_json({
         "source": m.study.source, "facets": m.study.facets, "curves": m.study.curves,
-        "sizes": m.study.sizes,
-        "optima": optima, **found, "phase": m.phase_point(),
+        "sizes": m.study.sizes, "optima": optima, **found, "phase": m.phase_point(),
     })  # fmt: skip

@@ -245,10 +245,9 @@ class _Cells:
                 raise self._wrong(line, record, "width", "at least 1")
             runs.append(
                 Run(
-                    line, record, self._name(record, "study"), self._name(record,
-                    "parameterization"), int(width),
-                    self._rate(line, record), self.number(line, record, "weight_decay"),
-                    self.text(record, "seed"),
+                    line, record, self._name(record, "study"),
+                    self._name(record, "parameterization"), int(width), self._rate(line, record),
+                    self.number(line, record, "weight_decay"), self.text(record, "seed"),
                     self._facts(line, record),
                     None if diverged else self.number(line, record, "loss"),
                 )
@@ -264,8 +263,7 @@ class _Cells:
         more = f" and {len(holes) - FEW} more" if len(holes) > FEW else ""
         return runs, [
             f"{len(holes)} rows have no loss in column {column!r} and are left out: "
-            f"{', '.join(holes[:FEW])}{more}; "
-            "where a run diverged write nan"
+            f"{', '.join(holes[:FEW])}{more}; where a run diverged write nan"
         ]
 
     def _name(self, record: Mapping[str, Any], name: str) -> str | None:

@@ -249,8 +249,7 @@ def width_table(m: Measured) -> list[tuple[str, ...]]:
             f"{'<' if stable.open_low else ''}{stable.low:.2f} to "
             f"{'>' if stable.open_high else ''}{stable.high:.2f}"
             if stable else "-",
-            *(f"{values[width]:+.4f}" if width in values else "-" for values in (m.regret,
-            m.loss_gap)),
+            *(f"{gaps[width]:+.4f}" if width in gaps else "-" for gaps in (m.regret, m.loss_gap)),
             *(f"{sizes[name]:,.0f}" if name in sizes else "-" for name in ("n_params", "tokens")),
             "; ".join((*o.flags, *o.cautions)) if o else "every point diverged",
         ))  # fmt: skip

@@ -135,8 +135,7 @@ class Checkpoints:
             reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
             raise UserError(
                 f"{self._folder} holds damaged checkpoints only ({reasons}); nothing was changed. "
-                "Restore it from a "
-                "copy, or choose a new workdir"
+                "Restore it from a copy, or choose a new workdir"
             )
         return None
 

@@ -218,8 +218,7 @@ def _make_layout(run: Run) -> Layout:
     if jax.process_count() > 1 and mesh.num_devices != jax.device_count():
         raise UserError(
             f"mesh.data * mesh.fsdp * mesh.tensor = {mesh.num_devices} must be the "
-            f"{jax.device_count()} devices of the "
-            f"{jax.process_count()} processes"
+            f"{jax.device_count()} devices of the {jax.process_count()} processes"
         )
     check_devices(mesh.num_devices, jax.device_count(), "here")
     return make_layout(1, mesh.data, mesh.fsdp, mesh.tensor, mesh.slices, mesh.axis_rules)

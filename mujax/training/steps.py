@@ -57,8 +57,8 @@ class TrainFns(NamedTuple):
 class Program:
     """The static part of a run; runs with equal programs share an executable.
 
-    model_class, optimizer: the objects themselves, not their names, which forks edited in a
-      notebook keep.
+    model_class, optimizer: the objects themselves; a fork that is edited in a notebook keeps its
+      name.
     model: the model's config.
     batch_size, seq_len: shapes of the rows, in sequences and tokens.
     momentum_dtype: dtype of the first moment; None for that of the weights, float32.

@@ -107,8 +107,8 @@ def fit_joint(
         beta, slope_K = p[5], -h_K * d_K
         dg_K = (t_K * np.exp(-beta * t_K) - g_K) / beta if beta > 1e-3 else -(t_K**2) / 2
         return np.stack([
-            np.ones_like(s_K), s_K, -p[1] * t_K * s_K, slope_K, slope_K * g_K,
-            slope_K * p[4] * dg_K,
+            np.ones_like(s_K), s_K, -p[1] * t_K * s_K,
+            slope_K, slope_K * g_K, slope_K * p[4] * dg_K,
             h_K / p[6] / 2 * d_K**2 if p[6] else d_K**2 / 2, h_K / 2 * d_K**2 * t_K,
         ], 1)  # fmt: skip
 
@@ -141,8 +141,8 @@ def fit_joint(
     per_beta = drift / beta / LN2 if beta else math.nan
     return JointLaw(
         l_inf, a * n_mid**alpha, alpha, x_mid / LN2 + per_beta, -per_beta * n_mid**beta, beta,
-        h * n_mid**-gamma, gamma,
-        mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K), tuple(flags), intervals,
+        h * n_mid**-gamma, gamma, mse, math.sqrt(mse), 1 - mse / float(y_K.var()), len(y_K),
+        tuple(flags), intervals,
     )  # fmt: skip
 
 

@@ -223,8 +223,8 @@ def fit_law(
         scale *= float(_powers(kind, value, np.ones(1), n)[0])
     influence = _influence(kind, value, limit, scale, n, np.sqrt(weight_W)) * math.sqrt(unit)
     return Law(
-        kind, Estimate(value, interval, tuple(flags)), Estimate(limit, limit_interval,
-        tuple(flags)), scale,
+        kind, Estimate(value, interval, tuple(flags)),
+        Estimate(limit, limit_interval, tuple(flags)), scale,
         tuple(widths), tuple(influence.tolist()), chi2, spare,
     )  # fmt: skip
 

@@ -357,6 +357,5 @@ def _optimum(curve: _Curve, fit: Fit, index: int, noise: Noise | None) -> Optimu
         cautions.append(f"{DISAGREE}, at {parabola.vertex:.2f}")
     return Optimum(
         float(curve.x_X[best]), float(curve.mean_X[best]), False, vertex, error, minimum,
-        minimum_error, parabola,
-        noise, tuple(flags), tuple(cautions), fit, index,
+        minimum_error, parabola, noise, tuple(flags), tuple(cautions), fit, index,
     )  # fmt: skip

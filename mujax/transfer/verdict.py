@@ -186,9 +186,9 @@ def judge(
         word = "undecided"
     side = "within" if inside else "beyond" if moves and beyond > tolerance else "on both sides of"
     reasons = [
-        f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width "
-        f"({LEVEL:.0%}: {low:+.3f} to {high:+.3f}), {side} {tolerance:g}: "
-        f"x{2**movement.value:.2f} from width {widths[0]} to {far}",
+        f"the optimum moves by {drift.value:+.3f} log2 LR per doubling of width ({LEVEL:.0%}: "
+        f"{low:+.3f} to {high:+.3f}), {side} {tolerance:g}: x{2**movement.value:.2f} from width "
+        f"{widths[0]} to {far}",
         f"the narrowest width's optimum costs at most {cost.value:.4f} nats at the other widths "
         f"({LEVEL:.0%}: {cheapest:.4f} to {dearest:.4f}), "
         + (

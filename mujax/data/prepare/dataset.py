@@ -72,8 +72,7 @@ def prepare(
     if (recipe.layout == "document") != (recipe.seq_len > 0):
         raise UserError(
             f"--layout={recipe.layout} with --seq_len={recipe.seq_len}: `document` needs the "
-            "tokens of a row, and rows "
-            "of `packed` are cut when they are read"
+            "tokens of a row, and rows of `packed` are cut when they are read"
         )
     root = files.make_writable(files.local_path(workdir))
     with locks.locked(root):
@@ -192,8 +191,7 @@ def _tell_changes(
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         print(
             f"{root} was made before the source changed: {', '.join(changes[:3])}{more}; it stays "
-            "as it was. Prepare "
-            "the source as it is now in a new workdir",
+            "as it was. Prepare the source as it is now in a new workdir",
             file=sys.stderr,
         )
 
@@ -224,7 +222,7 @@ def _begin(root: Path, recipe: Recipe, parts: Sequence[Part]) -> dict[str, list[
             raise UserError(
                 f"--workdir={root} was begun with other files of this source; choose a new workdir"
             )
-        print(f"{root}: going on with what was begun", file=sys.stderr)
+        print(f"{root}: resuming", file=sys.stderr)
         source_files = recorded.get("source_files", source_files)
     else:
         own = ("lock", PREPARING)
