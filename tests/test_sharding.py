@@ -29,11 +29,11 @@ CONFIG = {
     "model__norm": "layer",
     "model__norm_gain": "vector", "model__embedding_norm": True, "model__qk_norm": True,
     "data__seq_len": 21,
-    "train__batch_size": 8, "train__steps": 20, "train__eval_interval": 10,
+    "train__batch_size": 8, "train__steps": 6, "train__eval_interval": 3,
 }  # fmt: skip
 
 
-MLP = {"data__seq_len": 21, "model__d_model": 64, "train__batch_size": 8, "train__steps": 10}
+MLP = {"data__seq_len": 21, "model__d_model": 64, "train__batch_size": 8, "train__steps": 6}
 
 
 def runs_of(num_runs: int = 1, mesh=(1, 1, 1), rules=None, model="transformer", **changes):
