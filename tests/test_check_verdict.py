@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checks import PLAN, WIDTHS, config
 from conftest import tiny_tree
 from flax import linen as nn
-from test_check import PLAN, config
 
 from mujax.check.blame import TOLERANCE, Case, Line, assess, coordinate_findings, grows_late
 from mujax.check.coordinates import Slope, fit_slope, measure
@@ -25,7 +25,6 @@ from mujax.models import MODELS
 from mujax.models.module import MuModule
 from mujax.training.run import make_run
 
-WIDTHS = (16, 32, 64, 128)
 # A layer of two branches, after an embedding: names that the check has never heard of
 MADE_OF = {
     "tokens": Origin(tensors=frozenset({"table"})),

@@ -1,16 +1,19 @@
 """What explain prints, against the optimizer itself; and both verbs on the command line."""
 
 import json
+from unittest.mock import patch
 
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import run_mujax, tiny_tree
+from conftest import ROOT, run_mujax, tiny_tree
 
+from mujax import main
 from mujax.config import make_run_config
 from mujax.explain.explain import COLUMNS, describe, explain
 from mujax.main import VERBS
+from mujax.models import MODELS
 from mujax.optimizers import DECAY_FORMS, OPTIMIZERS, make_optimizer
 from mujax.parameterization import PARAMETERIZATIONS
 from mujax.params import named_leaves
@@ -100,11 +103,12 @@ def test_json_is_complete():
 
 
 def test_explain_on_the_command_line():
+    """In a process of its own, as one of all verbs."""
     done = run_mujax("explain", "--config=configs/quickstart.py", "--diff=sp", "--json")
     assert (
         done.returncode == 0 and json.loads(done.stdout)["against"][0]["parameterization"] == "sp"
     )
-    listed = run_mujax("explain", "--help").stdout
+    listed = VERBS["explain"].help_text()
     assert all(f"\n  {name}: " in listed for name in PARAMETERIZATIONS)
 
 
@@ -119,11 +123,10 @@ class Fork(MLPLanguageModel):
     def weight(self, name, role, text, dist="normal"):
         return super().weight(name, "hiden" if name == "w1" else role, text, dist)
 
-MODELS["fork"] = (MLPConfig, Fork)
-
 def get_config(arg=""):
     c = base.get_config("mlp")
     if arg == "role":
+        MODELS["fork"] = (MLPConfig, Fork)
         c.model.name = "fork"
     if arg == "table":
         mup = PARAMETERIZATIONS["mup"]
@@ -182,7 +185,8 @@ def get_config(arg=""):
         ("check", ["--config=BASE", "--fast"], "needs --workdir"),
     ],
 )
-def test_bad_input_is_one_line(verb, args, message, tmp_path):
+def test_bad_input_is_one_line(verb, args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     (tmp_path / "broken.py").write_text(BROKEN)
     names = {
         "BROKEN": str(tmp_path / "broken.py"),
@@ -191,10 +195,11 @@ def test_bad_input_is_one_line(verb, args, message, tmp_path):
     }
     for name, value in names.items():
         args = [arg.replace(f"={name}", f"={value}") for arg in args]
-    done = run_mujax(verb, *args)
-    assert done.returncode == 2, done.stdout
-    assert message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-    assert not done.stdout
+    with patch.dict(MODELS), patch.dict(PARAMETERIZATIONS):  # what a config adds goes again
+        assert main.run([verb, *args]) == 2
+    out, err = capsys.readouterr()
+    assert message in err and len(err.splitlines()) == 1, err
+    assert not out
 
 
 @pytest.mark.slow  # the guide's worked example runs it too

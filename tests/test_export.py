@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import run_mujax
 
+from mujax import main
 from mujax.errors import UserError
 from mujax.explain.export import export, parse_roles, read_shapes
 
@@ -197,7 +198,7 @@ def test_what_shapes_cannot_tell_is_refused():
             told(**arguments)
 
 
-def test_what_is_wrong_is_told_in_one_line(files, tmp_path):
+def test_what_is_wrong_is_told_in_one_line(files, tmp_path, capsys):
     base = ["--parameterization=mup", "--learning_rate=0.1"]
     for arguments, message in (
         (
@@ -211,9 +212,9 @@ def test_what_is_wrong_is_told_in_one_line(files, tmp_path):
         ),
         ([files[0], f"--base_shapes={tmp_path}/none.bsh", *base], "no such file"),
     ):
-        done = run_mujax("export", *arguments)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1
+        assert main.run(["export", *arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1, err
     with pytest.raises(UserError, match="a.b is in one of --shapes and --base_shapes"):
         export({"a.b": (2,)}, {}, "mup", "adamw", {}, {})
     (tmp_path / "odd.json").write_text('{"w": [1, "x"]}')

@@ -189,7 +189,7 @@ def test_a_width_that_nobody_ran_is_a_row_of_gaps(sweep):
     assert tables.study_table([study]).splitlines()[4].split() == ["128", "ours", *"...", "-", "-"]
 
 
-def test_what_it_cannot_read_is_told_in_one_line(sweep, tmp_path):
+def test_what_it_cannot_read_is_told_in_one_line(sweep, tmp_path, capsys):
     root = sweep("baseline")
     shutil.copytree(root, tmp_path / "mine")
     (root / "manifest.json").unlink()
@@ -198,5 +198,7 @@ def test_what_it_cannot_read_is_told_in_one_line(sweep, tmp_path):
         str(root): "no manifest.json",
         f"sp={tmp_path / 'nowhere'}": "no such folder",
     }.items():
-        out, err, code = printed(argument)
-        assert code == 2 and not out and message in err and err.count("\n") == 1
+        with pytest.raises(SystemExit, match="2"):
+            tables.main([argument])
+        out, err = capsys.readouterr()
+        assert not out and message in err and err.count("\n") == 1

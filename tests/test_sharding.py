@@ -22,18 +22,18 @@ from mujax.sweep.grid import expand_sweep
 from mujax.training.run import make_run
 from mujax.training.sharding import make_layout
 
-# Everything that has weights of its own. A length of 21, in 7 parts for the loss, keeps activations
+# Everything that has weights of its own. A length of 9, in 3 parts for the loss, keeps activations
 # apart from weights, whose sizes are powers of two.
 CONFIG = {
     "model__d_model": 64, "model__d_head": 8, "model__num_kv_heads": 2, "model__bias": True,
     "model__norm": "layer",
     "model__norm_gain": "vector", "model__embedding_norm": True, "model__qk_norm": True,
-    "data__seq_len": 21,
-    "train__batch_size": 8, "train__steps": 20, "train__eval_interval": 10,
+    "data__seq_len": 9,
+    "train__batch_size": 8, "train__steps": 6, "train__eval_interval": 3,
 }  # fmt: skip
 
 
-MLP = {"data__seq_len": 21, "model__d_model": 64, "train__batch_size": 8, "train__steps": 10}
+MLP = {"data__seq_len": 9, "model__d_model": 64, "train__batch_size": 8, "train__steps": 6}
 
 
 def runs_of(num_runs: int = 1, mesh=(1, 1, 1), rules=None, model="transformer", **changes):
@@ -204,7 +204,7 @@ def test_data_fsdp_and_tensor_together(outcome_of):
     # Rows never leave their devices: 8 of them, in two parts over four devices, are one at a time
     # everywhere
     for operation, shape in exchanged(split.hlo):
-        assert is_weight(shape) or shape[-2:] in ((21, 64), (21, 32)) or shape[:1] == (1,), (
+        assert is_weight(shape) or shape[-2:] in ((9, 64), (9, 32)) or shape[:1] == (1,), (
             operation,
             shape,
         )
@@ -247,7 +247,7 @@ def test_tensor_alone_and_heads_that_it_does_not_divide(outcome_of):
     assert stored["blocks/attention/wk"] == (2, 64, 2, 8)
     assert stored["blocks/mlp/wg"] == (2, 64, 32)
     assert stored["embed"] == (32, 64)
-    assert stored["position"] == (21, 64)
+    assert stored["position"] == (9, 64)
     assert stored["unembed_bias"] == (32,)
 
 

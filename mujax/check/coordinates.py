@@ -102,11 +102,14 @@ def measure(
         inf or NaN where a run diverged}.
     """
     program = runs[0].program
-    num_devices = min(jax.device_count(), len(runs))
+    rounds = -(-len(runs) // jax.device_count())
+    num_devices = -(-len(runs) // rounds)  # no more than share the runs evenly
     is_cpu = jax.default_backend() == "cpu"
     layout = make_layout(num_devices)
     options = quick_compilation()
     fns, plain = make_lane_fns(program, layout, not is_cpu, options), make_train_fns(program)
+
+    activations = jax.jit(plain.activations)  # traced once, for both of a lane's weights
 
     def rms(tree):
         return jax.tree.map(lambda x: jnp.sqrt(jnp.mean(jnp.square(x))), tree)
@@ -118,7 +121,7 @@ def measure(
 
     def measure_lane(first, params, hps, scalings):
         start, now = (
-            jax.tree.map(at_least_float32, plain.activations(p, probe, hps, scalings))
+            jax.tree.map(at_least_float32, activations(p, probe, hps, scalings))
             for p in (first, params)
         )
         weight, update = (
