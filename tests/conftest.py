@@ -128,17 +128,22 @@ def text_file(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory) -> Path:
+    """A SentencePiece model of 400 pieces, of a module of the standard library."""
+    from mujax.data import tokenizers  # here, as few tests need it
+
+    file = tmp_path_factory.mktemp("pieces") / "a model.model"
+    file.write_bytes(tokenizers.train([Path(os.__file__).read_text()], 400))
+    return file
+
+
 @pytest.fixture
 def tiny(text_file):
     """tiny_tree on the small corpus."""
     return lambda model="transformer", **overrides: tiny_tree(
         model, data__name="text", data__path=str(text_file), **overrides
     )
-
-
-@pytest.fixture
-def quick_processes():
-    """Nothing more than what all processes have, see pytest_configure."""
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, count_compilations, run_mujax
-from helpers import Engine, bowl
+from helpers import Engine, bowl, terminate
 
 from mujax.data.text import load_corpus
 from mujax.errors import UserError
@@ -97,6 +97,19 @@ def run_lanes(runs, rows_NKBT, num_devices=1, vmapped=False):
     )
 
 
+# The same 12 batches for each of three lanes
+ROWS_NKBT = (
+    np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
+)
+
+
+def three_runs(tiny, middle):
+    """Three runs that differ in their learning rates, the second of which is `middle`."""
+    tree = tiny("mlp", optim__grad_clip=0.0)
+    tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
+    return [make_run(cfg) for _, cfg in expand_sweep(tree)]
+
+
 def control(num_lanes, num_steps):
     """Each lane on its own rows, all active."""
     return np.arange(num_lanes, dtype=np.int32), np.ones(num_lanes, bool), np.int32(num_steps)
@@ -113,17 +126,8 @@ def bounds(num_lanes):
 def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
     """Three lanes, the middle one at a learning rate that explodes, against the same with a
     harmless one."""
-    tree = tiny(optim__grad_clip=0.0, model__norm_gain="vector")
-
-    def runs(middle):
-        tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
-        return [make_run(cfg) for _, cfg in expand_sweep(tree)]
-
-    rows = (
-        np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
-    )
-    calm, calm_metrics = run_lanes(runs(0.015), rows, num_devices, vmapped)
-    wild, metrics = run_lanes(runs(1e4), rows, num_devices, vmapped)
+    calm, calm_metrics = run_lanes(three_runs(tiny, 0.015), ROWS_NKBT, num_devices, vmapped)
+    wild, metrics = run_lanes(three_runs(tiny, 1e4), ROWS_NKBT, num_devices, vmapped)
     assert np.array_equal(np.asarray(calm.diverged_at), [-1, -1, -1])
     frozen_at = int(wild.diverged_at[1])
     assert np.array_equal(np.asarray(wild.diverged_at)[[0, 2]], [-1, -1])
@@ -139,22 +143,19 @@ def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, nu
 
 
 def test_lanes_equal_single_steps_however_they_are_laid_out(tiny):
-    """Vmapped (as on accelerators), one after the other, on one device and on two: the losses of
+    """Vmapped (as on accelerators), one after the other, on one device and on three: the losses of
     the bare step."""
-    tree = tiny()
-    tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
-    runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
+    runs = three_runs(tiny, 0.015)
     fns = make_train_fns(runs[0].program)
     init, step = jax.jit(fns.init), jax.jit(fns.step)
-    rows = np.random.default_rng(0).integers(0, 256, (12, 4, 17), dtype=np.uint8)
-    losses = np.zeros((2, 12))
+    losses = np.zeros((3, 12))
     for lane, run in enumerate(runs):
         state = init(0, run.hps, run.scalings)
-        for t, batch in enumerate(rows):
+        for t, batch in enumerate(ROWS_NKBT[lane]):
             state, metrics = step(state, batch, run.hps, run.scalings)
             losses[lane, t] = metrics["loss"]
-    for num_devices, vmapped in ((1, True), (1, False), (2, False)):
-        _, metrics = run_lanes(runs, rows[None].repeat(2, axis=0), num_devices, vmapped)
+    for num_devices, vmapped in ((1, True), (1, False), (3, False)):
+        _, metrics = run_lanes(runs, ROWS_NKBT, num_devices, vmapped)
         np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
 
 
@@ -316,10 +317,6 @@ def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
 def read_rows(root):
     file = root / "results.jsonl"
     return list(read_jsonl(file)) if file.exists() else []
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_what_is_in_flight_goes_on_from_its_own_weights(tiny, tmp_path):
