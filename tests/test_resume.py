@@ -299,7 +299,7 @@ def test_killed_at_random_times(kills, text_file, tmp_path):
                 and time.monotonic() < deadline
                 and last_step(workdir) < first + more
             ):
-                time.sleep(0.002)
+                time.sleep(0.01)
             time.sleep(delay)
             num_killed += process.poll() is None
             process.kill()

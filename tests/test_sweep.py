@@ -500,35 +500,48 @@ def sorted_rows(rows):
     return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
 
 
-def test_interrupted_sweep_goes_on(text_file, tmp_path):
-    """By the real command, killed while running, and then asked to stop: finished points are kept,
-    and the whole equals an undisturbed one."""
-    flags, workdir = quickstart_flags(text_file), tmp_path / "cut"
-    results, kept = workdir / "results.jsonl", []
-    for signum, num_rows in ((signal.SIGKILL, 2), (signal.SIGTERM, 6)):
-        command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={workdir}"]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
+# Two commands one after the other, the second as `mujax` runs it
+TWICE = """
+import json, sys
+from mujax import main
+first, second = json.loads(sys.argv[1])
+print(main.run(first), flush=True)
+sys.argv = ["mujax", *second]
+main.main()
+"""
+
+
+def run_twice(first, second, results: Path, num_rows: int, signum) -> tuple[int, str, str]:
+    """Runs TWICE, with a signal once there are so many results: (exit code, output, messages)."""
+    process = [sys.executable, "-c", TWICE, json.dumps([first, second])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(process, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as running:
+        deadline = time.monotonic() + 200
         while not (results.exists() and results.read_bytes().count(b"\n") >= num_rows):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signum)
-        stderr = process.communicate(timeout=120)[1]
-        assert results.read_text().splitlines()[: len(kept)] == kept
-        kept = results.read_text().splitlines()
-        assert num_rows <= len(kept) < 16
-        if signum == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL
-        else:
-            assert process.returncode == 75
-            assert "what was done is kept, the same command goes on" in stderr
-            assert "Traceback" not in stderr
-            assert list((workdir / "in_flight").iterdir())
-    assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
+        running.send_signal(signum)
+        out, err = running.communicate(timeout=200)
+    return running.returncode, out, err
+
+
+def test_interrupted_sweep_goes_on(text_file, tmp_path):
+    """By processes, one killed while running, one asked to stop: finished points are kept, and the
+    whole equals an undisturbed one."""
+    flags, results = quickstart_flags(text_file), tmp_path / "cut" / "results.jsonl"
+    whole, cut = (["sweep", *flags, f"--workdir={tmp_path / name}"] for name in ("whole", "cut"))
+    code, out, _ = run_twice(whole, cut, results, 2, signal.SIGKILL)
+    assert (code, out.splitlines()[-1]) == (-signal.SIGKILL, "0")
+    kept = results.read_text().splitlines()
+    assert 2 <= len(kept) < 12
+    code, out, err = run_twice(cut, cut, results, len(kept) + 4, signal.SIGTERM)
+    assert (code, out.splitlines()[0]) == (0, "75"), err
+    assert err.count("what was done is kept, the same command goes on") == 1
+    assert "Traceback" not in err
     assert results.read_text().splitlines()[: len(kept)] == kept
-    undisturbed = undisturbed_rows(flags, tmp_path / "whole")
+    undisturbed = sorted_rows(read_rows(tmp_path / "whole"))
     assert len(undisturbed) == 16
-    assert sorted_rows(read_rows(workdir)) == undisturbed
+    assert sorted_rows(read_rows(tmp_path / "cut")) == undisturbed
 
 
 def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():
