@@ -143,6 +143,9 @@ LESS = (
 )
 
 
+UNSAVED = "mujax: .*: a checkpoint could not be saved .*{}.*; the last one stands"
+
+
 @pytest.fixture(scope="module")
 def struck(text_file, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """The folder and the end of the process STRUCK, whose runs are in three folders of that."""
@@ -176,6 +179,27 @@ def test_stopped_while_it_is_profiled(struck, uninterrupted):
     assert done.stdout.splitlines().count("75 0") == 1, done.stderr
     assert left_by(root / "profiled")[1:] == uninterrupted[1:]  # the row has the number of devices
     assert list((root / "profiled" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rights of Linux")
+def test_a_workdir_that_cannot_be_written(struck, text_file, uninterrupted):
+    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it
+    goes on."""
+    root, done = struck
+    assert "2" in done.stdout.splitlines(), done.stderr
+    assert re.search(UNSAVED.format("Permission denied"), done.stderr), done.stderr
+    assert main.run(flags_of(text_file, root / "read_only")) == 0
+    assert left_by(root / "read_only") == uninterrupted
+
+
+def test_a_save_that_hangs_ends_with_the_grace(struck, text_file, uninterrupted, capsys):
+    root, done = struck
+    assert done.returncode == 75, done.stderr
+    assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
+    args = flags_of(text_file, root / "hanging", checkpoint__best="False")
+    assert main.run(args) == 0
+    assert "going on from step 14" in capsys.readouterr().err
+    assert left_by(root / "hanging") == uninterrupted
 
 
 def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
@@ -269,27 +293,19 @@ def test_a_workdir_that_is_moved_while_it_trains(
     each_step_once(now)
 
 
-def test_a_save_that_hangs_ends_with_the_grace(struck, text_file, uninterrupted, capsys):
-    root, done = struck
-    assert done.returncode == 75, done.stderr
-    assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
-    args = flags_of(text_file, root / "hanging", checkpoint__best="False")
-    assert main.run(args) == 0
-    assert "going on from step 14" in capsys.readouterr().err
-    assert left_by(root / "hanging") == uninterrupted
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_times(kills, text_file, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(1, 60), pytest.param(20, 200, marks=pytest.mark.slow)]
+)
+def test_killed_at_random_times(kills, steps, text_file, tmp_path):
     """SIGKILL at any time, from the start of the process on; most in training, where it also saves
     and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
-    args = flags_of(text_file, workdir, train__steps=200)
+    args = flags_of(text_file, workdir, train__steps=steps)
     for kill in range(kills):
         # Either after some seconds, or once so many steps more are logged, and then within a few
         # steps
         deadline = time.monotonic() + (rng.uniform(0, 6) if kill % 3 == 1 else 100)
-        more, delay = rng.uniform(1, min(240 / kills, 100)), rng.uniform(0, 0.03)
+        more, delay = rng.uniform(1, min(1.2 * steps / kills, steps / 2)), rng.uniform(0, 0.03)
         first = last_step(workdir)
         with subprocess.Popen(
             [sys.executable, "-m", "mujax", *args], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -305,9 +321,9 @@ def test_killed_at_random_times(kills, text_file, tmp_path):
             process.kill()
     assert num_killed >= 0.7 * kills
     assert main.run(args) == 0
-    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=200)) == 0
-    assert left_by(workdir, 200) == left_by(tmp_path / "whole", 200)
-    each_step_once(workdir, 200)
+    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=steps)) == 0
+    assert left_by(workdir, steps) == left_by(tmp_path / "whole", steps)
+    each_step_once(workdir, steps)
     assert not list(workdir.rglob("*tmp*"))
 
 
@@ -420,20 +436,6 @@ def test_a_run_is_made_longer(text_file, tmp_path, capsys):
     assert main.run(flags_of(text_file, tmp_path.with_name("at_once"), **constant)) == 0
     assert left_by(tmp_path) == left_by(tmp_path.with_name("at_once"))
     assert json.loads((tmp_path / "earlier" / "1" / "result.json").read_text())["steps"] == 20
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="rights of Linux")
-def test_a_workdir_that_cannot_be_written(struck, text_file, uninterrupted):
-    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it
-    goes on."""
-    root, done = struck
-    assert "2" in done.stdout.splitlines(), done.stderr
-    assert re.search(UNSAVED.format("Permission denied"), done.stderr), done.stderr
-    assert main.run(flags_of(text_file, root / "read_only")) == 0
-    assert left_by(root / "read_only") == uninterrupted
-
-
-UNSAVED = "mujax: .*: a checkpoint could not be saved .*{}.*; the last one stands"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
