@@ -52,8 +52,15 @@ LIMIT_SECONDS = 5.0
 LONG = {
     "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four "
     "widths",
-    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and "
+    "test_desk.py::test_a_committed_point_again": "a process with all of XLA's optimizations",
+    "test_processes.py::test_two_processes_are_one_run": "six processes, which all load JAX and "
     "their programs",
+    "test_sweep.py::test_interrupted_sweep_goes_on": "two processes, which load JAX, compile a "
+    "sweep and train two",
+    "test_sweep.py::test_points_equal_single_runs_and_compile_once_a_width": "two widths, compiled "
+    "as lanes and as single runs",
+    "test_tasks.py::test_processes_and_formats_make_the_same": "two processes, which load "
+    "TensorFlow",
 }
 
 
