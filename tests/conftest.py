@@ -52,8 +52,15 @@ LIMIT_SECONDS = 5.0
 LONG = {
     "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four "
     "widths",
-    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and "
+    "test_desk.py::test_a_committed_point_again": "a process with all of XLA's optimizations",
+    "test_processes.py::test_two_processes_are_one_run": "six processes, which all load JAX and "
     "their programs",
+    "test_sweep.py::test_interrupted_sweep_goes_on": "two processes, which load JAX, compile a "
+    "sweep and train two",
+    "test_sweep.py::test_points_equal_single_runs_and_compile_once_a_width": "two widths, compiled "
+    "as lanes and as single runs",
+    "test_tasks.py::test_processes_and_formats_make_the_same": "two processes, which load "
+    "TensorFlow",
 }
 
 
@@ -128,17 +135,22 @@ def text_file(tmp_path_factory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory) -> Path:
+    """A SentencePiece model of 400 pieces, of a module of the standard library."""
+    from mujax.data import tokenizers  # here, as few tests need it
+
+    file = tmp_path_factory.mktemp("pieces") / "a model.model"
+    file.write_bytes(tokenizers.train([Path(os.__file__).read_text()], 400))
+    return file
+
+
 @pytest.fixture
 def tiny(text_file):
     """tiny_tree on the small corpus."""
     return lambda model="transformer", **overrides: tiny_tree(
         model, data__name="text", data__path=str(text_file), **overrides
     )
-
-
-@pytest.fixture
-def quick_processes():
-    """Nothing more than what all processes have, see pytest_configure."""
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:

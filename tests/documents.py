@@ -1,6 +1,7 @@
 """README and guides as data: their pages, links and commands; and a way to run the commands at a
 small size."""
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -71,21 +72,27 @@ def grouped(found: list[list[str]]) -> list[list[list[str]]]:
     return [[found[i] for i in numbers] for _, numbers in groups]
 
 
-def run_here(monkeypatch, capsys, *args) -> tuple[int, str]:
-    """Runs the command line in this process: importing JAX would be most of what reading results
-    takes."""
-    monkeypatch.chdir(ROOT)
-    code = run(args)
+def run_here(capsys, *args: str) -> tuple[int, str]:
+    """Runs the command line in this process, in the repository's root: (exit code, messages)."""
+    with contextlib.chdir(ROOT):
+        code = run(args)
     return code, capsys.readouterr().err
 
 
-def run_group(
-    group, tmp_path, monkeypatch, capsys, check=("--widths=16,32,48,64",), fails=()
-) -> None:
-    """Runs the commands in folders of their own. What trains has its own process, as on the two
-    cores of a reader.
+def run_alone(*args: str) -> tuple[int, str]:
+    """Runs the command line in a process of its own, as on the cores of a reader."""
+    done = run_mujax(*args, timeout=900)
+    return done.returncode, done.stderr
 
-    check: more flags of that verb. fails: configs of which it says that they are wrong.
+
+def run_group(group, tmp_path, read, train, check=("--widths=16,32,48,64",), fails=()) -> None:
+    """Runs the commands in folders of their own.
+
+    Args:
+      read, train: run the command line, of a verb that reads results or of another one; see
+        run_here and run_alone.
+      check: more flags of that verb.
+      fails: configs of which it says that they are wrong.
     """
     for verb, *flags in group:
         if verb == "plan" and importlib.util.find_spec("libtpu") is None:
@@ -100,11 +107,8 @@ def run_group(
         if verb == "sweep" and extra and not any("d_model" in flag for flag in flags):
             extra = [*extra, "--config.sweep.model.d_model=(48,)"]
         flags = [flag.replace("=runs/", f"={tmp_path}/") for flag in flags]
-        if verb in ("explain", "launch", "merge", "report") or "--dry_run" in flags:
-            code, said = run_here(monkeypatch, capsys, verb, *flags, *extra)
-        else:
-            done = run_mujax(verb, *flags, *extra, timeout=900)
-            code, said = done.returncode, done.stderr
+        is_reading = verb in ("explain", "launch", "merge", "report") or "--dry_run" in flags
+        code, said = (read if is_reading else train)(verb, *flags, *extra)
         is_wrong = any(config in flag for config in fails for flag in flags)
         assert code == (CHECK_FAILED if is_wrong and verb == "check" else FINISHED), (
             verb,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from test_resume import each_step_once, flags_of, left_by, strike
+from helpers import each_step_once, flags_of, left_by, strike
 
 from mujax import main
 from mujax.errors import UserError

@@ -2,6 +2,7 @@
 memory there is."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -124,7 +125,7 @@ def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
     """By the compiler's own count: less memory, fewer lanes, the same losses; too little is one
     clear line."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    runs = runs_of(tiny("mlp"), optim={"learning_rate": tuple(0.01 + 0.001 * i for i in range(6))})
+    runs = runs_of(tiny("mlp"), optim={"learning_rate": tuple(0.01 + 0.001 * i for i in range(8))})
     sizes, compile_lanes = [], compilation.compile_lanes
 
     def noted(*args):
@@ -133,20 +134,28 @@ def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
 
     monkeypatch.setattr(compilation, "compile_lanes", noted)
     plenty = results(runs, vmapped=True)
-    assert [e.num_lanes for e in sizes] == [6]
+    assert [e.num_lanes for e in sizes] == [8]
     monkeypatch.setattr(
-        compilation, "available_memory", lambda mesh: sizes[0].bytes_per_device // 2 + 1
+        compilation, "available_memory", lambda mesh: sizes[0].bytes_per_device // 3 + 1
     )
     little = results(runs, vmapped=True)
-    assert sizes[-1].num_lanes in (2, 3)
-    assert sizes[-1].bytes_per_device <= sizes[0].bytes_per_device // 2 + 1
-    for i in range(6):
+    assert sizes[-1].num_lanes == 2
+    assert sizes[-1].bytes_per_device <= sizes[0].bytes_per_device // 3 + 1
+    for i in range(8):
         np.testing.assert_allclose(little[i].history, plenty[i].history, rtol=1e-5)
     monkeypatch.setattr(compilation, "available_memory", lambda mesh: 1000)
+    asked = []
+
+    def too_large(runs, validation, layout, num_lanes, vmapped):
+        asked.append(num_lanes)
+        return types.SimpleNamespace(bytes_per_device=1001 * num_lanes)
+
+    monkeypatch.setattr(compilation, "compile_lanes", too_large)
     with pytest.raises(
         UserError, match="one run of width 16 needs about .* split it with mesh.fsdp"
     ):
         results(runs, vmapped=True)
+    assert asked == [8, 1]
 
 
 def test_a_chunk_of_mostly_dead_lanes_is_packed_anew(tiny, monkeypatch):

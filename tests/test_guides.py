@@ -2,11 +2,15 @@
 the notebook too."""
 
 import csv
+import functools
 import glob
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 
 import nbclient
 import nbformat
@@ -22,9 +26,12 @@ from documents import (
     heading_ids,
     links,
     name,
+    run_alone,
     run_group,
+    run_here,
     shell_lines,
 )
+from helpers import Engine, bowl, train_by
 
 from configs import base
 from mujax.cli.flags import parse
@@ -116,14 +123,17 @@ def test_every_shell_line_is_one_we_know(page):
             assert page.name == "tpu.md", line
 
 
-COMMANDS = [
-    pytest.param(verb, flags, id=f"{guide.stem}-{i}-{verb}")
-    for guide in GUIDES
-    for i, (verb, *flags) in enumerate(commands(guide))
-]
+def each_command():
+    """Commands, each where it is shown first."""
+    seen = []
+    for guide in GUIDES:
+        for i, (verb, *flags) in enumerate(commands(guide)):
+            if [verb, *flags] not in seen:
+                seen.append([verb, *flags])
+                yield pytest.param(verb, flags, id=f"{guide.stem}-{i}-{verb}")
 
 
-@pytest.mark.parametrize("verb, flags", COMMANDS)
+@pytest.mark.parametrize("verb, flags", [*each_command()])
 def test_every_command_is_right(verb, flags, tmp_path, monkeypatch, capsys):
     """What reads is run; of what trains, the flags are parsed and the run is built, without a
     step."""
@@ -164,7 +174,8 @@ WRONG = ("my_table.py", "gated.py:broken", "gated.py:better")
 
 
 @pytest.mark.parametrize("group", [*groups()])
-def test_every_command_runs(group, tmp_path, monkeypatch, capsys, quick_processes):
+def test_every_command_runs(group, tmp_path, request, monkeypatch, capsys):
+    """Slowly, what trains as it would; quickly in this process, and sweeps with losses by a law."""
     with (tmp_path / "losses.csv").open("w") as file:  # a table of somebody else
         table = csv.writer(file)
         table.writerow(["n", "learning_rate", "loss, val", "optimizer", "depth", "run"])
@@ -176,7 +187,11 @@ def test_every_command_runs(group, tmp_path, monkeypatch, capsys, quick_processe
         [word.replace("=losses.csv", f"={tmp_path}/losses.csv") for word in command]
         for command in group
     ]
-    run_group(group, tmp_path, monkeypatch, capsys, check=(), fails=WRONG)
+    here = functools.partial(run_here, capsys)
+    is_slow = request.node.get_closest_marker("slow")
+    if not is_slow:
+        train_by(Engine(bowl), monkeypatch)
+    run_group(group, tmp_path, here, run_alone if is_slow else here, check=(), fails=WRONG)
     if any("--workdir=runs/wider" in command for command in group):
         lines = (tmp_path / "wider" / "results.jsonl").read_text().splitlines()
         assert (
@@ -200,7 +215,7 @@ FORK = DOCS / "is-my-fork-right.md"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["broken", "better", "right"])
-def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
+def test_guide_shows_what_check_prints(stage, tmp_path):
     """The verdict of each stage of the worked example, word for word."""
     assert [
         "check",
@@ -223,27 +238,36 @@ def test_guide_shows_what_check_prints(stage, tmp_path, quick_processes):
         assert failures in FORK.read_text()
 
 
-@pytest.mark.parametrize("steps", [4, pytest.param(100, marks=pytest.mark.slow)])
-def test_the_notebook_goes_from_two_configs_to_a_figure(steps, quick_processes):
-    """As it stands in 100 steps, where SP's optimum falls and muP's stays; in 4, every cell still
-    runs."""
-    notebook = nbformat.read(DOCS / "transfer.ipynb", as_version=4)
-    for cell in notebook.cells:
-        cell.source = cell.source.replace("c.train.steps = 100", f"c.train.steps = {steps}")
-        if steps < 100:
-            cell.source = cell.source.replace("(32, 64, 128)", "(16, 32)").replace(
-                "range(-9, -2)", "range(-6, -3)"
-            )
-            cell.source = cell.source.replace("warmup_steps = 20", "warmup_steps = 2")
+NOTEBOOK = nbformat.read(DOCS / "transfer.ipynb", as_version=4)
+
+
+def test_every_cell_of_the_notebook_runs(tmp_path, monkeypatch):
+    """With losses by a law, whose optimum is what it finds, and a figure in the end."""
+    train_by(Engine(bowl), monkeypatch)
+    monkeypatch.chdir(DOCS)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(os.environ, "XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    names = {}
+    for cell in NOTEBOOK.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    found = [optimum.log2_lr for m in names["measured"] for optimum in m.optima]
+    assert found == pytest.approx([-6] * 6)
+    names["figure"].savefig(tmp_path / "figure.png")
+
+
+@pytest.mark.slow
+def test_the_notebook_goes_from_two_configs_to_a_figure():
+    """SP's optimum falls and muP's stays."""
     nbclient.NotebookClient(
-        notebook, timeout=1200, resources={"metadata": {"path": str(DOCS)}}
+        NOTEBOOK, timeout=1200, resources={"metadata": {"path": str(DOCS)}}
     ).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    outputs = [output for cell in NOTEBOOK.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in outputs)
-    if steps == 100:
-        text = "".join(output.get("text", "") for output in outputs)
-        moved = {
-            name: float(wide) - float(narrow)
-            for name, narrow, wide in re.findall(r"^(\w+): .*{32: (\S+), .*128: (\S+)}", text, re.M)
-        }
-        assert moved["sp"] <= -2 and abs(moved["mup"]) <= 1
+    text = "".join(output.get("text", "") for output in outputs)
+    moved = {
+        name: float(wide) - float(narrow)
+        for name, narrow, wide in re.findall(r"^(\w+): .*{32: (\S+), .*128: (\S+)}", text, re.M)
+    }
+    assert moved["sp"] <= -2 and abs(moved["mup"]) <= 1

@@ -47,21 +47,24 @@ def test_value_and_gradients(dtype, parts, tolerance, eos_id):
     example_of = example(jnp.dtype(dtype))
 
     def thrice(f):
-        return jax.value_and_grad(lambda w, x: 3 * f(w, x, example_of[2], eos_id), (0, 1))(
-            *example_of[:2]
-        )
+        return jax.value_and_grad(lambda w, x: 3 * f(w, x, example_of[2], eos_id), (0, 1))
 
-    assert str(jax.make_jaxpr(lambda: thrice(in_parts))()).count(f"length={parts}") == 1
-    (found, of_found), (expected, of_expected) = thrice(in_parts), thrice(naive)
+    program = str(jax.make_jaxpr(thrice(in_parts))(*example_of[:2]))
+    assert program.count(f"length={parts}") == 1
+    (found, of_found), (expected, of_expected) = (
+        jax.jit(thrice(f))(*example_of[:2]) for f in (in_parts, naive)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-3)
     for a, b in zip(jax.tree.leaves(of_found), jax.tree.leaves(of_expected), strict=True):
         assert a.dtype == b.dtype == jnp.dtype(dtype)
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         assert np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
     # Without a gradient the same value, of which a lane axis changes nothing
-    np.testing.assert_allclose(3 * in_parts(*example_of, eos_id), expected, rtol=1e-3)
+    value = jax.jit(in_parts, static_argnums=3)(*example_of, eos_id)
+    np.testing.assert_allclose(3 * value, expected, rtol=1e-3)
     lanes = jax.tree.map(lambda x: jnp.stack([x, x / 2]), example_of[:2])
-    both = jax.vmap(jax.grad(lambda w, x: in_parts(w, x, example_of[2], eos_id)))(*lanes)
+    gradient = jax.grad(lambda w, x: in_parts(w, x, example_of[2], eos_id))
+    both = jax.jit(jax.vmap(gradient))(*lanes)
     np.testing.assert_allclose(
         3 * both["w"][0].astype("float32"), of_found[0]["w"].astype("float32"), rtol=0.02, atol=1e-5
     )
@@ -72,7 +75,8 @@ def test_double_precision():
     with jax.enable_x64(True):
         weights, x_BTD, targets_BT = example(jnp.dtype("float64"))
         (found, of_found), (expected, of_expected) = (
-            jax.value_and_grad(f, (0, 1))(weights, x_BTD, targets_BT, 7) for f in (in_parts, naive)
+            jax.jit(jax.value_and_grad(f, (0, 1)), static_argnums=3)(weights, x_BTD, targets_BT, 7)
+            for f in (in_parts, naive)
         )
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     for a, b in zip(jax.tree.leaves(of_found), jax.tree.leaves(of_expected), strict=True):

@@ -87,7 +87,7 @@ def make_first(root, tree):
     old = {p.id: first_id(p.run.cfg) for p in points}
     record = json.loads((root / "manifest.json").read_text())
     del record["config"]["optim"][LATER]
-    record["config"]["model"]["boundary_id"] = record["config"]["model"].pop("separator_id")
+    record["config"]["model"]["separator_id"] = record["config"]["model"].pop("separator_id")
     record["points"] = {old[id]: point for id, point in record["points"].items()}
     (fingerprint,) = record["data"].values()
     record["data"] = {first_schema(points[0].run.cfg.as_dict()["data"]): fingerprint}

@@ -27,7 +27,7 @@ def test_tensors_and_updates(tiny, tmp_path):
         train__steps=4,
         monitor__tensor_interval=2,
         parameterization__name="mup_table9",
-        model__d_model=32,
+        parameterization__base_width=8,
     )
     train(tree, tmp_path)
     records = {r["step"]: r for r in read_jsonl(tmp_path / "metrics.jsonl") if "tensors" in r}

@@ -19,8 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import sentencepiece
 from conftest import ROOT
+from helpers import (
+    VOCAB,
+    documents,
+    end_at_training,
+    expected_ids,
+    stream_of,
+    train_args,
+    write_jsonl,
+)
 
 from mujax import main
 from mujax.data import tokenizers
@@ -28,37 +36,6 @@ from mujax.data.embedded import load_pieces
 from mujax.data.prepare.dataset import Recipe, prepare
 from mujax.data.shards import load_shards, read_description
 from mujax.errors import UserError
-
-WORDS = Path(os.__file__).read_text().split()
-VOCAB = 400
-
-
-def documents(count: int = 60) -> list[str]:
-    """Real words in documents of 0 to 400 of them; one is empty, some have characters of several
-    bytes."""
-    rng = random.Random(0)
-    return [
-        " ".join(rng.choices(WORDS, k=min(400,
-        int(rng.expovariate(0.02)) + 1))) + "\n\N{SNOWMAN} é" * (i % 7 == 0)
-        if i != 5 else "" for i in range(count)
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory) -> Path:
-    """A SentencePiece model of a module of the standard library."""
-    file = tmp_path_factory.mktemp("pieces") / "a model.model"
-    file.write_bytes(tokenizers.train([Path(os.__file__).read_text()], VOCAB))
-    return file
-
-
-def write_jsonl(file: Path, texts, field: str = "text") -> None:
-    with (
-        gzip.open(file, "wt")
-        if file.suffix == ".gz"
-        else open(file, "w", encoding="utf-8") as stream
-    ):
-        stream.writelines(json.dumps({"url": "a", field: text}) + "\n" for text in texts)
 
 
 @pytest.fixture
@@ -71,18 +48,6 @@ def sources(tmp_path) -> dict[str, str]:
         table = pa.table({"id": list(range(len(part))), "text": part})
         pa.parquet.write_table(table, folder / f"{i}.parquet", row_group_size=10)
     return {"jsonl": f"jsonl:{folder}/*.jsonl.gz", "parquet": f"parquet:{folder}/*.parquet"}
-
-
-def stream_of(folder: Path, split: str) -> np.ndarray:
-    """All tokens of a split, read without the code under test."""
-    described = json.loads((folder / "dataset.json").read_text())
-    names = [shard["file"] for shard in described["shards"] if shard["split"] == split]
-    return np.concatenate([np.fromfile(folder / name, described["dtype"]) for name in names])
-
-
-def expected_ids(pieces: Path, texts) -> list[list[int]]:
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
-    return [processor.encode(text) for text in texts if text]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -265,25 +230,6 @@ def test_pieces_of_any_text_are_made_once(tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def train_args(folder: Path, workdir: Path, **fields) -> list[str]:
-    fields = {"name": "shards", "path": folder, "seq_len": 16, "vocab_size": VOCAB, **fields}
-    sizes = {
-        "model.d_model": 16,
-        "model.d_head": 8,
-        "parameterization.base_width": 16,
-        "schedule.warmup_steps": 2,
-    }
-    sizes |= {
-        "train.steps": 8,
-        "train.batch_size": 4,
-        "train.eval_interval": 4,
-        "train.eval_batches": 2,
-    }
-    flags = [f"--config.data.{name}={value}" for name, value in fields.items()]
-    flags += [f"--config.{name}={value}" for name, value in sizes.items()]
-    return ["train", f"--config={ROOT}/configs/base.py", f"--workdir={workdir}", *flags]
-
-
 def test_train_and_sample_on_shards(sources, pieces, tmp_path, capsys):
     """The commands that a user types, paths with spaces and quotes among them; bits a byte beside
     nats."""
@@ -330,22 +276,48 @@ def finished(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-KILLS = [3, pytest.param(10, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("num_kills", KILLS)
-def test_killed_at_random_times(num_kills, tmp_path):
-    """By SIGKILL, with processes of its own, which end too: the same bytes and nothing else."""
+def write_many(folder: Path) -> list[str]:
+    """Writes 30 files of documents; returns the command that prepares them by two processes."""
     texts = documents(600)
     for i in range(30):
-        write_jsonl(tmp_path / f"{i}.jsonl", texts[20 * i : 20 * i + 20] * 40)
-    args = [
-        f"--source=jsonl:{tmp_path}/*.jsonl",
-        "--tokenizer=train:400",
-        "--layout=packed",
-        "--validation=hash:0.1",
-    ]
-    command = [sys.executable, "-m", "mujax", "prepare", *args, "--processes=2"]
+        write_jsonl(folder / f"{i}.jsonl", texts[20 * i : 20 * i + 20] * 40)
+    source = f"--source=jsonl:{folder}/*.jsonl"
+    flags = ["--tokenizer=train:400", "--layout=packed", "--validation=hash:0.1"]
+    return [sys.executable, "-m", "mujax", "prepare", source, *flags, "--processes=2"]
+
+
+def no_process_is_left(mark: str) -> None:
+    """Asserts that all processes end soon that have a mark in their environment."""
+    deadline = time.monotonic() + 20
+    while any(mark in environment_of(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_killed_with_processes_of_its_own(tmp_path):
+    """By SIGKILL, once a part is done: its processes end too, and the same command leaves the same
+    bytes and nothing else."""
+    command, killed = write_many(tmp_path), tmp_path / "killed"
+    marked = {**os.environ, "KILLED_IN": str(tmp_path)}
+    with subprocess.Popen(
+        [*command, f"--workdir={killed}"], cwd=ROOT, stderr=subprocess.DEVNULL, env=marked
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not list(killed.glob("preparing/part-*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+    no_process_is_left(f"KILLED_IN={tmp_path}")
+    assert 0 < len(list(killed.glob("preparing/part-*.json"))) < 30
+    for workdir in (killed, tmp_path / "whole"):
+        assert main.run([*command[3:-1], f"--workdir={workdir}"]) == 0
+    assert finished(killed) == finished(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(tmp_path):
+    """Ten times, from the start of the command on."""
+    command, num_kills = write_many(tmp_path), 10
     start = time.monotonic()
     subprocess.run(
         [*command, f"--workdir={tmp_path}/whole"], cwd=ROOT, check=True, capture_output=True
@@ -373,14 +345,7 @@ def test_killed_at_random_times(num_kills, tmp_path):
     # killed after its last file: the same command again has only checked them
     left.pop(".verified.json", None)
     assert left == finished(tmp_path / "whole")
-    deadline = time.monotonic() + 20
-    while any(
-        f"KILLED_IN={tmp_path}" in environment_of(pid)
-        for pid in os.listdir("/proc")
-        if pid.isdigit()
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    no_process_is_left(f"KILLED_IN={tmp_path}")
 
 
 def environment_of(pid: str) -> str:
@@ -584,13 +549,14 @@ def test_a_finished_dataset_says_that_its_source_has_changed(tmp_path, capsys):
     assert finished(tmp_path / "out") == before
 
 
-def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
+def test_damaged_shards_are_named_before_training(sources, tmp_path, monkeypatch, capsys):
     """Cut, edited, missing, or a dataset.json that was edited; read again only if they have
     changed."""
     data = tmp_path / "data"
     prepare(Recipe(sources["jsonl"], "bytes", "packed", validation="head:20"), data)
     read = {"name": "shards", "path": data, "vocab_size": 256}
-    assert main.run(train_args(data, tmp_path / "run", **read)) == 0
+    end_at_training(monkeypatch)
+    assert main.run(train_args(data, tmp_path / "run", **read)) == 75
     shard = data / "train-00002.bin"
     content = shard.read_bytes()
     capsys.readouterr()
@@ -619,7 +585,7 @@ def test_damaged_shards_are_named_before_training(sources, tmp_path, capsys):
     assert "has no dataset.json" in complaint()
 
 
-def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
+def test_configs_that_do_not_fit_the_data(sources, tmp_path, monkeypatch, capsys):
     prepare(
         Recipe(sources["jsonl"], "byte_vocabulary", "packed", validation="head:20"),
         tmp_path / "packed",
@@ -667,7 +633,8 @@ def test_configs_that_do_not_fit_the_data(sources, tmp_path, capsys):
     args = train_args(tmp_path / "packed", tmp_path / "run", vocab_size=384)
     assert main.run([*args, "--config.model.separator_id=3"]) == 2
     assert "documents of" in capsys.readouterr().err
-    assert main.run([*args, "--config.model.separator_id=1"]) == 0
+    end_at_training(monkeypatch)
+    assert main.run([*args, "--config.model.separator_id=1"]) == 75
 
 
 def test_training_imports_no_tensorflow():

@@ -1,6 +1,7 @@
 """README: it is short, its tree is the rooms on disk, its commands run and, slowly, find what it
 says they find."""
 
+import functools
 import json
 import re
 import shlex
@@ -8,7 +9,8 @@ import subprocess
 
 import pytest
 from conftest import ROOT, run_mujax
-from documents import README, commands, grouped, run_group, shell_lines
+from documents import README, commands, grouped, run_group, run_here, shell_lines
+from helpers import Engine, bowl, train_by
 
 from mujax import main
 
@@ -96,8 +98,11 @@ def test_every_command_is_one_we_know():
 @pytest.mark.parametrize(
     "group", grouped(MUJAX), ids=lambda group: "-".join(verb for verb, *_ in group)
 )
-def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys, quick_processes):
-    run_group(group, tmp_path, monkeypatch, capsys)
+def test_mujax_commands_run(group, tmp_path, monkeypatch, capsys):
+    """With losses by a law; test_sweep trains the quickstart at a small size, by its process."""
+    train_by(Engine(bowl), monkeypatch)
+    here = functools.partial(run_here, capsys)
+    run_group(group, tmp_path, here, here)
 
 
 def test_make_quickstart_is_the_two_commands():

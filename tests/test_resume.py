@@ -5,71 +5,20 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import die, each_step_once, flags_of, left_by, strike, terminate, wait_for
 
 from mujax import main
-from mujax.config import make_run_config
 from mujax.data.text import load_corpus
-from mujax.storage.files import read_jsonl
 from mujax.training import loop
-from mujax.training.checkpoint import Checkpoints
-from mujax.training.observer import Observer
-from mujax.training.run import make_run
-from mujax.training.steps import abstract_state
-
-
-def flags_of(text_file: Path, workdir: Path, **overrides) -> list[str]:
-    """The command line of a small run that saves often; section__field=value overrides."""
-    fields = {
-        "data.name": "text", "data.path": text_file, "data.seq_len": 16, "model.d_model": 16,
-        "model.d_head": 8,
-        "parameterization.base_width": 16, "schedule.warmup_steps": 4, "train.steps": 40,
-        "train.batch_size": 4,
-        "train.eval_interval": 10, "train.eval_batches": 2, "train.log_interval": 1,
-        "checkpoint.interval": 7,
-        "monitor.tensor_interval": 9, **{name.replace("__", "."): value for name,
-        value in overrides.items()},
-    }  # fmt: skip
-    options = [f"--config.{name}={value}" for name, value in fields.items()]
-    return ["train", f"--config={ROOT}/configs/base.py", f"--workdir={workdir}", *options]
-
-
-def left_by(workdir: Path, step: int = 40) -> tuple:
-    """All that a finished run leaves that does not depend on time: the row, the log and every
-    array."""
-    row = json.loads((workdir / "result.json").read_text())
-    run = make_run(make_run_config(json.loads((workdir / "config.json").read_text())))
-    state = abstract_state(run.program)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    trees = {"params": state.params, "opt_state": state.opt_state}
-    trees = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), trees)
-    record, found = Checkpoints(workdir / "checkpoints" / "latest", keep=None).restore(
-        trees, lambda record: None
-    )
-    assert record["step"] == step
-    arrays = [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]
-    return {**row, "seconds": 0}, (workdir / "metrics.jsonl").read_text(), arrays
-
-
-def each_step_once(workdir: Path, steps: int = 40) -> None:
-    kinds = ("loss", "eval_loss", "tensors")
-    records = list(read_jsonl(workdir / "metrics.jsonl"))
-    logged = {kind: [r["step"] for r in records if kind in r] for kind in kinds}
-    assert logged == {
-        "loss": [*range(steps)],
-        "eval_loss": [*range(0, steps + 1, 10)],
-        "tensors": [*range(0, steps, 9)],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +30,10 @@ def uninterrupted(tmp_path_factory, text_file):
     return left_by(root)
 
 
-def strike(monkeypatch, where: str, call: int, action) -> None:
-    """Takes `action` at one call of a method, before it does its work; counted from 1."""
-    owner = Checkpoints if where == "save" else Observer
-    whole, calls = getattr(owner, where), []
-
-    def struck(*args, **kwargs):
-        calls.append(where)
-        if len(calls) == call:
-            action()
-        return whole(*args, **kwargs)
-
-    monkeypatch.setattr(owner, where, struck)
-
-
 def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
     """While it compiles, in a step, in an evaluation, in a save, and twice in a row."""
     args, killers = flags_of(text_file, tmp_path), []
+    loop._jit.cache_clear()  # or there would be nothing to compile
 
     def terminate_while_compiling():  # tracing takes less, and with compilation more
         killers.append(subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -TERM {os.getpid()}"]))
@@ -124,22 +60,6 @@ def test_sigterm_saves_wherever_it_comes(text_file, tmp_path, uninterrupted, mon
     assert left_by(tmp_path) == uninterrupted
     assert main.run(args) == 0  # finished: left alone
     assert left_by(tmp_path) == uninterrupted
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 100
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def die():
-    """What a kill is to the run: nothing is saved."""
-    raise KeyboardInterrupt
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_killed_right_after_a_save(text_file, tmp_path, uninterrupted, monkeypatch):
@@ -187,31 +107,99 @@ def test_the_best_after_a_kill(text_file, tmp_path, uninterrupted, monkeypatch):
     assert left_by(tmp_path / "both") == uninterrupted and best_of(tmp_path / "both") == ["40"]
 
 
-STOPPED = """
-import os, signal, sys
+# A process that may not override permissions, as root may otherwise: it is asked to stop while it
+# is profiled, and goes on; then it may not write; and then a save of its hangs
+STRUCK = """
+import json, os, signal, sys, time
 from mujax import main
+from mujax.training.checkpoint import Checkpoints
 from mujax.training.observer import Observer
-step, calls = Observer.begin_step, []
+profiled, read_only, hanging = json.loads(sys.argv[1])
+step, save, calls = Observer.begin_step, Checkpoints.save, []
 def struck(*args):
     calls.append(args)
     if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGTERM)
     return step(*args)
 Observer.begin_step = struck
-assert main.run(sys.argv[1:]) == 75
-assert main.run(sys.argv[1:]) == 0
+print(main.run(profiled), main.run(profiled), flush=True)
+print(main.run(read_only), flush=True)
+calls.clear()
+Observer.begin_step = step
+def stuck(*args):
+    calls.append(args)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(100)
+    save(*args)
+Checkpoints.save = stuck
+sys.argv = ["mujax", *hanging]
+main.main()
 """
+# Gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, and becomes another program
+LESS = (
+    "import ctypes, os, sys; prctl = ctypes.CDLL(None).prctl; [prctl(24, c, 0, 0, 0) for c in "
+    "(1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
-def test_stopped_while_it_is_profiled(text_file, tmp_path, uninterrupted):
-    """In a process of its own: JAX's profiler brings down one that has the TPU compiler loaded."""
-    args = flags_of(text_file, tmp_path, monitor__profile_step=5, monitor__profile_steps=5)
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED, *args], cwd=ROOT, capture_output=True, text=True
+UNSAVED = "mujax: .*: a checkpoint could not be saved .*{}.*; the last one stands"
+
+
+@pytest.fixture(scope="module")
+def struck(text_file, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """The folder and the end of the process STRUCK, whose runs are in three folders of that."""
+    root = tmp_path_factory.mktemp("struck")
+    commands = (
+        flags_of(text_file, root / "profiled", monitor__profile_step=5, monitor__profile_steps=5),
+        flags_of(text_file, root / "read_only"),
+        flags_of(
+            text_file, root / "hanging", checkpoint__grace_seconds=1, checkpoint__best="False"
+        ),
     )
-    assert done.returncode == 0, done.stderr
-    assert left_by(tmp_path)[1:] == uninterrupted[1:]  # the row has the number of devices
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.MonkeyPatch.context() as patch:
+        strike(patch, "begin_step", 12, terminate)
+        assert main.run(commands[1]) == 75
+    latest = root / "read_only" / "checkpoints" / "latest"
+    assert sorted(os.listdir(latest)) == ["12", "7"]
+    latest.chmod(0o555)
+    process = [sys.executable, "-c", STRUCK, json.dumps(commands)]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LESS, *process], capture_output=True, text=True, cwd=ROOT
+    )
+    assert time.monotonic() - start < 95  # the save hangs for 100 s
+    latest.chmod(0o755)
+    return root, done
+
+
+def test_stopped_while_it_is_profiled(struck, uninterrupted):
+    """In a process of its own: JAX's profiler brings down one that has the TPU compiler loaded."""
+    root, done = struck
+    assert done.stdout.splitlines().count("75 0") == 1, done.stderr
+    assert left_by(root / "profiled")[1:] == uninterrupted[1:]  # the row has the number of devices
+    assert list((root / "profiled" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rights of Linux")
+def test_a_workdir_that_cannot_be_written(struck, text_file, uninterrupted):
+    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it
+    goes on."""
+    root, done = struck
+    assert "2" in done.stdout.splitlines(), done.stderr
+    assert re.search(UNSAVED.format("Permission denied"), done.stderr), done.stderr
+    assert main.run(flags_of(text_file, root / "read_only")) == 0
+    assert left_by(root / "read_only") == uninterrupted
+
+
+def test_a_save_that_hangs_ends_with_the_grace(struck, text_file, uninterrupted, capsys):
+    root, done = struck
+    assert done.returncode == 75, done.stderr
+    assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
+    args = flags_of(text_file, root / "hanging", checkpoint__best="False")
+    assert main.run(args) == 0
+    assert "going on from step 14" in capsys.readouterr().err
+    assert left_by(root / "hanging") == uninterrupted
 
 
 def test_a_refused_change_changes_nothing(text_file, tmp_path, capsys):
@@ -305,47 +293,19 @@ def test_a_workdir_that_is_moved_while_it_trains(
     each_step_once(now)
 
 
-STUCK = """
-import os, signal, sys, time
-from mujax import main
-from mujax.training.checkpoint import Checkpoints
-save, calls = Checkpoints.save, []
-def stuck(*args):
-    calls.append(args)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(100)
-    save(*args)
-Checkpoints.save = stuck
-sys.argv = ["mujax", *sys.argv[1:]]
-main.main()
-"""
-
-
-def test_a_save_that_hangs_ends_with_the_grace(text_file, tmp_path, uninterrupted, capsys):
-    args = flags_of(text_file, tmp_path, checkpoint__grace_seconds=1, checkpoint__best="False")
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK, *args], capture_output=True, text=True, cwd=ROOT
-    )
-    assert (done.returncode, time.monotonic() - start < 60) == (75, True), done.stderr
-    assert "not saved within checkpoint.grace_seconds = 1" in done.stderr
-    assert main.run(args) == 0
-    assert "going on from step 14" in capsys.readouterr().err
-    assert left_by(tmp_path) == uninterrupted
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_times(kills, text_file, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(1, 60), pytest.param(20, 200, marks=pytest.mark.slow)]
+)
+def test_killed_at_random_times(kills, steps, text_file, tmp_path):
     """SIGKILL at any time, from the start of the process on; most in training, where it also saves
     and evaluates."""
     workdir, rng, num_killed = tmp_path / "killed", random.Random(0), 0
-    args = flags_of(text_file, workdir, train__steps=200)
+    args = flags_of(text_file, workdir, train__steps=steps)
     for kill in range(kills):
         # Either after some seconds, or once so many steps more are logged, and then within a few
         # steps
-        deadline = time.monotonic() + (rng.uniform(0, 6) if kill % 3 == 0 else 100)
-        more, delay = rng.uniform(1, 240 / kills), rng.uniform(0, 0.03)
+        deadline = time.monotonic() + (rng.uniform(0, 6) if kill % 3 == 1 else 100)
+        more, delay = rng.uniform(1, min(1.2 * steps / kills, steps / 2)), rng.uniform(0, 0.03)
         first = last_step(workdir)
         with subprocess.Popen(
             [sys.executable, "-m", "mujax", *args], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -355,15 +315,15 @@ def test_killed_at_random_times(kills, text_file, tmp_path):
                 and time.monotonic() < deadline
                 and last_step(workdir) < first + more
             ):
-                time.sleep(0.002)
+                time.sleep(0.01)
             time.sleep(delay)
             num_killed += process.poll() is None
             process.kill()
     assert num_killed >= 0.7 * kills
     assert main.run(args) == 0
-    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=200)) == 0
-    assert left_by(workdir, 200) == left_by(tmp_path / "whole", 200)
-    each_step_once(workdir, 200)
+    assert main.run(flags_of(text_file, tmp_path / "whole", train__steps=steps)) == 0
+    assert left_by(workdir, steps) == left_by(tmp_path / "whole", steps)
+    each_step_once(workdir, steps)
     assert not list(workdir.rglob("*tmp*"))
 
 
@@ -463,6 +423,7 @@ def test_another_run_is_refused_by_name(text_file, tmp_path, monkeypatch, capsys
 def test_a_run_is_made_longer(text_file, tmp_path, capsys):
     """--allow_config_change on a finished run: it goes on from its end, and its result is kept."""
     constant = {
+        "model": "mlp",
         "schedule__name": "constant",
         "monitor__tensor_interval": 0,
         "data__path": text_file,
@@ -477,38 +438,21 @@ def test_a_run_is_made_longer(text_file, tmp_path, capsys):
     assert json.loads((tmp_path / "earlier" / "1" / "result.json").read_text())["steps"] == 20
 
 
-# In a process that then becomes mujax
-BEFORE = {
-    # Writes fail in the middle of a file, as on a disk that is full
-    "full": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))",
-    # Root may write anywhere, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    "read-only": "import ctypes; prctl = ctypes.CDLL(None).prctl; [prctl(24, c, 0, 0, 0) for c in "
-    "(1, 2)]",
-}
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-@pytest.mark.parametrize("what", ["full", "read-only"])
-def test_a_workdir_that_cannot_be_written(what, text_file, tmp_path, uninterrupted, monkeypatch):
-    """The run says so in one line, ends with 2, and leaves the last good checkpoint, from which it
-    goes on."""
+def test_a_full_disk(text_file, tmp_path, uninterrupted, monkeypatch, capsys):
+    """Writes fail in the middle of a file: the same."""
     args = flags_of(text_file, tmp_path)
     with monkeypatch.context() as patch:
         strike(patch, "begin_step", 12, terminate)
         assert main.run(args) == 75
-    latest = tmp_path / "checkpoints" / "latest"
-    assert sorted(os.listdir(latest)) == ["12", "7"]
-    if what == "read-only":
-        latest.chmod(0o555)
-    mujax = [sys.executable, "-m", "mujax", *args]
-    program = f"{BEFORE[what]}; import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
-    process = [sys.executable, "-c", program, *mujax]
-    done = subprocess.run(process, capture_output=True, text=True, cwd=ROOT)
-    latest.chmod(0o755)
-    assert done.returncode == 2, done.stderr
-    reason = "File too large" if what == "full" else "Permission denied"
-    assert re.search(
-        f"mujax: .*: a checkpoint could not be saved .*{reason}.*; the last one stands", done.stderr
-    )
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    try:
+        code = main.run(args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert re.search(UNSAVED.format("File too large"), err), err
     assert main.run(args) == 0
     assert left_by(tmp_path) == uninterrupted

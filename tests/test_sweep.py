@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, count_compilations, run_mujax
-from helpers import Engine, bowl
+from helpers import Engine, bowl, terminate
 
 from mujax.data.text import load_corpus
 from mujax.errors import UserError
@@ -97,6 +97,19 @@ def run_lanes(runs, rows_NKBT, num_devices=1, vmapped=False):
     )
 
 
+# The same 12 batches for each of three lanes
+ROWS_NKBT = (
+    np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
+)
+
+
+def three_runs(tiny, middle):
+    """Three runs that differ in their learning rates, the second of which is `middle`."""
+    tree = tiny("mlp", optim__grad_clip=0.0)
+    tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
+    return [make_run(cfg) for _, cfg in expand_sweep(tree)]
+
+
 def control(num_lanes, num_steps):
     """Each lane on its own rows, all active."""
     return np.arange(num_lanes, dtype=np.int32), np.ones(num_lanes, bool), np.int32(num_steps)
@@ -113,17 +126,8 @@ def bounds(num_lanes):
 def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, num_devices, vmapped):
     """Three lanes, the middle one at a learning rate that explodes, against the same with a
     harmless one."""
-    tree = tiny(optim__grad_clip=0.0, model__norm_gain="vector")
-
-    def runs(middle):
-        tree["sweep"] = {"optim": {"learning_rate": (0.01, middle, 0.02)}}
-        return [make_run(cfg) for _, cfg in expand_sweep(tree)]
-
-    rows = (
-        np.random.default_rng(0).integers(0, 256, (1, 12, 4, 17), dtype=np.uint8).repeat(3, axis=0)
-    )
-    calm, calm_metrics = run_lanes(runs(0.015), rows, num_devices, vmapped)
-    wild, metrics = run_lanes(runs(1e4), rows, num_devices, vmapped)
+    calm, calm_metrics = run_lanes(three_runs(tiny, 0.015), ROWS_NKBT, num_devices, vmapped)
+    wild, metrics = run_lanes(three_runs(tiny, 1e4), ROWS_NKBT, num_devices, vmapped)
     assert np.array_equal(np.asarray(calm.diverged_at), [-1, -1, -1])
     frozen_at = int(wild.diverged_at[1])
     assert np.array_equal(np.asarray(wild.diverged_at)[[0, 2]], [-1, -1])
@@ -139,22 +143,19 @@ def test_divergence_is_recorded_and_leaves_the_neighbours_bitwise_alone(tiny, nu
 
 
 def test_lanes_equal_single_steps_however_they_are_laid_out(tiny):
-    """Vmapped (as on accelerators), one after the other, on one device and on two: the losses of
+    """Vmapped (as on accelerators), one after the other, on one device and on three: the losses of
     the bare step."""
-    tree = tiny()
-    tree["sweep"] = {"optim": {"learning_rate": (0.01, 0.02)}}
-    runs = [make_run(cfg) for _, cfg in expand_sweep(tree)]
+    runs = three_runs(tiny, 0.015)
     fns = make_train_fns(runs[0].program)
     init, step = jax.jit(fns.init), jax.jit(fns.step)
-    rows = np.random.default_rng(0).integers(0, 256, (12, 4, 17), dtype=np.uint8)
-    losses = np.zeros((2, 12))
+    losses = np.zeros((3, 12))
     for lane, run in enumerate(runs):
         state = init(0, run.hps, run.scalings)
-        for t, batch in enumerate(rows):
+        for t, batch in enumerate(ROWS_NKBT[lane]):
             state, metrics = step(state, batch, run.hps, run.scalings)
             losses[lane, t] = metrics["loss"]
-    for num_devices, vmapped in ((1, True), (1, False), (2, False)):
-        _, metrics = run_lanes(runs, rows[None].repeat(2, axis=0), num_devices, vmapped)
+    for num_devices, vmapped in ((1, True), (1, False), (3, False)):
+        _, metrics = run_lanes(runs, ROWS_NKBT, num_devices, vmapped)
         np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
 
 
@@ -316,10 +317,6 @@ def test_a_signal_saves_what_is_in_flight(signum, tiny, tmp_path, monkeypatch):
 def read_rows(root):
     file = root / "results.jsonl"
     return list(read_jsonl(file)) if file.exists() else []
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_what_is_in_flight_goes_on_from_its_own_weights(tiny, tmp_path):
@@ -503,35 +500,48 @@ def sorted_rows(rows):
     return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: row["id"])
 
 
-def test_interrupted_sweep_goes_on(text_file, tmp_path):
-    """By the real command, killed while running, and then asked to stop: finished points are kept,
-    and the whole equals an undisturbed one."""
-    flags, workdir = quickstart_flags(text_file), tmp_path / "cut"
-    results, kept = workdir / "results.jsonl", []
-    for signum, num_rows in ((signal.SIGKILL, 2), (signal.SIGTERM, 6)):
-        command = [sys.executable, "-m", "mujax", "sweep", *flags, f"--workdir={workdir}"]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
+# Two commands one after the other, the second as `mujax` runs it
+TWICE = """
+import json, sys
+from mujax import main
+first, second = json.loads(sys.argv[1])
+print(main.run(first), flush=True)
+sys.argv = ["mujax", *second]
+main.main()
+"""
+
+
+def run_twice(first, second, results: Path, num_rows: int, signum) -> tuple[int, str, str]:
+    """Runs TWICE, with a signal once there are so many results: (exit code, output, messages)."""
+    process = [sys.executable, "-c", TWICE, json.dumps([first, second])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(process, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as running:
+        deadline = time.monotonic() + 200
         while not (results.exists() and results.read_bytes().count(b"\n") >= num_rows):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(signum)
-        stderr = process.communicate(timeout=120)[1]
-        assert results.read_text().splitlines()[: len(kept)] == kept
-        kept = results.read_text().splitlines()
-        assert num_rows <= len(kept) < 16
-        if signum == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL
-        else:
-            assert process.returncode == 75
-            assert "what was done is kept, the same command goes on" in stderr
-            assert "Traceback" not in stderr
-            assert list((workdir / "in_flight").iterdir())
-    assert run_mujax("sweep", *flags, f"--workdir={workdir}").returncode == 0
+        running.send_signal(signum)
+        out, err = running.communicate(timeout=200)
+    return running.returncode, out, err
+
+
+def test_interrupted_sweep_goes_on(text_file, tmp_path):
+    """By processes, one killed while running, one asked to stop: finished points are kept, and the
+    whole equals an undisturbed one."""
+    flags, results = quickstart_flags(text_file), tmp_path / "cut" / "results.jsonl"
+    whole, cut = (["sweep", *flags, f"--workdir={tmp_path / name}"] for name in ("whole", "cut"))
+    code, out, _ = run_twice(whole, cut, results, 2, signal.SIGKILL)
+    assert (code, out.splitlines()[-1]) == (-signal.SIGKILL, "0")
+    kept = results.read_text().splitlines()
+    assert 2 <= len(kept) < 12
+    code, out, err = run_twice(cut, cut, results, len(kept) + 4, signal.SIGTERM)
+    assert (code, out.splitlines()[0]) == (0, "75"), err
+    assert err.count("what was done is kept, the same command goes on") == 1
+    assert "Traceback" not in err
     assert results.read_text().splitlines()[: len(kept)] == kept
-    undisturbed = undisturbed_rows(flags, tmp_path / "whole")
+    undisturbed = sorted_rows(read_rows(tmp_path / "whole"))
     assert len(undisturbed) == 16
-    assert sorted_rows(read_rows(workdir)) == undisturbed
+    assert sorted_rows(read_rows(tmp_path / "cut")) == undisturbed
 
 
 def test_a_signal_while_python_shuts_down_does_not_change_the_outcome():

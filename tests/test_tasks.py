@@ -2,15 +2,10 @@
 trains."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_prepare import documents, expected_ids, pieces, stream_of, train_args, write_jsonl  # noqa: F401
+from helpers import documents, end_at_training, expected_ids, stream_of, train_args, write_jsonl
 
 from mujax import main
 from mujax.data import tokenizers
@@ -85,7 +80,7 @@ def stored_texts(data_dir, split: str) -> list[str]:
 
 
 @pytest.fixture
-def my_tasks(data_dir, pieces, tmp_path_factory, monkeypatch):  # noqa: F811
+def my_tasks(data_dir, pieces, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "modules"
     folder.mkdir(exist_ok=True)
     (folder / "my_tasks.py").write_text(MODULE.format(pieces=str(pieces), data_dir=str(data_dir)))
@@ -94,8 +89,10 @@ def my_tasks(data_dir, pieces, tmp_path_factory, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("source", ["tfds:tiny_text:1.0.0", "seqio:my_tasks:tiny_pieces"])
-def test_a_dataset_of_tensorflow_to_shards(source, data_dir, my_tasks, pieces, tmp_path):  # noqa: F811
-    """Its text by our tokenizer, or a Task's own ids: the same; and a model trains on it."""
+def test_a_dataset_of_tensorflow_to_shards(
+    source, data_dir, my_tasks, pieces, tmp_path, monkeypatch
+):
+    """Its text by our tokenizer, or a Task's own ids: the same; and a model may train on it."""
     is_task = source.startswith("seqio")
     which = "" if is_task else f"sentencepiece:{pieces},extra_ids=100"
     made = prepare(
@@ -117,32 +114,15 @@ def test_a_dataset_of_tensorflow_to_shards(source, data_dir, my_tasks, pieces, t
         assert stream_of(tmp_path / "bytes", "validation").tolist() == expected
     assert made["empty_documents"] == 1
     assert made["tokenizer"]["vocab_size"] == 500 and made["tokenizer"]["file"] == "tokenizer.model"
-    assert main.run(train_args(tmp_path / "out", tmp_path / "run", vocab_size=500)) == 0
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "ok"
+    end_at_training(monkeypatch)
+    assert main.run(train_args(tmp_path / "out", tmp_path / "run", vocab_size=500)) == 75
 
 
-def test_processes_and_formats_make_the_same(data_dir, my_tasks, pieces, tmp_path):  # noqa: F811
-    """A Task by two processes, a row a document; the same documents as JSON lines."""
+def test_processes_and_formats_make_the_same(data_dir, my_tasks, pieces, tmp_path):
+    """A Task by two further processes, a row a document; the same documents as JSON lines."""
     fields = {"layout": "document", "seq_len": 32, "validation": "head:12"}
     task = Recipe("seqio:my_tasks:tiny_pieces", "", **fields)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{my_tasks}"}
-    flags = [f"--{name}={value}" for name, value in fields.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "mujax",
-        "prepare",
-        f"--source={task.source}",
-        *flags,
-        "--processes=2",
-    ]
-    subprocess.run(
-        [*command, f"--workdir={tmp_path}/task"],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    prepare(task, tmp_path / "task", num_processes=2)
     write_jsonl(tmp_path / "a.jsonl", stored_texts(data_dir, "train"))
     which = f"sentencepiece:{pieces},extra_ids=100"
     prepare(Recipe(f"jsonl:{tmp_path}/a.jsonl", which, **fields), tmp_path / "lines")
@@ -153,7 +133,7 @@ def test_processes_and_formats_make_the_same(data_dir, my_tasks, pieces, tmp_pat
         assert np.array_equal(x[np.arange(len(x))], y[np.arange(len(y))])
 
 
-def test_ids_are_those_of_seqio(pieces):  # noqa: F811
+def test_ids_are_those_of_seqio(pieces):
     import seqio
 
     model = pieces.read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import flags_of
 
 from mujax import main
 from mujax.errors import UserError
@@ -15,8 +15,15 @@ from mujax.sweep.study import sweep
 from mujax.training.loop import train
 
 
-@pytest.mark.parametrize("model", ["transformer", "mlp"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("transformer", "bfloat16"),
+        ("mlp", "float32"),
+        pytest.param("transformer", "float32", marks=pytest.mark.slow),
+        pytest.param("mlp", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_learns_real_text(tiny, tmp_path, model, dtype):
     """After 60 steps the loss is well below that of the best model without context, the byte
     frequencies."""
@@ -58,13 +65,7 @@ def test_files_of_a_run(tiny, tmp_path):
 
 
 def test_diverged_run_exits_with_3(text_file, tmp_path, capsys):
-    flags = [
-        "--config.data.name=text",
-        f"--config.data.path={text_file}",
-        "--config.optim.learning_rate=1e4",
-    ]
-    flags += ["--config.optim.grad_clip=0", "--config.model.d_model=16", "--config.data.seq_len=16"]
-    argv = ["train", f"--config={ROOT}/configs/base.py", f"--workdir={tmp_path}", *flags]
+    argv = flags_of(text_file, tmp_path, optim__learning_rate=1e4, optim__grad_clip=0)
     assert main.run(argv) == 3
     row = json.loads((tmp_path / "result.json").read_text())
     assert (row["status"], row["final_loss"], row["best_loss"]) == ("diverged", None, None)

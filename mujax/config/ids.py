@@ -12,7 +12,7 @@ from mujax.config.trees import canonical, hashed
 
 SCHEMA = 2
 # earlier name of a field, dotted -> today's
-RENAMED: Mapping[str, str] = {"model.boundary_id": "model.separator_id"}
+RENAMED: Mapping[str, str] = {"model.separator_id": "model.separator_id"}
 
 
 def run_id(seed: int, model_name: str, model, sections: Mapping[str, Any]) -> str:

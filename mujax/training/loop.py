@@ -29,6 +29,7 @@ from mujax.training.resume import Saves
 from mujax.training.run import Run, make_run
 from mujax.training.sharding import Layout, make_layout
 from mujax.training.steps import (
+    Program,
     TrainState,
     abstract_state,
     init_options,
@@ -80,7 +81,7 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
             return row
         folder = Workdir(root, held[0] if held else None)
         log = RunLog(root, is_primary(), lambda: folder.now)
-        fns = _jit(run, layout)
+        fns = _jit(run.program, layout)
         observer = Observer(run, corpus, folder, log, layout)
         saves = Saves(ownership, folder, log)
         stack.callback(saves.close)
@@ -173,10 +174,11 @@ def train_to_end(
     return outcome
 
 
-def _jit(run: Run, layout: Layout) -> Fns:
+@functools.lru_cache(maxsize=8)  # runs of one process share programs, as those of a sweep do
+def _jit(program: Program, layout: Layout) -> Fns:
     """Jits the functions of a run; they are compiled when they are first called."""
-    fns, abstract = make_train_fns(run.program, layout), abstract_state(run.program)
-    shardings, whole = state_shardings(run.program, layout), layout.whole
+    fns, abstract = make_train_fns(program, layout), abstract_state(program)
+    shardings, whole = state_shardings(program, layout), layout.whole
     return Fns(
         init=jax.jit(fns.init, out_shardings=shardings, compiler_options=init_options()),
         step=jax.jit(fns.step, donate_argnums=0, out_shardings=(shardings, whole)),

@@ -25,7 +25,6 @@ class Observer:
 
     def __init__(self, run: Run, corpus: Corpus, workdir: Workdir, log: RunLog, layout: Layout):
         self._run, self._corpus, self._workdir, self._log = run, corpus, workdir, log
-        self._copy = jax.jit(lambda params: jax.tree.map(jax.numpy.copy, params))
         self._tensor_rms = jax.jit(tensor_rms, out_shardings=layout.whole)
         self._timer = StepTimer(run.tokens_per_step, run.flops_per_step, layout.mesh.size)
         self._before: Any = None  # the weights before a step whose update is measured
@@ -44,7 +43,7 @@ class Observer:
             self._trace = files.scratch(self._workdir.root / "profile")
             jax.profiler.start_trace(str(self._trace))
         is_measured = monitor.tensor_interval and t % monitor.tensor_interval == 0
-        self._before = self._copy(state.params) if is_measured else None
+        self._before = _copy(state.params) if is_measured else None
 
     def end_step(
         self, t: int, state: TrainState, metrics: Mapping[str, Any], outcome: Outcome
@@ -116,3 +115,9 @@ class Observer:
         if trace:
             jax.profiler.stop_trace()
             files.deliver(trace, self._workdir.root / "profile")
+
+
+@jax.jit
+def _copy(params):
+    """Copies weights, which a step takes the memory of."""
+    return jax.tree.map(jax.numpy.copy, params)
