@@ -25,12 +25,12 @@ FROZEN = ROOT / "tests" / "golden" / "frozen.json"
 CONFIGS = {
     **{f"{name}.py": (name, ()) for name in ("quickstart", "moe", "recurrent")},
     **{f"lingle2024/ablations.py:{name}": ("lingle2024.ablations", (name,)) for name in ABLATIONS},
-    **{f"lingle2024/ablations.py:{name},scale=desk": ("lingle2024.ablations",
-    (f"{name},scale=desk",))
+    **{f"lingle2024/ablations.py:{name},scale=small": ("lingle2024.ablations",
+    (f"{name},scale=small",))
        for name in (*ABLATIONS, *REASONS)},
     **{f"kalra2026/studies.py:{name}": ("kalra2026.studies",
     (name,)) for name in STUDIES if name != "factorial"},
-    **{f"kalra2026/studies.py:{name},scale=desk": ("kalra2026.studies", (f"{name},scale=desk",))
+    **{f"kalra2026/studies.py:{name},scale=small": ("kalra2026.studies", (f"{name},scale=small",))
        for name in (*STUDIES, *KALRA_REASONS)},
 }  # fmt: skip
 

@@ -21,9 +21,9 @@ from mujax.training.run import make_run
 from mujax.training.steps import make_train_fns
 
 GOLDEN = ROOT / "tests" / "golden" / "kalra2026"
-WIDTHS = {"full": (128, 256, 512, 1024, 2048), "desk": (32, 64, 128, 256)}
-IMAGE_WIDTHS = {"full": (32, 64, 128, 256, 512), "desk": (8, 16, 32, 64)}
-TOKENS_WIDTHS = {"full": WIDTHS["full"], "desk": (32, 48, 64, 96, 128)}
+WIDTHS = {"full": (128, 256, 512, 1024, 2048), "small": (32, 64, 128, 256)}
+IMAGE_WIDTHS = {"full": (32, 64, 128, 256, 512), "small": (8, 16, 32, 64)}
+TOKENS_WIDTHS = {"full": WIDTHS["full"], "small": (32, 48, 64, 96, 128)}
 ON_TEXT = [name for name in STUDIES if name != "first_layer"]
 
 
@@ -97,7 +97,7 @@ def test_every_study_resolves_to_one_program_a_width(name, is_whole, scale):
 def test_tables_and_decays_of_a_width_are_one_compilation(tmp_path, text_file):
     """SP and muP, which differ in all switches, x 2 decays."""
     small = tree(
-        "factorial,scale=desk", model__d_model=(16,), parameterization__name=(FACTORIAL[0],
+        "factorial,scale=small", model__d_model=(16,), parameterization__name=(FACTORIAL[0],
         FACTORIAL[-1]),
         optim__weight_decay=(0.0, 0.1), optim__learning_rate=(0.25,),
     )  # fmt: skip
@@ -118,18 +118,18 @@ def num_params(n, layers, context, vocab):
 
 
 def test_parameter_counts():
-    gpt, desk = (12, 1024, 50_304), (2, 32, 256)
+    gpt, small = (12, 1024, 50_304), (2, 32, 256)
     for case, run in runs_by_case(512).items():
         assert run.num_params == num_params(512, *gpt) - (
             50_304 * 512 if case.endswith("tied") else 0
         )
-    for name, sizes in (("path", gpt), ("path,scale=desk", desk)):
+    for name, sizes in (("path", gpt), ("path,scale=small", small)):
         for p in make_points(tree(name, optim__learning_rate=(1.0,))):
             assert p.run.num_params == num_params(p.run.cfg.model.d_model, *sizes)
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("fixed_tokens")])
-@pytest.mark.parametrize(("scale", "ratio"), [("full", 20), ("desk", 0.6)])
+@pytest.mark.parametrize(("scale", "ratio"), [("full", 20), ("small", 0.6)])
 def test_tokens_per_parameter(name, scale, ratio):
     points = make_points(tree(f"{name},scale={scale}", optim__learning_rate=(1.0,)))
     for p in points:
@@ -238,7 +238,7 @@ def test_the_longer_runs_differ_in_length_alone():
     ours, theirs = (
         {(p.run.cfg.parameterization.name, p.run.cfg.model.d_model): p.run.cfg for p in points}
         for points in (
-            make_points(tree(f"{n},scale=desk", optim__learning_rate=(1.0,)))
+            make_points(tree(f"{n},scale=small", optim__learning_rate=(1.0,)))
             for n in ("longer", "path")
         )
     )
@@ -259,10 +259,12 @@ THIRD = ("frozen_embedding", "tied", "fixed_tokens", "first_layer")
     ("name", "steps"),
     [*((n, 3) for n in THIRD), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in STUDIES)],
 )
-def test_desk_studies_train(name, steps):
+def test_small_studies_train(name, steps):
     """Every point at the narrowest width and eta = 1, on a batch that is repeated: the loss
     falls."""
-    cfgs = [cfg for _, cfg in expand_sweep(tree(f"{name},scale=desk", optim__learning_rate=(1.0,)))]
+    cfgs = [
+        cfg for _, cfg in expand_sweep(tree(f"{name},scale=small", optim__learning_rate=(1.0,)))
+    ]
     runs = [make_run(cfg) for cfg in cfgs if cfg.model.d_model == cfgs[0].model.d_model]
     batches, _, _ = load_batches(runs[0].cfg, [0])
     fns = make_train_fns(runs[0].program)
@@ -302,8 +304,8 @@ def test_published_metrics_are_of_the_factorial():
     ("argument", "message"),
     [
         ("factorail", "no study 'factorail'; one of factorial, path"),
-        ("tied,scale=huge", "'scale=huge' is neither scale=full nor scale=desk"),
-        ("longer", "longer is at desk scale alone: longer,scale=desk"),
+        ("tied,scale=huge", "'scale=huge' is neither scale=full nor scale=small"),
+        ("longer", "longer is at small scale alone: longer,scale=small"),
     ],
 )
 def test_wrong_names_give_one_line(argument, message, monkeypatch, capsys):
@@ -319,7 +321,7 @@ def test_one_slice_by_overrides(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = main.run(
         [
-            "sweep", "--config=configs/kalra2026/studies.py:factorial,scale=desk", "--dry_run",
+            "sweep", "--config=configs/kalra2026/studies.py:factorial,scale=small", "--dry_run",
             f"--config.sweep.parameterization.name=('{FACTORIAL[-1]}',)",
             "--config.sweep.optim.weight_decay=(0.0,)",
         ]

@@ -49,25 +49,25 @@ def test_every_config_resolves(name):
         assert {p.run.cfg.model.d_model for p in points} == widths
         assert len(points) == len(widths) * (3 if large else 5)
         assert {p.tokens for p in points} == {90_000 * 2**21 if large else 125_000 * 2**18}
-        assert len(make_points(tree(f"{name},profile={profile},scale=desk"))) == 4 * 3
+        assert len(make_points(tree(f"{name},profile={profile},scale=small"))) == 4 * 3
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_a_reason_is_asked_at_desk_scale_alone(name):
+def test_a_reason_is_asked_at_small_scale_alone(name):
     """There it is what it asks about but for what its line names; the published runs have no such
     study."""
     about = name.rpartition("_")[0]
-    (ours, theirs) = (make_points(tree(f"{n},scale=desk")) for n in (name, about))
+    (ours, theirs) = (make_points(tree(f"{n},scale=small")) for n in (name, about))
     assert [(p.run.cfg.model.d_model, p.run.cfg.optim.learning_rate) for p in ours] == [
         (p.run.cfg.model.d_model, p.run.cfg.optim.learning_rate) for p in theirs
     ]
     assert not {p.id for p in ours} & {p.id for p in theirs}
-    with pytest.raises(ValueError, match=f"{name},scale=desk"):
+    with pytest.raises(ValueError, match=f"{name},scale=small"):
         get_config(name)
 
 
 def test_published_meshes():
-    """128 x 1 up to width 1024, 32 x 4 at 2048 and 4096, 64 x 4 at 8192; at desk scale there is
+    """128 x 1 up to width 1024, 32 x 4 at 2048 and 4096, 64 x 4 at 8192; at small scale there is
     nothing to split."""
     points = make_points(tree("combined,profile=head,mesh=paper"))
     found = {p.run.cfg.model.d_model: p.run.cfg.mesh for p in points}
@@ -77,7 +77,8 @@ def test_published_meshes():
         4),
     }  # fmt: skip
     assert all(
-        p.run.cfg.mesh.num_devices == 1 for p in make_points(tree("baseline,scale=desk,mesh=paper"))
+        p.run.cfg.mesh.num_devices == 1
+        for p in make_points(tree("baseline,scale=small,mesh=paper"))
     )
 
 
@@ -181,9 +182,9 @@ SOME = ("emb_norm", "mqa", "wd_indep_n4", "combined")
     ("name", "steps"),
     [*((n, 3) for n in SOME), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in ABLATIONS)],
 )
-def test_desk_configs_train(name, steps):
+def test_small_configs_train(name, steps):
     """The loss falls on a batch that is repeated."""
-    _, cfg = expand_sweep(tree(f"{name},scale=desk"))[1]
+    _, cfg = expand_sweep(tree(f"{name},scale=small"))[1]
     run = make_run(cfg)
     batches, _, _ = load_batches(cfg, [0])
     fns = make_train_fns(run.program)

@@ -59,7 +59,7 @@ def sweep(tmp_path):
     def write(
         name, leave_out=(), diverged=(), drift=0.0, seeds=1, rates=(-10, -8, -6, -4, -2), **changes
     ):
-        config = get_config(f"{name},scale=desk").to_dict()
+        config = get_config(f"{name},scale=small").to_dict()
         config["train"] |= changes
         root = tmp_path / name
         root.mkdir()
@@ -139,7 +139,7 @@ def test_ours_stand_beside_the_published_ones(sweep, tmp_path):
     # of three doublings
     assert cost == pytest.approx(1.5**2 / 20, rel=0.05) and cost <= end < 2 * cost
     assert "lion No -10 -8 -8".split() == found["lion"][:5] and found["lion"][-2:] == ["not", "run"]
-    assert "\nbiases (profile paper, scale desk)\n" in out
+    assert "\nbiases (profile paper, scale small)\n" in out
     ours = next(line for line in lines if line[:2] == ["64", "ours"])
     assert [round(float(loss), 2) for loss in ours[2:11:2]] == pytest.approx(
         [2.92, 2.32, 2.12, 2.32, 2.92], abs=0.011
@@ -157,7 +157,7 @@ def test_gaps_are_marked_and_decide_nothing(sweep):
         steps=20,
     )
     study = tables.load_study(str(root))
-    assert study.notes == ("profile paper, scale desk", "train.steps: 256 -> 20")
+    assert study.notes == ("profile paper, scale small", "train.steps: 256 -> 20")
     assert study.argmin().word == "undecided"  # though every width lacks the same cell of the grid
     assert study.verdict().word == "undecided"
     text = tables.study_table([study])

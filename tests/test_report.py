@@ -129,7 +129,7 @@ return found;
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 def test_page_of_a_real_sweep_in_a_browser(tmp_path):
-    """Trains 2 x 3 x 4 x 2 tiny runs and opens their report on a desk, in the dark and on a
+    """Trains 2 x 3 x 4 x 2 tiny runs and opens their report on a small, in the dark and on a
     phone."""
     (tmp_path / "config.py").write_text(
         "from configs import base\n"

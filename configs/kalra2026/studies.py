@@ -1,12 +1,12 @@
 r"""Every experiment of Kalra & Barkeshli 2026 (2605.21486): which part of muP makes rates transfer?
 
     mujax sweep --config=configs/kalra2026/studies.py:factorial --dry_run
-    mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=desk \
+    mujax sweep --config=configs/kalra2026/studies.py:embedding_rate,scale=small \
         --workdir=runs/embedding_rate
 
 One slice of the factorial, here muP without decay:
 
-    mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=desk --workdir=runs/slice \
+    mujax sweep --config=configs/kalra2026/studies.py:factorial,scale=small --workdir=runs/slice \
         --config.sweep.parameterization.name="('factorial+embd+ln+attn+last',)" \
         --config.sweep.optim.weight_decay="(0.0,)"
 
@@ -14,7 +14,7 @@ The argument names a study of the table below, and optionally the scale:
 
     scale=full   as published (the default): FineWeb, 12 layers, widths 128 to 2048, 10,000 steps
                  of 256 x 1024 tokens
-    scale=desk   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the embedded text,
+    scale=small   2 layers, widths 32 to 256, 200 steps of 16 x 32 bytes of the embedded text,
                  decays x 50, learning rates refined to a factor of 2
 
 SP is the table `factorial`, SP+Attn+Embd `factorial+embd+attn`, muP `factorial+embd+ln+attn+last`.
@@ -39,8 +39,8 @@ FACTORIAL = tuple(
     for attn in ("", "+attn") for last in ("", "+last")
 )  # fmt: skip
 DECAYS = (0.0, 1e-4, 3e-4, 6e-4, 1e-3, 3e-3, 6e-3, 1e-2)
-STEPS = {"full": 10_000, "desk": 200}  # unless a study names tokens per parameter
-TOKENS = {"full": 20, "desk": 0.6}  # tokens per parameter (ours)
+STEPS = {"full": 10_000, "small": 200}  # unless a study names tokens per parameter
+TOKENS = {"full": 20, "small": 0.6}  # tokens per parameter (ours)
 # Token and position embeddings stay as drawn; without a learning rate there is no decay either.
 FROZEN = ("input.lr=0",)
 
@@ -99,7 +99,7 @@ REASONS = {
 }
 # Study -> its own axes at small scale. seeds: around the optimum. widths: a small range, because a
 # model with 40 times the parameters of the narrowest is too much at fixed tokens per parameter
-DESK = {
+SMALL = {
     "factorial": {"decay": (0.0, 1e-3, 3e-3)},
     "embedding_rate": {"seeds": 3},
     "frozen_embedding": {"seeds": 3},
@@ -108,27 +108,27 @@ DESK = {
     "fixed_tokens_timescale": {"widths": (32, 48, 64, 96, 128), "seeds": 2},
     "first_layer": {"seeds": 3},
 }
-SCALES = ("full", "desk")
+SCALES = ("full", "small")
 
 
 def get_config(which: str = "factorial"):
     name, scale = _parse(which)
-    is_desk = scale == "desk"
-    axes = (STUDIES | REASONS)[name] | (DESK.get(name, {}) if is_desk else {})
+    is_small = scale == "small"
+    axes = (STUDIES | REASONS)[name] | (SMALL.get(name, {}) if is_small else {})
     c = base.get_config(axes.pop("model", "transformer"))
     c.optim.grad_clip = 0.0
     c.schedule.name = "wsd"
     widths, log2_rates = (128, 256, 512, 1024, 2048), range(-8, 4)  # learning rates: ours
-    if is_desk:
+    if is_small:
         widths, log2_rates = axes.pop("widths", (32, 64, 128, 256)), range(-4, 3, 2)
         c.refine.update(log2_step=1.0, max_extension=6.0, num_seeds=axes.pop("seeds", 0))
     if c.model.name == "cnn":
-        _set_cnn(c, is_desk)
+        _set_cnn(c, is_small)
         widths = tuple(width // 4 for width in widths)
     else:
         _set_gpt(c)
-        if is_desk:
-            _set_desk(c, axes.pop("steps", STEPS["desk"]))
+        if is_small:
+            _set_small(c, axes.pop("steps", STEPS["small"]))
     # Only the decay of 2510.15262 depends on the base.
     c.parameterization.update(name=MUP, base_width=widths[0])
     decays = axes.pop("decay", (0.0,))
@@ -161,7 +161,7 @@ def get_config(which: str = "factorial"):
 
 
 def _parse(which: str) -> tuple[str, str]:
-    """Splits 'tied,scale=desk' into ('tied', 'desk')."""
+    """Splits 'tied,scale=small' into ('tied', 'small')."""
     name, *settings = which.split(",")
     if name not in STUDIES and name not in REASONS:
         raise ValueError(f"no study {name!r}; one of {', '.join(STUDIES)}")
@@ -169,9 +169,9 @@ def _parse(which: str) -> tuple[str, str]:
     for setting in settings:
         key, _, scale = setting.partition("=")
         if key != "scale" or scale not in SCALES:
-            raise ValueError(f"{setting!r} is neither scale=full nor scale=desk")
-    if name in REASONS and scale != "desk":
-        raise ValueError(f"{name} is at desk scale alone: {name},scale=desk")
+            raise ValueError(f"{setting!r} is neither scale=full nor scale=small")
+    if name in REASONS and scale != "small":
+        raise ValueError(f"{name} is at small scale alone: {name},scale=small")
     return name, scale
 
 
@@ -185,7 +185,7 @@ def _set_gpt(c) -> None:
     c.update_from_flattened_dict(_horizon(STEPS["full"]))
 
 
-def _set_desk(c, steps: int) -> None:
+def _set_small(c, steps: int) -> None:
     c.model.update(num_layers=2, d_head=16, remat="none", dtype="float32")
     c.mesh.fsdp = 1
     c.train.update(batch_size=16, eval_batches=24, log_interval=10)
@@ -193,18 +193,18 @@ def _set_desk(c, steps: int) -> None:
     c.update_from_flattened_dict(_horizon(steps))
 
 
-def _set_cnn(c, is_desk: bool) -> None:
+def _set_cnn(c, is_small: bool) -> None:
     """Sets the convolutional network, all ours.
 
     data/cifar10.npz holds `images` uint8 [60000, 32, 32, 3] and `labels`.
     """
-    c.model.num_layers = 3 if is_desk else 4
+    c.model.num_layers = 3 if is_small else 4
     c.train.update(
-        batch_size=32 if is_desk else 128, eval_batches=32, log_interval=10 if is_desk else 100
+        batch_size=32 if is_small else 128, eval_batches=32, log_interval=10 if is_small else 100
     )
-    if not is_desk:
+    if not is_small:
         c.data.update(name="images", path="data/cifar10.npz", seq_len=3 * 32 * 32)
-    c.update_from_flattened_dict(_horizon(STEPS["desk" if is_desk else "full"]))
+    c.update_from_flattened_dict(_horizon(STEPS["small" if is_small else "full"]))
 
 
 def _horizon(steps: int) -> dict[str, int]:

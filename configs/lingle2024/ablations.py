@@ -1,6 +1,6 @@
 r"""Every experiment of Lingle 2024 (2404.05728): what breaks learning-rate transfer under muP?
 
-    mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=desk \
+    mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,scale=small \
         --workdir=runs/gains_vector
     mujax sweep --config=configs/lingle2024/ablations.py:gains_vector,profile=head --dry_run
 
@@ -9,7 +9,7 @@ The argument names an ablation of the table below, and optionally settings:
     profile=paper  as in the published tables (April 2024; the default), or
     profile=head   as in the author's last scripts
     scale=full     as published (the default): C4, 24 layers, 33B tokens per point, or
-    scale=desk     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text,
+    scale=small     2 layers, widths 32 to 256, 256 steps of 512 bytes of the embedded text,
                    learning rates refined to a factor of 2 with three seeds: about 4 min per
                    ablation on 2 CPU cores (baseline: best at 2^-6 at each width, as published;
                    all of them: experiments/lingle2024)
@@ -94,7 +94,7 @@ HEAD_OF = {
         "parameterization.name": "lingle_abs_mup_qzero",
     },
 }
-OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "desk"), "mesh": ("tuned", "paper")}
+OPTIONS = {"profile": ("paper", "head"), "scale": ("full", "small"), "mesh": ("tuned", "paper")}
 # Width -> fsdp x tensor in the paper; 128 x 1 for narrower widths
 MESHES = {2048: (32, 4), 4096: (32, 4), 8192: (64, 4)}
 
@@ -111,8 +111,8 @@ def get_config(which: str = "baseline"):
     if is_combined:
         _set_large_run(c)
         widths, log2_rates = (*widths, 4096, 8192) if is_head else (*widths, 8192), (-8, -6, -4)
-    if scale == "desk":
-        _set_desk(c, num_layers=1 if is_combined else 2)
+    if scale == "small":
+        _set_small(c, num_layers=1 if is_combined else 2)
         widths, log2_rates = (32, 64, 128, 256), (-8, -6, -4)
 
     changes = {
@@ -143,7 +143,7 @@ def _on_published_mesh(width: int) -> dict[str, int]:
 
 
 def _parse(which: str) -> tuple[str, ...]:
-    """Splits 'lion,scale=desk' into ('lion', 'paper', 'desk', 'tuned')."""
+    """Splits 'lion,scale=small' into ('lion', 'paper', 'small', 'tuned')."""
     name, *settings = which.split(",")
     chosen = {key: values[0] for key, values in OPTIONS.items()}
     for setting in settings:
@@ -154,8 +154,8 @@ def _parse(which: str) -> tuple[str, ...]:
             )
             raise ValueError(f"{setting!r} is none of {known}")
         chosen[key] = value
-    if name in REASONS and chosen["scale"] != "desk":
-        raise ValueError(f"{name} is at desk scale alone: {name},scale=desk")
+    if name in REASONS and chosen["scale"] != "small":
+        raise ValueError(f"{name} is at small scale alone: {name},scale=small")
     if name not in ABLATIONS and name not in REASONS:
         raise ValueError(f"no ablation {name!r}; one of {', '.join(ABLATIONS)}")
     return name, *chosen.values()
@@ -188,7 +188,7 @@ def _set_large_run(c) -> None:
     c.train.update(steps=90_000, batch_size=8192, eval_interval=500, eval_batches=12)
 
 
-def _set_desk(c, num_layers: int) -> None:
+def _set_small(c, num_layers: int) -> None:
     c.model.update(num_layers=num_layers, d_head=16, remat="none", scan_layers=True)
     c.model.update(dtype="float32", low_precision=False)
     c.mesh.update(data=1, fsdp=1)

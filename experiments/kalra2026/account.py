@@ -1,6 +1,6 @@
 r"""Tables and figures of Kalra & Barkeshli 2026 (2605.21486): small-scale sweeps beside the paper.
 
-    python experiments/kalra2026/account.py experiments/kalra2026/desk \
+    python experiments/kalra2026/account.py experiments/kalra2026/small \
         --out=experiments/kalra2026/figures
 
 The folder holds sweeps of configs/kalra2026/studies.py, each named as its study. Prints the account
@@ -214,7 +214,7 @@ def by_decay(ours: Sequence[Measured], theirs: Sequence[PhasePoint]) -> str:
         pairs = [(m, by_key[high, table]) for (decay, table), m in by_key.items() if decay == low]
         fair = [phase_points(pair) for pair in pairs if has_seeds(pair[0]) == has_seeds(pair[1])]
         shrinking = [
-            round(float(decay) * STEPS["desk"] / STEPS["full"], 8) for decay in (low, high)
+            round(float(decay) * STEPS["small"] / STEPS["full"], 8) for decay in (low, high)
         ]
         same = [
             paper.get((shrinking[0], table), []) + paper.get((shrinking[1], table), [])
@@ -437,7 +437,7 @@ def draw_phase(plt, ours: Sequence[PhasePoint], theirs: Sequence[PhasePoint]):
         on = switches(p.facets["parameterization"], SWITCHES) or frozenset()
         return "#00798c" if "embd" in on else "#d1495b", "^" if "ln" in on else "o"
 
-    for row, points, who in zip(axes, (ours, theirs), ("desk scale", "published"), strict=True):
+    for row, points, who in zip(axes, (ours, theirs), ("small scale", "published"), strict=True):
         for axis, (x, y) in zip(row, figures.PHASES, strict=True):
             figures.draw_phase_panel(axis, points, x, y, look)
             for name, side in ((x, axis.xaxis), (y, axis.yaxis)):

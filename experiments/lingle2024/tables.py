@@ -1,6 +1,6 @@
 r"""Tables and figures of Lingle 2024 (2404.05728): finished sweeps beside the published numbers.
 
-    python experiments/lingle2024/tables.py experiments/lingle2024/desk/* \
+    python experiments/lingle2024/tables.py experiments/lingle2024/small/* \
         --out=experiments/lingle2024/figures
     python experiments/lingle2024/tables.py baseline=runs/lingle_baseline
 
@@ -167,7 +167,7 @@ def _closest_config(
     """
     found = []
     for profile in ("paper", "head"):
-        for scale in ("desk",) if name in REASONS else ("full", "desk"):
+        for scale in ("small",) if name in REASONS else ("full", "small"):
             shipped = same_study(get_config(f"{name},profile={profile},scale={scale}").to_dict())
             changes = [
                 f"{field}: {change}"

@@ -1,13 +1,13 @@
 """Both papers at small scale: runs missing studies, keeps their rows, and repeats a part of them.
 
-    python experiments/desk.py run lingle2024                every study
-    python experiments/desk.py run lingle2024 baseline sp    some studies
-    python experiments/desk.py keep lingle2024               copies the rows of finished studies to
-                                                             experiments/lingle2024/desk
-    python experiments/desk.py again lingle2024 --share=0.1  trains a random tenth of the kept
-                                                             points, and compares losses
+    python experiments/small_scale.py run lingle2024
+        trains every study; with names, these: run lingle2024 baseline sp
+    python experiments/small_scale.py keep lingle2024
+        copies the rows of finished studies to experiments/lingle2024/small
+    python experiments/small_scale.py again lingle2024 --share=0.1
+        trains a random tenth of the kept points, and compares losses
 
-The same for kalra2026. `run` writes to runs/desk and resumes after an interruption. STUDIES lists
+The same for kalra2026. `run` writes to runs/small and resumes after an interruption. STUDIES lists
 the studies; the configs say what each changes.
 """
 
@@ -52,7 +52,7 @@ KEPT = (
 
 
 def which(paper: str, name: str) -> str:
-    return f"{SOURCES[paper]}:{name},scale=desk"
+    return f"{SOURCES[paper]}:{name},scale=small"
 
 
 def run(paper: str, name: str) -> int:
@@ -72,7 +72,7 @@ def more_seeds(paper: str, name: str) -> list[tuple[str, list[str]]]:
                 ["--config.sweep.optim.weight_decay=(0.0,)", "--config.refine.num_seeds=3"],
             )
         ]
-    config = MODULES[paper].get_config(f"{name},scale=desk")
+    config = MODULES[paper].get_config(f"{name},scale=small")
     widths, seeds = config.sweep.get("model", {}).get("d_model", ()), NARROW_SEEDS[paper]
     if not widths or not 0 < config.refine.num_seeds < seeds:
         return []
@@ -86,7 +86,7 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
     Points that another sweep has trained count as done if their table and text are the same; `keep`
     leaves out points of other studies.
     """
-    folder = ROOT / "runs" / "desk" / paper / folder_name
+    folder = ROOT / "runs" / "small" / paper / folder_name
     if not (folder / "results.jsonl").exists():
         folder.mkdir(parents=True, exist_ok=True)
         others = [file.read_text() for file in sorted(folder.parent.glob("*/results.jsonl"))]
@@ -96,7 +96,7 @@ def run_sweep(paper: str, name: str, folder_name: str, *flags: str) -> int:
         )
         (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
     # Studies that differ only in numbers share compiled programs.
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "desk" / "programs")}
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(ROOT / "runs" / "small" / "programs")}
     command = [
         sys.executable,
         "-m",
@@ -122,8 +122,8 @@ def keep(paper: str, name: str) -> bool:
     Returns False, and copies nothing, if points are missing.
     """
     source, target = (
-        ROOT / "runs" / "desk" / paper / name,
-        ROOT / "experiments" / paper / "desk" / name,
+        ROOT / "runs" / "small" / paper / name,
+        ROOT / "experiments" / paper / "small" / name,
     )
     points, by_id, manifests = {}, {}, {}
     for folder in (source, *(source.with_name(other) for other, _ in more_seeds(paper, name))):
@@ -179,7 +179,7 @@ def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
         rows = [row for other, row in chosen if other == name]
         if not rows:
             continue
-        config = MODULES[paper].get_config(f"{name},scale=desk")
+        config = MODULES[paper].get_config(f"{name},scale=small")
         config.sweep = {"points": tuple(row["overrides"] for row in rows)}
         config.refine.log2_step = 0.0
         with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +198,7 @@ def again(paper: str, names: tuple[str, ...], share: float, seed: int) -> None:
 
 
 def kept_rows(paper: str, name: str) -> list[dict[str, Any]]:
-    file = ROOT / "experiments" / paper / "desk" / name / "results.jsonl"
+    file = ROOT / "experiments" / paper / "small" / name / "results.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
@@ -233,7 +233,7 @@ def main() -> None:
         begun = [
             name
             for name in names
-            if (ROOT / "runs" / "desk" / args.paper / name / "manifest.json").exists()
+            if (ROOT / "runs" / "small" / args.paper / name / "manifest.json").exists()
         ]
         sys.exit(0 if all([keep(args.paper, name) for name in begun]) else 1)
     else:

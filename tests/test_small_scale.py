@@ -1,4 +1,4 @@
-"""Both papers at desk scale: the figures follow from the committed rows, and the rows from the
+"""Both papers at small scale: the figures follow from the committed rows, and the rows from the
 shipped configs."""
 
 import json
@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, run_mujax
 from matplotlib.testing.compare import compare_images
 
-from experiments import desk
+from experiments import small_scale
 from experiments.kalra2026 import account as kalra2026_account
 from experiments.lingle2024 import tables as lingle2024_tables
 from mujax.sweep.points import make_points
@@ -17,17 +17,17 @@ from mujax.sweep.points import make_points
 EXPERIMENTS = ROOT / "experiments"
 KEPT = [
     (paper, folder.name)
-    for paper in desk.STUDIES
-    for folder in sorted((EXPERIMENTS / paper / "desk").glob("*/"))
+    for paper in small_scale.STUDIES
+    for folder in sorted((EXPERIMENTS / paper / "small").glob("*/"))
 ]
 
 # Paper -> its script, and the folders that it reads
 ACCOUNTS = {
     "lingle2024": (
         lingle2024_tables,
-        [EXPERIMENTS / paper / "desk" / name for paper, name in KEPT if "lingle" in paper],
+        [EXPERIMENTS / paper / "small" / name for paper, name in KEPT if "lingle" in paper],
     ),
-    "kalra2026": (kalra2026_account, [EXPERIMENTS / "kalra2026" / "desk"]),
+    "kalra2026": (kalra2026_account, [EXPERIMENTS / "kalra2026" / "small"]),
 }
 
 
@@ -49,10 +49,10 @@ def test_required_studies_are_there():
 def test_rows_are_of_the_shipped_configs(paper, name):
     """Every point that a study asks for has its row, of one text and one version of the code; none
     repeats."""
-    rows = desk.kept_rows(paper, name)
+    rows = small_scale.kept_rows(paper, name)
     ids = [row["id"] for row in rows]
     assert len(set(ids)) == len(ids)
-    points = make_points(desk.MODULES[paper].get_config(f"{name},scale=desk").to_dict())
+    points = make_points(small_scale.MODULES[paper].get_config(f"{name},scale=small").to_dict())
     assert {point.id for point in points} <= set(ids)
     assert {row["table_hash"] for row in rows} == {point.run.table_hash for point in points}
     assert len({row["data_fingerprint"] for row in rows}) == 1
@@ -86,11 +86,11 @@ def test_a_committed_point_again(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     row = next(
         row
-        for row in desk.kept_rows("lingle2024", "baseline")
+        for row in small_scale.kept_rows("lingle2024", "baseline")
         if (row["width"], row["learning_rate"], row["seed"]) == (32, 2**-6, 1)
     )
     done = run_mujax(
-        "sweep", f"--config={desk.which('lingle2024', 'baseline')}", f"--workdir={tmp_path}",
+        "sweep", f"--config={small_scale.which('lingle2024', 'baseline')}", f"--workdir={tmp_path}",
         "--config.seed=1",
         "--config.sweep.model.d_model=(32,)", f"--config.sweep.optim.learning_rate=({2**-6},)",
         "--config.refine.log2_step=0.0",
@@ -100,26 +100,32 @@ def test_a_committed_point_again(tmp_path, monkeypatch):
     if again["data_fingerprint"] != row["data_fingerprint"]:
         pytest.skip(f"the text is that of another Python: fingerprint {again['data_fingerprint']}")
     assert again["id"] == row["id"]
-    assert again["final_loss"] == pytest.approx(row["final_loss"], abs=desk.TOLERANCE)
+    assert again["final_loss"] == pytest.approx(row["final_loss"], abs=small_scale.TOLERANCE)
 
 
 def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     """Its rows then carry its own overrides, and nothing of the others' points."""
-    monkeypatch.setattr(desk, "ROOT", tmp_path)
-    runs = tmp_path / "runs" / "desk" / "lingle2024"
-    row = {field: 0 for field in desk.KEPT} | {"status": "ok", "seconds": 1.0, "device": "cpu"}
+    monkeypatch.setattr(small_scale, "ROOT", tmp_path)
+    runs = tmp_path / "runs" / "small" / "lingle2024"
+    row = {field: 0 for field in small_scale.KEPT} | {
+        "status": "ok",
+        "seconds": 1.0,
+        "device": "cpu",
+    }
     (runs / "sp").mkdir(parents=True)
     (runs / "sp" / "results.jsonl").write_text(
         "".join(json.dumps({**row, "id": i, "overrides": {}}) + "\n" for i in "ab")
     )
     monkeypatch.setattr(
-        desk.subprocess, "run", lambda command, **kwargs: type("Done", (), {"returncode": 0})()
+        small_scale.subprocess,
+        "run",
+        lambda command, **kwargs: type("Done", (), {"returncode": 0})(),
     )
-    desk.run("lingle2024", "baseline")
+    small_scale.run("lingle2024", "baseline")
     assert (runs / "baseline" / "results.jsonl").read_text() == (
         runs / "sp" / "results.jsonl"
     ).read_text()
-    desk.run_sweep("lingle2024", "biases", "biases")  # of two that have the same
+    small_scale.run_sweep("lingle2024", "biases", "biases")  # of two that have the same
     assert (runs / "biases" / "results.jsonl").read_text() == (
         runs / "sp" / "results.jsonl"
     ).read_text()
@@ -127,8 +133,8 @@ def test_a_study_borrows_what_another_has_trained(tmp_path, monkeypatch):
     (runs / "baseline" / "manifest.json").write_text(
         json.dumps({"config": {}, "refinement": [], "points": points})
     )
-    desk.keep("lingle2024", "baseline")
-    (kept,) = desk.kept_rows("lingle2024", "baseline")
+    small_scale.keep("lingle2024", "baseline")
+    (kept,) = small_scale.kept_rows("lingle2024", "baseline")
     assert (kept["id"], kept["overrides"]) == ("b", {"seed": 7})
 
 
