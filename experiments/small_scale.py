@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.kalra2026 import studies as kalra2026
 from configs.lingle2024 import ablations as lingle2024
-from mujax.cli.cores import make_cores_devices
+from mujax.cli.devices import make_cores_devices
 
 ROOT = Path(__file__).parents[1]
 MODULES = {"lingle2024": lingle2024, "kalra2026": kalra2026}

@@ -23,7 +23,7 @@ from mujax.cli import (
     version,
 )
 from mujax.cli.console import make_tolerant, output_error
-from mujax.cli.cores import explained, hide_absent_tpu
+from mujax.cli.devices import explained, hide_absent_tpu
 from mujax.cli.flags import parse
 from mujax.cli.verb import FINISHED, USAGE_ERROR
 from mujax.errors import CRASHED, INTERRUPTED, UserError, is_foreseen, is_outage, suggest

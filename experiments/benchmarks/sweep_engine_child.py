@@ -18,7 +18,7 @@ import numpy as np
 from sweep_engine import CASES, Case
 
 from configs.base import get_config
-from mujax.cli.cores import num_cores
+from mujax.cli.devices import num_cores
 from mujax.config import make_run_config
 from mujax.data.loader import TrainBatches, validation_batches
 from mujax.data.text import load_corpus

@@ -27,7 +27,7 @@ widths that would decide are named), 2 a mistake in the command or config."""
 import sys
 from typing import Any
 
-from mujax.cli.cores import find_devices, make_cores_devices
+from mujax.cli.devices import find_devices, make_cores_devices
 from mujax.cli.flags import numbers
 from mujax.cli.verb import CHECK_FAILED, FINISHED, Verb
 from mujax.errors import UserError

@@ -22,7 +22,7 @@ Exit codes: 0 printed, 2 a mistake in the command or the folder."""
 import logging
 from pathlib import Path
 
-from mujax.cli.cores import find_devices
+from mujax.cli.devices import find_devices
 from mujax.cli.flags import number
 from mujax.cli.verb import FINISHED, Verb
 from mujax.errors import UserError

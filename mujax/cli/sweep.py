@@ -40,7 +40,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mujax.cli.cores import find_devices, make_cores_devices
+from mujax.cli.devices import find_devices, make_cores_devices
 from mujax.cli.verb import FINISHED, Verb
 from mujax.errors import UserError
 

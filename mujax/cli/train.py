@@ -37,7 +37,7 @@ import logging
 import sys
 from typing import Any
 
-from mujax.cli.cores import find_devices, make_cores_devices
+from mujax.cli.devices import find_devices, make_cores_devices
 from mujax.cli.flags import number
 from mujax.cli.verb import DIVERGED, FINISHED, Verb
 from mujax.errors import UserError

@@ -25,7 +25,7 @@ PACKAGES = (
 def run() -> int:
     import jax
 
-    from mujax.cli.cores import explained
+    from mujax.cli.devices import explained
     from mujax.training.results import code_version
 
     print(f"mujax {code_version()}")

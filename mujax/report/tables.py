@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mujax.errors import UserError, suggest
-from mujax.report import foreign
-from mujax.report.alike import FACTS, WHOLE, Run, join_runs
-from mujax.report.foreign import Records, read_records
+from mujax.report import external
+from mujax.report.external import Records, read_records
+from mujax.report.repeats import FACTS, WHOLE, Run, join_runs
 from mujax.report.rows import Row
 from mujax.transfer.phase import PhasePoint
 
@@ -168,7 +168,7 @@ class _Cells:
             record.get(column),
             f"column {column!r}" + (f" ({name})" if column != name else ""),
         )
-        if foreign.is_missing(cell) and name in ("weight_decay", *FACTS):
+        if external.is_missing(cell) and name in ("weight_decay", *FACTS):
             right += f"; --columns={name}= reads the table without it"
         elif "," in str(cell) and self.found.delimiter == ",":
             right += "; decimal commas are read from files divided by semicolons or tabs"
@@ -187,7 +187,7 @@ class _Cells:
         """Returns a finite number; None if there is no such column."""
         if name not in self.named:
             return None
-        value = foreign.number(record.get(self.named[name][0]), self.decimal_commas)
+        value = external.number(record.get(self.named[name][0]), self.decimal_commas)
         if not abs(value) <= (WHOLE if whole else MOST) or (whole and value != int(value)):
             # False for NaN
             right = "a whole number" if whole else "a finite number"
@@ -202,8 +202,8 @@ class _Cells:
             return None
         columns = self.named[name]
         if len(columns) == 1:
-            return foreign.text(record.get(columns[0]))
-        words = [(column, foreign.text(record.get(column))) for column in columns]
+            return external.text(record.get(columns[0]))
+        words = [(column, external.text(record.get(column))) for column in columns]
         return ", ".join(f"{column}={word}" if word else f"no {column}" for column, word in words)
 
     def phase_point(self, line: int, record: Mapping[str, Any]) -> PhasePoint:
@@ -226,16 +226,16 @@ class _Cells:
         holes: list[str] = []
         for line, record in self.found.rows:
             cell, status = record.get(self.named["loss"][0]), self.text(record, "status") or ""
-            is_missing = foreign.is_missing(cell)
+            is_missing = external.is_missing(cell)
             diverged = (
-                foreign.is_diverged(cell)
-                or foreign.is_diverged(status)
+                external.is_diverged(cell)
+                or external.is_diverged(status)
                 or (is_missing and status == "stopped")
             )
             if is_missing and not diverged:
                 rate = self.named.get("log2_learning_rate") or self.named["learning_rate"]
                 shown = [
-                    f"{column} {foreign.text(record.get(column)) or 'empty'}"
+                    f"{column} {external.text(record.get(column)) or 'empty'}"
                     for column in (*self.named["width"], *rate)
                 ]
                 holes.append(f"line {line} ({', '.join(shown)})")

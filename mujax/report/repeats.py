@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from mujax.errors import UserError
-from mujax.report.foreign import Records, is_diverged, is_missing, number, text
+from mujax.report.external import Records, is_diverged, is_missing, number, text
 from mujax.report.rows import Row
 
 FACTS = ("tokens", "steps", "n_params")  # budget and size of a run
