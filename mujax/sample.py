@@ -221,8 +221,8 @@ def _load_params(root: Path, which: str, run: Run, fingerprint: str | None):
         if fingerprint not in (None, record["data_fingerprint"]):
             raise UserError(
                 f"--workdir={root}: it was trained on data of fingerprint "
-                f"{record['data_fingerprint']}, and that of "
-                f"its config has {fingerprint} now; bring the data back to decode its tokens"
+                f"{record['data_fingerprint']}, and that of its config has {fingerprint} now; "
+                "bring the data back to decode its tokens"
             )
 
     folder = root / "checkpoints" / which

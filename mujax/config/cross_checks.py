@@ -40,16 +40,14 @@ def check_together(
     if bool(train.give_up_step) != bool(train.give_up_loss):
         raise UserError(
             f"train.give_up_step = {train.give_up_step} with train.give_up_loss = "
-            f"{train.give_up_loss:g}: "
-            "the rule needs both, or neither"
+            f"{train.give_up_loss:g}: the rule needs both, or neither"
         )
 
     one_of("schedule.name", schedule.name, SCHEDULES)
     if (schedule.name == "wsd") != (schedule.decay_steps > 0):
         raise UserError(
             f"schedule.name = {schedule.name!r} with schedule.decay_steps = "
-            f"{schedule.decay_steps}: "
-            "wsd needs decay_steps above 0, and no other schedule has any"
+            f"{schedule.decay_steps}: wsd needs decay_steps above 0, and no other schedule has any"
         )
     used = (
         "schedule.warmup_steps + schedule.decay_steps"
@@ -70,8 +68,7 @@ def check_together(
     if train.batch_size // train.accumulation % (mesh.data * mesh.fsdp):
         raise UserError(
             f"mesh.data * mesh.fsdp = {mesh.data * mesh.fsdp} does not divide train.batch_size / "
-            "train.accumulation = "
-            f"{train.batch_size // train.accumulation}"
+            f"train.accumulation = {train.batch_size // train.accumulation}"
         )
     tokens = train.batch_size * (data.seq_len + 1)
     if tokens > INT32:
@@ -94,8 +91,7 @@ def check_together(
     if data.name in ("embedded", "text") and data.vocab_size < NUM_BYTES:
         raise UserError(
             f"data.vocab_size = {data.vocab_size} with data.name = {data.name!r}: its tokens are "
-            "256 bytes, or more "
-            "pieces of a vocabulary that is trained on it"
+            "256 bytes, or more pieces of a vocabulary that is trained on it"
         )
     if DATASETS[data.name] == "images" and data.eos_id != -1:
         raise UserError(

@@ -231,9 +231,8 @@ def _check_base_depth(parameterization: ParameterizationConfig) -> None:
         have = ", ".join(name for name, table in PARAMETERIZATIONS.items() if table.compares_depths)
         raise UserError(
             f"parameterization.base_num_layers = {parameterization.base_num_layers}: "
-            f"{parameterization.name!r} has no "
-            "rule that compares depths, so it would have no effect; set it to 0, or choose a "
-            f"table that has: {have}"
+            f"{parameterization.name!r} has no rule that compares depths, so it would have no "
+            f"effect; set it to 0, or choose a table that has: {have}"
         )
 
 

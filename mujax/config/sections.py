@@ -36,15 +36,13 @@ class ParameterizationConfig:
     base_num_layers: int = declare(
         0,
         "num_layers at that width; 0: the model's own, depth does not grow. Refused where no rule "
-        "of the table reads "
-        "it",
+        "of the table reads it",
         Range(0, DEPTH.most, why=DEPTH.why),
     )
     override: tuple[str, ...] = declare(
         (),
         "rows, tensors, numbers or forward scales of their own, each from another table or a "
-        "number, e.g. "
-        "('input=sp', 'unembed=mup_table8', 'blocks/*/wq.lr=0.5', 'attention=sp')",
+        "number, e.g. ('input=sp', 'unembed=mup_table8', 'blocks/*/wq.lr=0.5', 'attention=sp')",
     )
 
 
@@ -58,8 +56,7 @@ class OptimConfig:
     decay_form: str = declare(
         "decoupled",
         "l2: into the gradient; decoupled: times a tensor's own learning rate, so under muP its "
-        "timescale grows with "
-        "width; independent: times the schedule alone; constant: neither",
+        "timescale grows with width; independent: times the schedule alone; constant: neither",
     )
     b1: float = declare(0.9, "momentum; of sgd and muon too, none of adafactor", BETA)
     b2: float = declare(0.95, "of adamw and lion", BETA)
@@ -69,9 +66,8 @@ class OptimConfig:
     )
     grad_clip: float = declare(
         1.0,
-        "global norm of the gradients of the effective weights; 0: no clipping. A bound that "
-        "bites makes runs of "
-        "different widths differ: the norm is not constant in width",
+        "global norm of the gradients of the effective weights; 0: no clipping. A bound that bites "
+        "makes runs of different widths differ: the norm is not constant in width",
         NOT_NEGATIVE,
     )
 
@@ -116,8 +112,7 @@ class TrainConfig:
     give_up_step: int = declare(
         0,
         "early stopping, which changes the science: a run whose validation loss, at an evaluation "
-        "at or after this "
-        "step, is above give_up_loss is stopped, and has no final loss. 0: never",
+        "at or after this step, is above give_up_loss is stopped, and has no final loss. 0: never",
         NOT_NEGATIVE,
     )
     give_up_loss: float = declare(0.0, "nats per token; see give_up_step", NOT_NEGATIVE)
@@ -130,8 +125,7 @@ class DataConfig:
     name: str = declare(
         "embedded",
         "embedded: Python's standard library; text, shards (of tokens, by mujax prepare), images: "
-        "data.path; "
-        "synthetic_images",
+        "data.path; synthetic_images",
     )
     path: str = declare(
         "", "file or folder of UTF-8 text, folder of shards, or .npz file with images and labels"
@@ -145,8 +139,7 @@ class DataConfig:
     vocab_size: int = declare(
         256,
         "tokens there are: of embedded and text 256, their bytes, or as many pieces as this, of a "
-        "SentencePiece model "
-        "that is trained on them; of images, classes",
+        "SentencePiece model that is trained on them; of images, classes",
     )
     eos_id: int = declare(
         -1, "the loss counts a row's tokens up to the first of this id; -1: all", Range(-1)
@@ -173,10 +166,8 @@ class MeshConfig:
     rules: tuple[str, ...] = declare(
         tuple(f"{axis}={mesh_axis}" for axis, mesh_axis in RULES),
         "axis of the weights = mesh axis that splits it, fsdp or tensor. The first axis of a "
-        "weight to name a mesh "
-        "axis gets it; an axis that its mesh axis does not divide (2 kv_heads over tensor = 8) "
-        "stays whole on every "
-        "device",
+        "weight to name a mesh axis gets it; an axis that its mesh axis does not divide (2 "
+        "kv_heads over tensor = 8) stays whole on every device",
     )
 
     @property
@@ -243,9 +234,8 @@ class RefineConfig:
     num_seeds: int = declare(
         0,
         "seeds that the best value and those within two steps of it end up with, from the sweep's "
-        "lowest on; 0: the "
-        "sweep's alone. The same seeds at all of them, as a part of a seed's luck is common to "
-        "all its learning rates",
+        "lowest on; 0: the sweep's alone. The same seeds at all of them, as a part of a seed's "
+        "luck is common to all its learning rates",
         Range(0, 10_000, why="each is a run of every value around every optimum"),
     )
 

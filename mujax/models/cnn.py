@@ -41,9 +41,8 @@ class CNNConfig:
     def __post_init__(self):
         if self.side**2 * COLORS != self.seq_len or self.side % 2 ** (self.num_layers - 1):
             raise UserError(
-                f"data.seq_len = {self.seq_len} with model.num_layers = {self.num_layers}: it "
-                "must be 3 side^2, of "
-                f"images whose side can be halved {self.num_layers - 1} times"
+                f"data.seq_len = {self.seq_len} with model.num_layers = {self.num_layers}: it must "
+                f"be 3 side^2, of images whose side can be halved {self.num_layers - 1} times"
             )
 
     @property

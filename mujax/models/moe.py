@@ -50,8 +50,7 @@ class MoEConfig(TransformerConfig):
         if self.experts_per_token > self.num_experts:
             raise UserError(
                 f"model.experts_per_token = {self.experts_per_token} is more than "
-                "model.num_experts = "
-                f"{self.num_experts}"
+                f"model.num_experts = {self.num_experts}"
             )
         if self.bias:
             raise UserError(

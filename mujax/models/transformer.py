@@ -54,8 +54,7 @@ def check_options(cfg, *ratios: str) -> None:
         if (size := exact_product(getattr(cfg, name), cfg.d_model)) % 1:
             raise UserError(
                 f"model.{name} = {getattr(cfg, name):g} times model.d_model = {cfg.d_model} is "
-                f"{size:g}: it must be a "
-                "whole number"
+                f"{size:g}: it must be a whole number"
             )
 
 
@@ -114,8 +113,7 @@ class TransformerConfig:
     separator_id: int = declare(
         -1,
         "where documents are packed in a row: the token between two of them, which no attention "
-        "looks beyond; -1: it "
-        "does",
+        "looks beyond; -1: it does",
         Range(-1),
     )
     vocab_size: int
@@ -131,8 +129,8 @@ class TransformerConfig:
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model.num_kv_heads = {self.num_kv_heads} does not divide the {self.num_heads} "
-                "heads of "
-                f"model.d_model / model.d_head: query heads share keys in groups of equal size"
+                "heads of model.d_model / model.d_head: query heads share keys in groups of equal "
+                "size"
             )
         if self.position == "rope" and self.d_head % 2:
             raise UserError(
@@ -141,14 +139,13 @@ class TransformerConfig:
         if self.attention_impl != "plain" and self.attention != "softmax":
             raise UserError(
                 f"model.attention_impl = {self.attention_impl!r} with model.attention = "
-                f"{self.attention!r}: "
-                "only the plain implementation has other nonlinearities than softmax"
+                f"{self.attention!r}: only the plain implementation has other nonlinearities than "
+                "softmax"
             )
         if self.attention_impl == "splash" and (self.d_head % 128 or self.seq_len % 128):
             raise UserError(
                 f"model.attention_impl = 'splash' with model.d_head = {self.d_head}, data.seq_len "
-                f"= {self.seq_len}: "
-                "both must be multiples of 128"
+                f"= {self.seq_len}: both must be multiples of 128"
             )
         if self.separator_id >= self.vocab_size:
             raise UserError(
@@ -158,8 +155,7 @@ class TransformerConfig:
         if self.low_precision and self.attention_impl != "plain":
             raise UserError(
                 f"model.low_precision with model.attention_impl = {self.attention_impl!r}: only "
-                "the plain "
-                "implementation computes its softmax in model.dtype"
+                "the plain implementation computes its softmax in model.dtype"
             )
 
     @property

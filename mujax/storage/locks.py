@@ -58,8 +58,7 @@ class Held:
         if not self.is_in_place():
             raise UserError(
                 f"--workdir={self._root} was moved to {self.path} while it was in use, and all is "
-                "saved there; go on "
-                f"with --workdir={self.path}"
+                f"saved there; go on with --workdir={self.path}"
             )
 
     def _is(self, path: Path) -> bool:
@@ -95,8 +94,7 @@ def locked(root: Path) -> Iterator[Held]:
         except BlockingIOError:
             raise UserError(
                 f"--workdir={root} is in use by {holder or 'another process'}; wait until it has "
-                "ended, or give this "
-                "one a workdir of its own"
+                "ended, or give this one a workdir of its own"
             ) from None
         except OSError as e:
             print(

@@ -101,10 +101,8 @@ def choose_lanes(runs: Sequence[Run], validation: np.ndarray, vmapped: bool) -> 
         else:
             raise UserError(
                 f"one run of width {runs[0].cfg.model.d_model} needs about {needed / 2**30:.2f} "
-                "GiB a device and "
-                f"{available / 2**30:.2f} GiB are free: split it with mesh.fsdp or mesh.tensor, "
-                "or lower "
-                "train.batch_size"
+                f"GiB a device and {available / 2**30:.2f} GiB are free: split it with mesh.fsdp "
+                "or mesh.tensor, or lower train.batch_size"
             )
 
 

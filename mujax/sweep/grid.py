@@ -159,8 +159,7 @@ def _check_recordable(tree: Mapping[str, Any]) -> None:
             what = shown(value) if not isinstance(value, tuple | list) or not value else cut(str(e))
             raise UserError(
                 f"{field} = {what}: the config of a sweep is recorded as JSON, which has no such "
-                "value; put there what "
-                "a run could have, though each point may set another"
+                "value; put there what a run could have, though each point may set another"
             ) from e
 
 

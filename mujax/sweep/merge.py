@@ -50,8 +50,7 @@ def merge(workdir: str, sources: Sequence[str]) -> str:
             if not other:
                 raise UserError(
                     f"--sources: {folder} holds neither manifest.json nor config.json; it is no "
-                    "workdir of a sweep or "
-                    "run"
+                    "workdir of a sweep or run"
                 )
             if is_single_run(folder):
                 if not other["points"]:
@@ -173,8 +172,7 @@ def _joined(a: Mapping[str, Any], b: Mapping[str, Any], folder: Path) -> dict[st
         if a.get("data", {}).get(data, fingerprint) != fingerprint:
             raise UserError(
                 f"{folder} was trained on other text (fingerprint {fingerprint}, elsewhere "
-                f"{a['data'][data]}); results "
-                "of different data cannot be joined"
+                f"{a['data'][data]}); results of different data cannot be joined"
             )
     distinct: list[Any] = []
     points: dict[str, Any] = {}

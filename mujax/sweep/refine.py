@@ -130,8 +130,7 @@ def _along(
         if coupling.exponent is None:
             raise UserError(
                 f"{name} goes along with {field} by no power law, so its value between and beyond "
-                "the grid's points "
-                "cannot be told; add points to the sweep"
+                "the grid's points cannot be told; add points to the sweep"
             )
         found = coupling.value(value, (at, known))
         if type(known) is int and abs(found - round(found)) > 1e-6 * abs(found):

@@ -110,9 +110,9 @@ class _Study:
         recorded_rows = read_rows(results_file) if results_file.exists() else []
         if self._recorded.get("part", part) != part:
             raise UserError(
-                f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, "
-                "now it is to be "
-                f"{part or 'the whole sweep'}; choose a new workdir (mujax merge joins them)"
+                f"--workdir={root} was begun as {self._recorded['part'] or 'the whole sweep'}, now "
+                f"it is to be {part or 'the whole sweep'}; choose a new workdir (mujax merge joins "
+                "them)"
             )
         # Reads the text, so that a bad source, or another one than before, is known before anything
         # compiles
@@ -123,8 +123,7 @@ class _Study:
             if recorded != fingerprint:
                 raise UserError(
                     f"--workdir={root} was begun on other text (fingerprint {recorded}, now "
-                    f"{fingerprint}); "
-                    "choose a new workdir"
+                    f"{fingerprint}); choose a new workdir"
                 )
         self.rows: dict[str, Row] = first_by_id(recorded_rows)
         self._check_tables(grid)
@@ -149,19 +148,16 @@ class _Study:
             if recorded != point.run.table_hash:
                 raise UserError(
                     f"--workdir={self._root} was begun with another parameterization table: "
-                    f"{point.overrides} resolved "
-                    f"to {recorded}, now to {point.run.table_hash}; choose a new workdir, or go "
-                    "back to that code"
+                    f"{point.overrides} resolved to {recorded}, now to {point.run.table_hash}; "
+                    "choose a new workdir, or go back to that code"
                 )
             row = self.rows.get(point.id)
             here = point.run.table_hash, self._data[hashed(canonical(point.run.cfg.data))]
             if row and (row.get("table_hash"), row.get("data_fingerprint")) != here:
                 raise UserError(
                     f"--workdir={self._root}: its row of {point.overrides} is of another table or "
-                    "text "
-                    f"({row.get('table_hash')}, {row.get('data_fingerprint')}; here "
-                    f"{', '.join(here)}); choose a new "
-                    "workdir"
+                    f"text ({row.get('table_hash')}, {row.get('data_fingerprint')}; here "
+                    f"{', '.join(here)}); choose a new workdir"
                 )
 
     def run(self, points: Sequence[Point], refinement: Sequence[str]) -> None:

@@ -89,15 +89,13 @@ class Ownership:
             )
             raise UserError(
                 f"{where} was saved under another parameterization table: {what}; use the code "
-                "that saved it, or "
-                "--allow_config_change=table"
+                "that saved it, or --allow_config_change=table"
             )
         old = recorded.get("data_fingerprint")
         if old != self.data_fingerprint and "data" not in self.allowed_changes:
             raise UserError(
-                f"{where} was trained on other data: fingerprint {old} -> "
-                f"{self.data_fingerprint}; choose a new "
-                "workdir, or --allow_config_change=data"
+                f"{where} was trained on other data: fingerprint {old} -> {self.data_fingerprint}; "
+                "choose a new workdir, or --allow_config_change=data"
             )
 
 
