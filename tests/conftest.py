@@ -54,7 +54,7 @@ LONG = {
     "widths",
     "test_small_scale.py::test_a_committed_point_again": "a process with all of XLA's "
     "optimizations",
-    "test_processes.py::test_two_processes_are_one_run": "six processes, which all load JAX and "
+    "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and "
     "their programs",
     "test_sweep.py::test_interrupted_sweep_goes_on": "two processes, which load JAX, compile a "
     "sweep and train two",

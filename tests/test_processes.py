@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers import flags_of, left_by
+from helpers import flags_of, left_by, wait_for
 
 from mujax import main
 from mujax.errors import UserError
@@ -24,7 +24,6 @@ from mujax.storage.files import read_jsonl
 from mujax.training import distributed
 
 MESH = {
-    "model": "mlp",  # of what is sharded test_sharding asks; this one compiles in half the time
     "mesh__data": 2,
     "mesh__fsdp": 2,
     "mesh__tensor": 2,
@@ -33,54 +32,27 @@ MESH = {
 }
 
 
-# Commands one after the other, of processes that join in the first; in the last one, this process
-# strikes itself before a step: once that there is a checkpoint of step 5, and with time for JAX to
-# see a signal, which it looks for once a second
-COMMANDS = """
-import json, os, sys, time
-from mujax import main
-from mujax.training.observer import Observer
-commands, signum, step, checkpoint = json.loads(sys.argv[1])
-commands[0] += sys.argv[2:]
-for command in commands[:-1]:
-    print(main.run(command), flush=True)
-begin_step = Observer.begin_step
-def struck(self, t, state):
-    if t == step and signum:
-        while not os.path.exists(checkpoint):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signum)
-        time.sleep(3)
-    begin_step(self, t, state)
-Observer.begin_step = struck
-sys.argv = ["mujax", *commands[-1]]
-main.main()
-"""
-
-
 class Processes:
     """Two processes with four devices each, as the hosts of a pod."""
 
-    def __init__(self, first: list[str], second: list[str]):
-        """first, second: their arguments, but for those by which they join."""
+    def __init__(self, args: list[str], of_second: tuple[str, ...] = (), program=("-m", "mujax")):
         with socket.socket() as s:
             s.bind(("localhost", 0))
             port = s.getsockname()[1]
-        joining = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
         self.members = [
             subprocess.Popen(
-                [sys.executable, *args, *joining, f"--process_id={i}"],
-                cwd=ROOT,
-                env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                [sys.executable, *program, *args, f"--coordinator=localhost:{port}",
+                "--num_processes=2"]
+                + [f"--process_id={i}", *(of_second if i else ())],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 text=True,
             )
-            for i, args in enumerate((first, second))
-        ]
+            for i in range(2)
+        ]  # fmt: skip
 
     def end(self, timeout: float = 300) -> list[tuple[int, str, str]]:
-        """Returns (exit code, output, messages) of each."""
+        """(exit code, output, messages) of each."""
         ends = []
         for process in self.members:
             try:
@@ -92,20 +64,6 @@ class Processes:
         return ends
 
 
-def run_commands(
-    first: list[list[str]], second: list[list[str]], signum: int, step: int, workdir: Path
-) -> list[tuple[int, str, str]]:
-    """Runs the commands of each of two processes; the second is struck by a signal in the last."""
-    checkpoint = str(workdir / "checkpoints" / "latest" / "5")
-    plans = (first, 0, step, checkpoint), (second, signum, step, checkpoint)
-    return Processes(*(["-c", COMMANDS, json.dumps(plan)] for plan in plans)).end()
-
-
-def codes(out: str) -> list[str]:
-    """Returns the exit codes that COMMANDS has printed."""
-    return [line for line in out.splitlines() if line.isdigit()]
-
-
 def losses(workdir: Path) -> np.ndarray:
     """Of the first 20 steps, with evaluations."""
     records = [
@@ -115,51 +73,45 @@ def losses(workdir: Path) -> np.ndarray:
     return np.array([r.get("loss", r.get("eval_loss")) for r in records])
 
 
-@pytest.fixture(scope="module")
-def joined(text_file, tmp_path_factory) -> tuple[Path, list[tuple[int, str, str]]]:
-    """The folder and the ends of two processes: after three mistakes and a whole run, one of them
-    is killed in another run."""
-    root = tmp_path_factory.mktemp("joined")
-    (root / "other").mkdir()
-    (root / "other" / "manifest.json").write_text("{}")
-    first = [
-        flags_of(text_file, root / "run", **{**MESH, "mesh__data": 1}),
-        flags_of(text_file, root / "other", **MESH),
-        *(flags_of(text_file, root / name, **MESH) for name in ("run", "whole", "killed")),
-    ]
-    second = [*first]
-    second[2] = [*first[2], "--config.data.path=/elsewhere", "--config.checkpoint.keep=3"]
-    start = time.monotonic()
-    ends = run_commands(first, second, signal.SIGKILL, 8, root / "killed")
-    assert time.monotonic() - start < 200
-    return root, ends
-
-
-def test_two_processes_are_one_run(joined, text_file, tmp_path, capsys):
+def test_two_processes_are_one_run(text_file, tmp_path, capsys):
     """FSDP and tensor axes on: as one process with the same eight devices; after one of two was
     killed, and later asked to stop, bit by bit as if nothing had been; and what they save goes on
     on other numbers of processes and devices."""
-    root, ((code, out, err), (dead, *_)) = joined
-    assert dead == -signal.SIGKILL and code in (70, -signal.SIGABRT), err
-    assert "has failed, or lost another, and ends" in err or "another task died" in err
-    assert codes(out) == ["2", "2", "2", "0"]
-    whole, killed = root / "whole", root / "killed"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    args = flags_of(text_file, killed, **MESH)
+    assert [code for code, *_ in Processes(flags_of(text_file, whole, **MESH)).end()] == [0, 0]
     expected = left_by(whole, 20)
     assert expected[0]["device"] == "8 x cpu"
+
+    pair = Processes(args)
+    wait_for(killed / "checkpoints" / "latest" / "5")
+    pair.members[1].kill()
+    start = time.monotonic()
+    (code, _, err), (dead, *_) = pair.end()
+    assert time.monotonic() - start < 60
+    assert dead == -signal.SIGKILL and code in (70, -signal.SIGABRT), err
+    assert "has failed, or lost another, and ends" in err or "another task died" in err
 
     copies = {"eight devices": {}, "one": {"mesh__data": 1, "mesh__fsdp": 1, "mesh__tensor": 1}}
     for name in copies:
         shutil.copytree(killed, tmp_path / name)
 
-    args = flags_of(text_file, killed, **MESH)
-    ends = run_commands([args], [args], signal.SIGINT, 12, killed)
+    (killed / "heartbeat.json").unlink()
+    pair = Processes(args)
+    wait_for(killed / "heartbeat.json")
+    pair.members[1].send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    # JAX looks once a second whether there was a signal
+    pair.members[0].send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    pair.members[0].send_signal(signal.SIGCONT)
+    ends = pair.end()
     assert [code for code, *_ in ends] == [75, 75], ends
     # What one of them has saved is gone, of the newest: both take the one before
     latest = killed / "checkpoints" / "latest"
     newest = max(map(int, os.listdir(latest)))
     shutil.rmtree(latest / f"{newest}" / "params" / "ocdbt.process_1")
-    command = ["-m", "mujax", *args]
-    ends = Processes(command, command).end()
+    ends = Processes(args).end()
     assert [code for code, *_ in ends] == [0, 0], ends
     assert re.search(f"{latest}/{newest} is damaged .*; going on from step \\d", ends[0][2]), ends
     assert "going on" not in ends[1][2]
@@ -183,27 +135,39 @@ def test_divergence_ends_all_with_3(text_file, tmp_path):
         "optim__learning_rate": 1e4,
         "optim__grad_clip": 0,
     }
-    command = ["-m", "mujax", *flags_of(text_file, tmp_path / "run", **mesh)]
-    ends = Processes(command, command).end()
+    ends = Processes(flags_of(text_file, tmp_path / "run", **mesh)).end()
     assert [code for code, *_ in ends] == [3, 3], ends
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
 
 
-def test_mistakes_are_told_by_all(joined, text_file, tmp_path, capsys):
+# Two commands, one after the other, of processes that have joined in the first
+TWICE = """
+import json, sys
+from mujax import main
+first, second = json.loads(sys.argv[1])
+print(main.run([*first, *sys.argv[2:]]), main.run(second))
+"""
+
+
+def test_mistakes_are_told_by_all(text_file, tmp_path, capsys):
     """A mesh that is not all devices, a workdir of another run, another command for one: exit code
     2 on both."""
-    root, ends = joined
-    for _, out, err in ends:
-        assert codes(out)[:3] == ["2", "2", "2"], err
+    args = flags_of(text_file, tmp_path / "run", **{**MESH, "mesh__data": 1})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    both = json.dumps([args, flags_of(text_file, tmp_path / "other", **MESH)])
+    for _, out, err in Processes([both], program=["-c", TWICE]).end():
+        assert out == "2 2", err
         assert "= 4 must be the 8 devices of the 2 processes" in err
         assert "holds manifest.json, the record of another verb" in err
+    other = "--config.data.path=/elsewhere", "--config.checkpoint.keep=3"
+    ends = Processes(flags_of(text_file, tmp_path / "run", **MESH), other).end()
+    assert [code for code, *_ in ends] == [2, 2], ends
     assert "process 1 of this run cannot go on" in ends[0][2]
     assert (
         "process 1 was given another command than process 0: checkpoint.keep: 2 -> 3, data.path: "
         in ends[1][2]
     )
-    assert not (root / "run" / "checkpoints").exists()
-    args = flags_of(text_file, tmp_path / "run", **MESH)
     assert main.run([*args, "--coordinator=localhost:1"]) == 2
     assert "--num_processes is missing" in capsys.readouterr().err
     for coordinator, message in (

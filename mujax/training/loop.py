@@ -81,7 +81,9 @@ def train(tree: Mapping[str, Any], workdir: str | Path, allowed_changes: Sequenc
             return row
         folder = Workdir(root, held[0] if held else None)
         log = RunLog(root, is_primary(), lambda: folder.now)
-        fns = _jit(run.program, layout)
+        # Several processes keep no program beyond its run: they part when they end
+        jit = _jit if jax.process_count() == 1 else _jit.__wrapped__
+        fns = jit(run.program, layout)
         observer = Observer(run, corpus, folder, log, layout)
         saves = Saves(ownership, folder, log)
         stack.callback(saves.close)
