@@ -92,7 +92,7 @@ class Variant(NamedTuple):
 
     seen: in training alone, without the exponents of the table.
     trained: makes of the table's numbers those that training takes, which the check does not see.
-    says: what all findings of the coordinate check say.
+    says: what every finding of the training itself says.
     """
 
     table: Parameterization
@@ -150,7 +150,7 @@ VARIANTS = {
     "a schedule that overwrites the rates": Variant(MUP, {}, HIDDEN | {"unembed"}, seen=True,
     trained=overwritten_rates, says="what applies it"),
     "a tensor that is never updated": Variant(MUP, {}, {"blocks/attention/wk"}, seen=True,
-    trained=without_updates_of_keys),
+    trained=without_updates_of_keys, says="is never updated"),
     "diverged training": Variant(MUP, {"optim__learning_rate": 1e30}, {"loss"}, seen=True,
     says="diverged at width"),
 }  # fmt: skip
@@ -195,7 +195,8 @@ def test_mutation_suite(heads, widths, num_draws, first_seed, text_file, monkeyp
         wrong += [
             f"{name}: {finding} does not say {variant.says!r}"
             for finding in failed(verdict)
-            if finding.part == "coordinates" and variant.says not in finding.text + finding.fix
+            if finding.part in ("coordinates", "loss")
+            and variant.says not in finding.text + finding.fix
         ]
     assert not wrong, "\n".join(wrong)
 

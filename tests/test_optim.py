@@ -1,5 +1,7 @@
 """The optax chain against a second implementation in numpy, and schedules against closed forms."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -89,7 +91,7 @@ def one_step(name, params, grads, metas, **scaling):
     scalings = dict.fromkeys(params, Scaling(**scaling))
     hps = HPS._replace(learning_rate=1.0, weight_decay=0.0, grad_clip=np.inf, eps=1e-12)
     chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0)
-    updates, _ = chain.update(grads, chain.init(params), params)
+    updates, _ = jax.jit(chain.update)(grads, chain.init(params), params)
     return jax.tree.map(lambda u: -np.asarray(u), updates)
 
 
@@ -130,7 +132,7 @@ def test_muon_decays_every_matrix_alike():
     zero = jax.tree.map(np.zeros_like, params)
     with jax.enable_x64(True):
         chain = make_optimizer(OPTIMIZERS["muon"], "decoupled", metas, HPS, scalings, 0.5)
-        updates, _ = chain.update(zero, chain.init(params), params)
+        updates, _ = jax.jit(chain.update)(zero, chain.init(params), params)
     for name, update in updates.items():
         np.testing.assert_allclose(
             update, -0.5 * HPS.learning_rate * HPS.weight_decay * params[name], err_msg=name
@@ -207,7 +209,8 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
     plain = HPS._replace(weight_decay=0.0, grad_clip=np.inf)
     scalings = dict.fromkeys(metas, Scaling())
 
-    def run(params=params, factor=1.0, hps=plain, dtype=None):
+    @functools.partial(jax.jit, static_argnames="dtype")
+    def run(params, factor, hps, dtype):
         chain = make_optimizer(OPTIMIZERS[name], "decoupled", metas, hps, scalings, 1.0, dtype)
         state = chain.init(params)
         for each in grads:
@@ -217,8 +220,8 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
         return updates, state
 
     with jax.enable_x64(True):
-        updates, _ = run()
-        dtypes = {str(x.dtype) for x in jax.tree.leaves(run(dtype="bfloat16")[1])}
+        updates, _ = run(params, 1.0, plain, None)
+        dtypes = {str(x.dtype) for x in jax.tree.leaves(run(params, 1.0, plain, "bfloat16")[1])}
         assert ("bfloat16" in dtypes) == optimizer.has_first_moment
         for role, meta in metas.items():
             if meta.ins:
@@ -228,36 +231,42 @@ def test_what_an_optimizer_says_of_itself_is_what_it_does(name):
                 assert is_orthogonal == optimizer.orthogonalizes(meta), (role, values)
         small = plain._replace(eps=1e-12)
         (before, _), (larger, _), (heavier, _) = (
-            run(hps=small),
-            run(hps=small, factor=8.0),
-            run(hps=small, params=jax.tree.map(lambda w: 8.0 * w, params)),
+            run(params, 1.0, small, None),
+            run(params, 8.0, small, None),
+            run(jax.tree.map(lambda w: 8.0 * w, params), 1.0, small, None),
         )
         by_gauge = {0: (1, 8), 1: (1, 1), 2: (8, 1)}[optimizer.gauge]
         for role in metas:
             found = (larger[role] / before[role]).mean(), (heavier[role] / before[role]).mean()
             np.testing.assert_allclose(found, by_gauge, rtol=1e-5, err_msg=role)
         for field in ("b1", "b2", "eps"):
-            changed, _ = run(hps=plain._replace(**{field: 0.5 * getattr(plain, field)}))
+            halved = plain._replace(**{field: 0.5 * getattr(plain, field)})
+            changed, _ = run(params, 1.0, halved, None)
             is_read = any(
                 not np.allclose(changed[role], updates[role], rtol=1e-9) for role in metas
             )
             assert is_read == (field in optimizer.hps), field
 
 
+@functools.partial(jax.jit, static_argnames="name")
+def after_five_steps(start, name):
+    """Parameters after five steps down half their squares."""
+    hps = HPS._replace(learning_rate=0.02, weight_decay=0.0)
+    scalings = dict.fromkeys(start, Scaling())
+    chain = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0)
+
+    def step(_, carry):
+        params, state = carry
+        updates, state = chain.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, 5, step, (start, chain.init(start)))[0]
+
+
 def test_every_optimizer_lowers_a_quadratic():
+    start = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
     for name in OPTIMIZERS:
-        params = {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)}
-        start = params
-        hps = jax.tree.map(np.float32, HPS._replace(learning_rate=0.02, weight_decay=0.0))
-        scalings = jax.tree.map(np.float32, dict.fromkeys(params, Scaling()))
-        state = make_optimizer(OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0).init(
-            params
-        )
-        for _ in range(5):
-            updates, state = make_optimizer(
-                OPTIMIZERS[name], "decoupled", METAS, hps, scalings, 1.0
-            ).update(params, state, params)
-            params = optax.apply_updates(params, updates)
+        params = after_five_steps(start, name)
         assert all(np.abs(params[k]).sum() < np.abs(start[k]).sum() for k in params), name
 
 
