@@ -50,8 +50,7 @@ def pytest_configure(config):
 # that have a reason here.
 LIMIT_SECONDS = 5.0
 LONG = {
-    "test_check.py::test_mutation_suite": "three seeds of every table, right and wrong, at four "
-    "widths",
+    "test_check.py::test_mutation_suite": "every table, right and wrong, at two widths",
     "test_small_scale.py::test_a_committed_point_again": "a process with all of XLA's "
     "optimizations",
     "test_processes.py::test_two_processes_are_one_run": "eight processes, which all load JAX and "

@@ -134,8 +134,7 @@ def test_a_row_without_a_loss_is_a_hole_that_is_said(tmp_path, empty):
     assert len(table.rows) == 27 and {row["status"] for row in table.rows} == {"ok"}
     assert table.warnings == [
         "1 rows have no loss in column 'loss' and are left out: line 14 (width 128, learning_rate "
-        "0.0625); "
-        "where a run diverged write nan"
+        "0.0625); where a run diverged write nan"
     ]
     said = refused(tmp_path, f"width,learning_rate,loss\n64,0.1,{empty}\n64,0.2,{empty}\n")
     assert said.endswith("column 'loss' holds no loss, in none of 2 rows")
