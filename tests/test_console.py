@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT, run_mujax
 
-from mujax.cli import cores
+from mujax.cli import devices
 
 
 @pytest.fixture
@@ -82,21 +82,21 @@ def test_an_ascii_console(merge, tmp_path):
     ],
 )
 def test_a_tpu_is_looked_for_where_it_is_or_was_asked_for(variable, file, is_hidden, monkeypatch):
-    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", *cores.TPU_VARIABLES):
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", *devices.TPU_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     if variable:
         monkeypatch.setenv(variable, "tpu")
     monkeypatch.setattr(
-        cores.glob, "glob", lambda pattern: [file] if pattern[:8] == file[:8] else []
+        devices.glob, "glob", lambda pattern: [file] if pattern[:8] == file[:8] else []
     )
     modules = {}
-    monkeypatch.setattr(cores.sys, "modules", modules)
-    monkeypatch.setattr(cores.importlib.util, "find_spec", lambda name: None)
-    cores.hide_absent_tpu()
+    monkeypatch.setattr(devices.sys, "modules", modules)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    devices.hide_absent_tpu()
     assert modules == ({"libtpu": None} if is_hidden else {})
 
 
-@pytest.mark.skipif(not find_spec("libtpu") or cores.has_tpu(), reason="needs libtpu and no TPU")
+@pytest.mark.skipif(not find_spec("libtpu") or devices.has_tpu(), reason="needs libtpu and no TPU")
 def test_nothing_is_said_of_a_tpu_that_nobody_asked_for(monkeypatch):
     """Also below a process that has imported libtpu, which leaves its path in the environment."""
     monkeypatch.delenv("JAX_PLATFORMS")
@@ -108,7 +108,7 @@ def test_nothing_is_said_of_a_tpu_that_nobody_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "rocm"])
-@pytest.mark.skipif(cores.glob.glob("/dev/nvidia*") != [], reason="needs a machine without GPU")
+@pytest.mark.skipif(devices.glob.glob("/dev/nvidia*") != [], reason="needs a machine without GPU")
 def test_a_platform_that_is_not_there(platform, tmp_path, monkeypatch):
     """cuda is known to JAX and skipped without a GPU, rocm is known to its plugin alone."""
     monkeypatch.setenv("JAX_PLATFORMS", platform)
