@@ -16,6 +16,11 @@ from configs import base
 
 # of child processes: jax would look for a TPU wherever libtpu is
 os.environ["JAX_PLATFORMS"] = "cpu"
+# XLA's newer code generator of CPUs takes half of all processor time to compile. Read when JAX
+# first computes; later versions may not know the flag, and would abort.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
+if jax.__version_info__ < (0, 11) and QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -151,6 +156,13 @@ def tiny(text_file):
     return lambda model="transformer", **overrides: tiny_tree(
         model, data__name="text", data__path=str(text_file), **overrides
     )
+
+
+@pytest.fixture
+def as_in_use(monkeypatch) -> None:
+    """Lets processes of this test compile with all of XLA's optimizations, as users' do."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -203,7 +203,9 @@ def test_check_names_what_is_planted(model, text_file, monkeypatch):
     part = {"moe": ("mlp_class", moe.Experts), "recurrent": ("mixer_class", recurrent.Recurrence)}[
         model
     ]
-    cfg = dataclasses.replace(config("mup", text_file), model=make(model, model__num_layers=1).cfg.model)
+    cfg = dataclasses.replace(
+        config("mup", text_file), model=make(model, model__num_layers=1).cfg.model
+    )
     cfgs = {}
     for mistake, (of_model, tensor, role, text, _) in MISTAKES.items():
         if of_model == model:

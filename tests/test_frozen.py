@@ -12,7 +12,7 @@ import io
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_mujax
 
 from configs.kalra2026.studies import REASONS as KALRA_REASONS
 from configs.kalra2026.studies import STUDIES
@@ -89,7 +89,7 @@ def test_groups_are_those_of_the_committed_rows(config, rows):
 
 
 @pytest.mark.slow
-def test_twenty_rows_of_the_quickstart_to_the_bit(tmp_path):
+def test_twenty_rows_of_the_quickstart_to_the_bit(tmp_path, as_in_use):
     """Trained again: the same losses as committed. On machines with two cores, whose sums they
     are."""
     committed = [json.loads(line) for line in open(ROOT / "experiments/quickstart/results.jsonl")]
@@ -100,12 +100,9 @@ def test_twenty_rows_of_the_quickstart_to_the_bit(tmp_path):
     }
     grid = [f"--config.sweep.optim.learning_rate={tuple(2.0**k for k in range(-7, -2))}"]
     width = ["--config.sweep.model.d_model=(32, 64)"]
-    assert (
-        main.run(
-            ["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *grid, *width]
-        )
-        == 0
-    )
+    sweep = ["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path}", *grid, *width]
+    done = run_mujax(*sweep)
+    assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in open(tmp_path / "results.jsonl")]
     assert len(found) == len(wanted) == 20
     for row in found:

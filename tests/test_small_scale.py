@@ -77,13 +77,12 @@ def test_tables_and_figures_follow_from_the_rows(paper, tmp_path, monkeypatch, c
         assert compare_images(committed / figure, tmp_path / figure, tol=8) is None
 
 
-def test_a_committed_point_again(tmp_path, monkeypatch):
+def test_a_committed_point_again(tmp_path, as_in_use):
     """A narrow point of the baseline, trained by the command line on this machine, has the
     committed loss.
 
     With all of XLA's optimizations, as it was trained: rounding of other kernels would show.
     """
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     row = next(
         row
         for row in small_scale.kept_rows("lingle2024", "baseline")
