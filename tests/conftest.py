@@ -16,14 +16,16 @@ from configs import base
 
 # of child processes: jax would look for a TPU wherever libtpu is
 os.environ["JAX_PLATFORMS"] = "cpu"
-# XLA's newer code generator of CPUs takes half of all processor time to compile. Read when JAX
-# first computes; later versions may not know the flag, and would abort.
-QUICK = "--xla_cpu_use_fusion_emitters=false"
-if jax.__version_info__ < (0, 11) and QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
-    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# XLA's newer code generator for CPUs takes half of all the time that tests compile. Flags are read
+# when the backend starts; libtpu would abort at this one, as may later versions of JAX.
+if jax.__version_info__ < (0, 11):
+    with pytest.MonkeyPatch.context() as patch:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        patch.setenv("XLA_FLAGS", flags.strip())
+        jax.devices()
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,7 +164,6 @@ def tiny(text_file):
 def as_in_use(monkeypatch) -> None:
     """Lets processes of this test compile with all of XLA's optimizations, as users' do."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:
