@@ -19,13 +19,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# XLA's newer code generator for CPUs takes half of all the time that tests compile. Flags are read
-# when the backend starts; libtpu would abort at this one, as may later versions of JAX.
-if jax.__version_info__ < (0, 11):
-    with pytest.MonkeyPatch.context() as patch:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-        patch.setenv("XLA_FLAGS", flags.strip())
-        jax.devices()
+# XLA's newer code generator for CPUs takes half of all the time that tests compile. Child processes
+# have the flag too, as some are compared to the bit; later versions of JAX may not know it.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
+if jax.__version_info__ < (0, 11) and QUICK not in (flags := os.environ.get("XLA_FLAGS", "")):
+    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}".strip()
+jax.devices()  # flags are read when the backend starts, and a test may drop them before
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,10 +159,18 @@ def tiny(text_file):
     )
 
 
+@pytest.fixture(autouse=True)
+def same_xla_flags(monkeypatch) -> None:
+    """Leaves child processes of later tests the flags that a test's own `mujax plan` drops."""
+    if "XLA_FLAGS" in os.environ:
+        monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+
+
 @pytest.fixture
 def as_in_use(monkeypatch) -> None:
     """Lets processes of this test compile with all of XLA's optimizations, as users' do."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(QUICK, ""))
 
 
 def run_mujax(*args: str, timeout: float = 300) -> subprocess.CompletedProcess:

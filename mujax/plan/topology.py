@@ -68,6 +68,10 @@ def load_topology(name: str, slices: int = 1) -> Topology:
     }  # fmt: skip
     for key, value in quiet.items():
         os.environ.setdefault(key, value)
+    # libtpu aborts, at any time, at flags that it does not know: those of CPUs and GPUs
+    if flags := os.environ.get("XLA_FLAGS"):
+        known = [f for f in flags.split() if not f.startswith(("--xla_cpu_", "--xla_gpu_"))]
+        os.environ["XLA_FLAGS"] = " ".join(known)
     import jax
     from jax.experimental import topologies
 
