@@ -93,7 +93,7 @@ def train_in_a_loop(runs, batches, validation) -> Iterator[tuple[float, float]]:
 def train_in_engine(runs, batches, validation) -> Iterator[tuple[float, float]]:
     from mujax.sweep.engine import train_runs  # here, as the other modes do not import it
 
-    evals = {i: progress.evals for i, progress in train_runs(runs, batches, validation)}
+    evals = {i: progress.outcome.evals for i, progress in train_runs(runs, batches, validation)}
     for i in range(len(runs)):
         yield evals[i][0][1], evals[i][-1][1]
 
