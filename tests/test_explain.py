@@ -224,9 +224,11 @@ def test_check_on_the_command_line(tmp_path):
     assert (
         report["passed"] and report["culprits"] == [] and report["symmetry"]["difference"] < 1e-12
     )
-    # 3 seeds on as many devices as there are cores: what fills the last round up is not counted
+    # 3 seeds, at initialization of 5 draws, on as many devices as there are cores: what fills the
+    # last round up is not counted
+    assert len(report["seeds"]) == 3
     assert all(
-        len(row) == len(report["seeds"]) == 3 for q in report["measured"] for row in q["values"]
+        len(row) == (3 if q["horizon"] else 15) for q in report["measured"] for row in q["values"]
     )
     assert (
         report["tensors"]["w1"]["wants_later"] == -1
