@@ -1,5 +1,5 @@
-"""What several test modules share: an engine without XLA, a small run and what it leaves, and
-documents with their shards."""
+"""Helpers of several test modules: an engine without XLA, a small run and its files, and documents
+with their shards."""
 
 import copy
 import functools

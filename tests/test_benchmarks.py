@@ -14,7 +14,7 @@ def child(monkeypatch):
 
 
 def test_ways_of_training_points_are_the_same_work(child):
-    """Of the sweep's benchmark: the engine's losses are those of a loop, before and after."""
+    """The engine's losses, before and after training, are those of the benchmark's loop."""
     case = child.Case(2, 12, d_model=16, num_layers=2, d_head=8, vocab_size=256, batch_size=4,
                       seq_len=16)  # fmt: skip
     runs = child.make_runs(case, [0, 1])

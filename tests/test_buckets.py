@@ -250,8 +250,8 @@ def test_one_process_at_a_time(server, monkeypatch, capsys):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_lock_that_is_lost(server, monkeypatch, capsys):
-    """Who was paused or cut off finds another's name there: it ends, and leaves the lock to the
-    other."""
+    """A holder that was cut off, and finds another's name in the lock, ends its process and leaves
+    the lock to the other."""
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.1)
     ended = []
 

@@ -196,8 +196,8 @@ def test_undecided_is_no_pass():
 
 
 def test_noise_that_grows_from_a_small_start():
-    """Of a part that grows as m from 0.07 of the rest on, against what finite width and seeds alone
-    do."""
+    """A part that starts at 0.07 of the rest and grows as m leaves a slope undecided; effects of
+    finite width and seeds alone do not."""
     rng = np.random.default_rng(0)
     m = np.array([1, 2, 4, 8])[:, None]
     seeds = 1 + 0.04 * rng.normal(size=(4, 15)) / m**0.5

@@ -642,8 +642,8 @@ def moved(folder: Path) -> Path:
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_sweep_notices_that_its_workdir_was_moved(is_replaced, tmp_path, tree, point):
-    """What it has goes where the folder is now, a new one is neither made nor touched, and the same
-    study goes on."""
+    """The sweep saves to the folder under its new name, neither makes nor touches another under the
+    old one, and resumes from there."""
     root = tmp_path / "w"
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_lane(point.run.program))
     state = state._replace(diverged_at=np.int32(-1))

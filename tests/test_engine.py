@@ -122,7 +122,7 @@ def test_parameterizations_learning_rates_and_decays_share_one_program(tiny):
 
 
 def test_as_many_lanes_as_memory_holds(tiny, monkeypatch):
-    """By the compiler's own count: less memory, fewer lanes, the same losses; too little is one
+    """Less memory, by the compiler's count, is fewer lanes and the same losses; too little is one
     clear line."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     runs = runs_of(tiny("mlp"), optim={"learning_rate": tuple(0.01 + 0.001 * i for i in range(8))})
